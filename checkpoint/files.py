@@ -1,0 +1,117 @@
+"""The files of a checkpoint: where they are, and its tensors one at a time."""
+
+import json
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+
+from blindtune.protocol.errors import CheckpointError
+
+__all__ = ["TensorFiles", "resolve"]
+
+_WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+_SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+
+
+def resolve(model: str | Path, revision: str | None = None) -> Path:
+    """The folder that holds a checkpoint: a local one, or a snapshot from the Hugging Face hub.
+
+    Raises:
+        CheckpointError: there is no such folder, and the hub has no such model or can't be reached.
+    """
+    folder = Path(model)
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or str(model).startswith("."):
+        raise CheckpointError(f"there is no checkpoint folder {model}")
+    try:
+        return Path(snapshot_download(str(model), revision=revision, allow_patterns=_WANTED))
+    except (HfHubHTTPError, LocalEntryNotFoundError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{model} is neither a local folder nor a model that the Hugging Face hub gave "
+            f"(revision {revision or 'main'}): {error}"
+        ) from error
+
+
+class TensorFiles(AbstractContextManager["TensorFiles"]):
+    """The tensors of a checkpoint folder, read one at a time and memory-mapped.
+
+    Safetensors files are preferred; PyTorch's pickled files are read without running code in them.
+
+    Raises:
+        CheckpointError: the folder holds no weights, or a file is damaged.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._stack = ExitStack()
+        self._open: dict[Path, Any] = {}
+        self._files = self._find()
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+        self._open.clear()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._files
+
+    def get(self, key: str) -> torch.Tensor:
+        """A tensor, in the type that the checkpoint stores."""
+        path = self._files[key]
+        try:
+            if path.suffix == ".bin":
+                return self._pickled(path)[key]
+            return self._safetensors(path).get_tensor(key)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"cannot read tensor {key} of {path}: {error}") from error
+
+    def paths(self) -> list[Path]:
+        """The weight files, each once."""
+        return sorted(set(self._files.values()))
+
+    def _find(self) -> dict[str, Path]:
+        for single, index in (_SAFETENSORS, _PICKLED):
+            if (self.folder / index).is_file():
+                try:
+                    weight_map = json.loads((self.folder / index).read_text())["weight_map"]
+                except (ValueError, KeyError) as error:
+                    raise CheckpointError(f"{self.folder / index} is no index of weights: {error}") from error
+                missing = {name for name in weight_map.values() if not (self.folder / name).is_file()}
+                if missing:
+                    raise CheckpointError(f"{self.folder} lacks {', '.join(sorted(missing))}")
+                return {key: self.folder / name for key, name in weight_map.items()}
+            path = self.folder / single
+            if path.is_file():
+                return {key: path for key in self._keys(path)}
+        raise CheckpointError(
+            f"{self.folder} holds no weights: expected {' or '.join((*_SAFETENSORS, *_PICKLED))}"
+        )
+
+    def _keys(self, path: Path) -> list[str]:
+        return list(self._pickled(path) if path.suffix == ".bin" else self._safetensors(path).keys())
+
+    def _safetensors(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+        return self._open[path]
+
+    def _pickled(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+            except Exception as error:  # torch raises many types for a damaged file
+                raise CheckpointError(f"{path} cannot be read as PyTorch weights: {error}") from error
+        return self._open[path]

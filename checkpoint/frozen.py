@@ -1,0 +1,92 @@
+"""A checkpoint's frozen layers as integers, one at a time."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import AutoConfig, PretrainedConfig
+
+from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.skeleton import (
+    FrozenLayer,
+    build_skeleton,
+    frozen_layers,
+    require_supported,
+)
+from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.protocol.weights import IntegerLayer, quantize_int8
+
+__all__ = ["Checkpoint"]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The public base model in a folder.
+
+    Attributes:
+        folder: where its files are.
+        model: the name that the user gave.
+        revision: the revision that the user gave.
+        config: its configuration.
+        layers: its frozen linear layers, each weight once.
+    """
+
+    folder: Path
+    model: str
+    revision: str | None
+    config: PretrainedConfig
+    layers: tuple[FrozenLayer, ...]
+
+    @classmethod
+    def open(cls, model: str | Path, revision: str | None = None) -> "Checkpoint":
+        """Finds a checkpoint and its layers, without reading a weight.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or it can't be read.
+            UnsupportedError: the protocol cannot serve this kind of model.
+        """
+        folder = resolve(model, revision)
+        try:
+            config = AutoConfig.from_pretrained(folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
+        require_supported(config)
+        with TensorFiles(folder) as tensors:
+            found = frozen_layers(build_skeleton(config), tensors)
+        if not found:
+            raise UnsupportedError(f"{model} ({config.model_type}) has no frozen linear layers")
+        layers = {layer.name: layer for layer in reversed(found)}
+        return cls(folder, str(model), revision, config, tuple(reversed(layers.values())))
+
+    @contextmanager
+    def reader(self) -> Iterator["LayerReader"]:
+        """Opens the weight files."""
+        with TensorFiles(self.folder) as tensors:
+            yield LayerReader(tensors)
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """Reads layers out of open weight files."""
+
+    tensors: TensorFiles
+
+    def read(self, layer: FrozenLayer) -> IntegerLayer:
+        """A layer's integers and scales, quantized from the type that the checkpoint stores.
+
+        Raises:
+            CheckpointError: the tensor has another shape than the model, or is not finite.
+        """
+        weight = self.tensors.get(layer.name)
+        expected = (layer.out_features, layer.in_features)
+        if layer.transposed and weight.dim() == 2:
+            weight = weight.t()
+        if tuple(weight.shape) != expected:
+            raise CheckpointError(
+                f"tensor {layer.name} has shape {tuple(weight.shape)}, but the model needs {expected}"
+            )
+        try:
+            return quantize_int8(weight)
+        except ValueError as error:
+            raise CheckpointError(f"tensor {layer.name}: {error}") from error

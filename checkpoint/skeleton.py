@@ -1,0 +1,136 @@
+"""Which layers of a model are frozen linear layers, and what the checkpoint calls them.
+
+A layer's name, for both sides, is the key of its weight in the checkpoint. Module names won't do:
+they depend on the class (``encoder.layer.0...`` in BertModel is ``bert.encoder.layer.0...`` in
+BertForSequenceClassification).
+
+Frozen are the linear layers inside the base model, and the output head of a language model. Linear
+layers outside the base model, such as a classification head, are small and often trained: they stay
+on the client.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+from transformers.pytorch_utils import Conv1D
+
+from blindtune.protocol.errors import UnsupportedError
+
+__all__ = ["FrozenLayer", "build_skeleton", "checkpoint_keys", "frozen_layers", "require_supported"]
+
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+
+
+@dataclass(frozen=True, slots=True)
+class FrozenLayer:
+    """A linear layer whose weight never changes.
+
+    Attributes:
+        name: key of the weight in the checkpoint.
+        module: name of the module in the model at hand.
+        out_features, in_features: shape of the integer weight matrix.
+        transposed: the checkpoint stores [in, out] (GPT-2's Conv1D).
+        head: the output head of a language model.
+        tied: the weight is also the input embedding.
+    """
+
+    name: str
+    module: str
+    out_features: int
+    in_features: int
+    transposed: bool = False
+    head: bool = False
+    tied: bool = False
+
+
+def require_supported(config: PretrainedConfig) -> None:
+    """Refuses models that the protocol cannot serve.
+
+    Raises:
+        UnsupportedError: mixture of experts, or weights that are quantized already.
+    """
+    text = config.get_text_config()
+    experts = next((name for name in _EXPERTS if (getattr(text, name, 0) or 0) > 1), None)
+    if experts:
+        raise UnsupportedError(
+            f"{config.model_type} is a mixture of experts ({experts} = {getattr(text, experts)}): which "
+            "expert is asked would show the workers how tokens are routed. Use a dense model"
+        )
+    quantized = getattr(config, "quantization_config", None)
+    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
+    if method:
+        raise UnsupportedError(
+            f"the checkpoint is already quantized with {method}; use the checkpoint it was made from"
+        )
+
+
+def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
+    """The model of a checkpoint on the meta device: all its modules, no weights."""
+    architecture = next(iter(config.architectures or []), None)
+    cls = getattr(transformers, architecture, None) if architecture else None
+    with torch.device("meta"):
+        model = AutoModel.from_config(config) if cls is None else cls(config)
+    return model  # type: ignore[no-any-return]
+
+
+def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
+    """Maps names in a model's state dict to checkpoint keys, by the rules that loading follows.
+
+    Parameters that loading puts together out of several tensors are left out.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
+    converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    state = dict.fromkeys(model.state_dict(), True)
+    prefix = model.base_model_prefix
+    found = {}
+    for key in keys:
+        name, converted = rename_source_key(key, renamings, converters, prefix, state)
+        if name not in state and key in state:
+            name, converted = rename_source_key(key, [], [], prefix, state)
+        if name in state and converted is None:
+            found[name] = key
+    return found
+
+
+def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLayer]:
+    """The frozen linear layers of a model whose weights are in a checkpoint, in the model's order.
+
+    Args:
+        model: on any device, the meta device included.
+        keys: of all tensors in the checkpoint.
+    """
+    stored = checkpoint_keys(model, keys)
+    head = model.get_output_embeddings()
+    # The weights of modules that `tie_word_embeddings` joins: target parameter -> source parameter.
+    tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    base = {id(module) for module in model.base_model.modules()}
+    layers = []
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.Linear | Conv1D) or (id(module) not in base and module is not head):
+            continue
+        parameter = f"{name}.weight"
+        source = tied.get(parameter)
+        key = stored.get(parameter) or stored.get(source or "")
+        if key is None:
+            continue
+        rows, columns = module.weight.shape
+        transposed = isinstance(module, Conv1D)
+        layers.append(
+            FrozenLayer(
+                name=key,
+                module=name,
+                out_features=columns if transposed else rows,
+                in_features=rows if transposed else columns,
+                transposed=transposed,
+                head=module is head,
+                tied=source is not None,
+            )
+        )
+    return layers

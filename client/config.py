@@ -1,0 +1,201 @@
+"""What the user writes: `BlindConfig` and `Operator`."""
+
+import ipaddress
+import os
+import socket
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from transformers.quantizers.auto import register_quantization_config
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from blindtune.protocol.errors import ConfigurationError
+
+__all__ = ["BlindConfig", "Masking", "Operator", "METHOD"]
+
+METHOD = "blindtune"
+Masking = Literal["shares", "reference"]
+_MASKINGS = ("shares", "reference")
+_HEADS = ("auto", "local", "remote")
+
+
+@dataclass(frozen=True)
+class Operator:
+    """An organisation that runs workers.
+
+    Args:
+        name: what messages call it.
+        workers: addresses, ``host:port``. They are replicas: each holds the whole model.
+        ca: the operator's certificate authority, a PEM file. Only workers that it signed are trusted.
+        cert, key: the client's certificate for this operator and its private key, PEM files.
+    """
+
+    name: str
+    workers: Sequence[str]
+    ca: str | os.PathLike[str] | None = None
+    cert: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not self.name:
+            raise ConfigurationError("an operator needs a name")
+        if isinstance(self.workers, str) or not self.workers:
+            raise ConfigurationError(f"operator {self.name}: workers is a list of addresses, host:port")
+        object.__setattr__(self, "workers", tuple(self.workers))
+        for address in self.workers:
+            split_address(address, self.name)
+
+
+def split_address(address: str, operator: str) -> tuple[str, int]:
+    """Host and port of an address.
+
+    Raises:
+        ConfigurationError: it is not ``host:port``.
+    """
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"operator {operator}: worker address {address!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+@register_quantization_config(METHOD)
+class BlindConfig(QuantizationConfigMixin):  # type: ignore[misc]
+    """Passed as ``quantization_config``: the frozen linear layers are multiplied by untrusted workers.
+
+    Args:
+        operators: who multiplies. Their order decides who gets which share.
+        masking: ``"shares"`` splits every operand among two or more operators, of which at least one
+            must not collude with the others. ``"reference"`` computes the same integers in this
+            process, without workers, and needs the whole checkpoint.
+        head: where the output head of a language model is computed. ``"auto"`` keeps it on the
+            client when it is tied to the embedding.
+        insecure: allow connections without TLS, to loopback addresses only.
+        allow_one_machine: allow operators that share an address or certificates. They can then not be
+            independent, so nothing is private: for demonstrations and tests only.
+        request_timeout: seconds that one request may take.
+        retry_seconds: how long to keep trying when no worker of an operator answers.
+        progress: show progress while the kit of a checkpoint is made at first use.
+    """
+
+    def __init__(
+        self,
+        operators: Sequence[Operator | Mapping[str, Any]] = (),
+        masking: Masking = "shares",
+        head: Literal["auto", "local", "remote"] = "auto",
+        insecure: bool = False,
+        allow_one_machine: bool = False,
+        request_timeout: float = 300.0,
+        retry_seconds: float = 60.0,
+        progress: bool = True,
+        **unknown: Any,
+    ) -> None:
+        unknown.pop("quant_method", None)
+        if unknown:
+            raise ConfigurationError(f"BlindConfig has no option {', '.join(map(repr, unknown))}")
+        self.quant_method = METHOD
+        self.operators = tuple(x if isinstance(x, Operator) else Operator(**x) for x in operators)
+        self.masking = masking
+        self.head = head
+        self.insecure = insecure
+        self.allow_one_machine = allow_one_machine
+        self.request_timeout = request_timeout
+        self.retry_seconds = retry_seconds
+        self.progress = progress
+        self._validate()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for ``config.json`` and logs. Key files are named, never read."""
+        plain = dict(vars(self))
+        plain["operators"] = [
+            {k: list(v) if k == "workers" else v and os.fspath(v) for k, v in asdict(x).items()}
+            for x in self.operators
+        ]
+        return plain
+
+    def __repr__(self) -> str:
+        return f"BlindConfig(masking={self.masking!r}, operators={[x.name for x in self.operators]})"
+
+    def _validate(self) -> None:
+        if self.masking not in _MASKINGS:
+            raise ConfigurationError(f"masking is one of {', '.join(_MASKINGS)}, not {self.masking!r}")
+        if self.head not in _HEADS:
+            raise ConfigurationError(f"head is one of {', '.join(_HEADS)}, not {self.head!r}")
+        if self.request_timeout <= 0 or self.retry_seconds < 0:
+            raise ConfigurationError("request_timeout must be positive and retry_seconds not negative")
+        if self.masking == "reference":
+            if self.operators:
+                raise ConfigurationError(
+                    "masking 'reference' has no mask and computes in this process: remove the operators"
+                )
+            return
+        if len(self.operators) < 2:
+            raise ConfigurationError(
+                f"masking 'shares' needs two or more operators, not {len(self.operators)}: one "
+                "operator that held every share could read the data"
+            )
+        names = [x.name for x in self.operators]
+        if len(set(names)) < len(names):
+            raise ConfigurationError(f"two operators have the same name: {', '.join(names)}")
+        self._validate_connections()
+        if not self.allow_one_machine:
+            self._require_independence()
+
+    def _validate_connections(self) -> None:
+        for operator in self.operators:
+            files = {"ca": operator.ca, "cert": operator.cert, "key": operator.key}
+            missing = [name for name, path in files.items() if path is None]
+            if self.insecure:
+                for address in operator.workers:
+                    host, _ = split_address(address, operator.name)
+                    if not _is_loopback(host):
+                        raise ConfigurationError(
+                            f"operator {operator.name}: insecure=True allows loopback addresses only, "
+                            f"and {address} is none"
+                        )
+            elif missing:
+                raise ConfigurationError(
+                    f"operator {operator.name}: {', '.join(missing)} missing; TLS needs ca, cert and key "
+                    "(for a trial on this machine: blindtune certs)"
+                )
+            for name, path in files.items():
+                if path is not None and not Path(path).is_file():
+                    raise ConfigurationError(f"operator {operator.name}: {name} file {path} does not exist")
+
+    def _require_independence(self) -> None:
+        """Shares given to operators that are one and the same would protect nothing."""
+        users: dict[tuple[str, object], set[str]] = defaultdict(set)
+        for operator in self.operators:
+            for name, path in (("CA", operator.ca), ("certificate", operator.cert)):
+                if path is not None:
+                    users[name, Path(path).read_bytes().strip()].add(operator.name)
+            for address in operator.workers:
+                for resolved in _resolve(split_address(address, operator.name)[0]):
+                    users["address", resolved].add(operator.name)
+        for (what, value), operators in users.items():
+            if len(operators) > 1:
+                shown = f" {value}" if what == "address" else ""
+                raise ConfigurationError(
+                    f"operators {' and '.join(sorted(operators))} have the same {what}{shown}: operators that "
+                    "are not independent can put the shares together and read the data. Use operators "
+                    "of different organisations (allow_one_machine=True is for demonstrations only)"
+                )
+
+
+def _resolve(host: str) -> set[str]:
+    """The addresses of a host; the name itself when it does not resolve here."""
+    try:
+        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
+    except OSError:
+        return {host.lower()}
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

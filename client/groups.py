@@ -1,0 +1,66 @@
+"""Layer groups: linear layers that read the same tensor share one request.
+
+Groups are found by running the model's skeleton once on the meta device and seeing which layers
+receive the same tensor object, which needs no table of module names. The run has no attention mask:
+with one, most architectures fail on the meta device.
+"""
+
+import logging
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["trace_groups"]
+
+_logger = logging.getLogger(__name__)
+
+
+def trace_groups(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, modules: Collection[str]
+) -> list[list[str]]:
+    """Finds which modules read the same tensor.
+
+    Args:
+        model_class: class of the model.
+        config: its configuration.
+        modules: names of the linear layers to group.
+
+    Returns:
+        A partition of ``modules``, in the order in which the model calls them. Where the skeleton can't
+        be run, every module is a group of its own, which is right but costs more traffic.
+    """
+    groups: dict[tuple[int, int], list[str]] = {}
+    inputs: list[torch.Tensor] = []  # kept alive, so that no two of them get the same id
+    try:
+        with torch.device("meta"):
+            skeleton = model_class(config)
+        for name in modules:
+
+            def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+                inputs.append(args[0])
+                groups.setdefault((id(args[0]), args[0]._version), []).append(name)
+
+            skeleton.get_submodule(name).register_forward_pre_hook(hook)
+        skeleton.eval()
+        with torch.no_grad():
+            skeleton(**{skeleton.main_input_name: torch.zeros((1, 4), dtype=torch.long, device="meta")})
+    except Exception as error:  # any architecture may fail here, in any way
+        _logger.warning(
+            "cannot trace %s to group its layers (%s: %s); each layer is asked for by itself",
+            model_class.__name__,
+            type(error).__name__,
+            error,
+        )
+        return [[name] for name in modules]
+    found = [list(dict.fromkeys(group)) for group in groups.values()]
+    seen: set[str] = set()
+    partition = []
+    for group in found:
+        fresh = [name for name in group if name not in seen]
+        seen.update(fresh)
+        if fresh:
+            partition.append(fresh)
+    return partition + [[name] for name in modules if name not in seen]

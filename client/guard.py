@@ -1,0 +1,42 @@
+"""Refuses or warns about training settings that remote layers can't serve, at the first forward pass.
+
+Adapters are added after the model is loaded, by code that knows nothing of remote layers, so this is
+the first moment to see them.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from blindtune.protocol.errors import UnsupportedError
+
+__all__ = ["guard_training"]
+
+_logger = logging.getLogger(__name__)
+
+
+def guard_training(model: PreTrainedModel) -> None:
+    """Watches a model's forward passes."""
+    warned = False
+
+    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal warned
+        if not (module.training and torch.is_grad_enabled()):
+            return
+        for name, child in module.named_modules():
+            if any(dict(getattr(child, "use_dora", None) or {}).values()):
+                raise UnsupportedError(
+                    f"{name} uses DoRA, which needs the base model's weights: they stay with the workers. "
+                    "Use plain LoRA (use_dora=False)"
+                )
+        if not warned and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
+            warned = True
+            _logger.warning(
+                "gradient checkpointing is on: every forward round trip happens twice, for about half as much "
+                "traffic again. Unless memory is short, set gradient_checkpointing=False"
+            )
+
+    model.register_forward_pre_hook(check, with_kwargs=True)

@@ -1,0 +1,170 @@
+"""The client kit: what the client must know about layers that it does not hold.
+
+For each frozen layer: its shape, fingerprint and scales; the sums of squares and of magnitudes that bound
+its products (see `blindtune.protocol.fixed_point`); and the verification vectors. All of it follows
+from the public checkpoint, but for the verification secret, which is random, belongs to this kit and
+is readable by its owner only. It protects integrity, not privacy.
+
+    KIT/blindtune/kit.json              what this is, of which model, and digests
+    KIT/blindtune/layers.safetensors    arrays of each layer
+    KIT/blindtune/verification.key      32 bytes
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from blindtune.protocol.errors import KitError
+from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
+from blindtune.protocol.verification import CheckVectors, secret_vectors
+from blindtune.protocol.weights import SCHEME
+
+__all__ = ["KIT_FOLDER", "KIT_VERSION", "Kit", "KitDescription", "LayerDescription", "is_kit"]
+
+KIT_FOLDER = "blindtune"
+KIT_VERSION = 1
+DESCRIPTION, ARRAYS, SECRET = "kit.json", "layers.safetensors", "verification.key"
+
+
+class LayerDescription(BaseModel):
+    """A frozen layer in ``kit.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    out_features: int
+    in_features: int
+    fingerprint: str
+    head: bool = False
+
+
+class KitDescription(BaseModel):
+    """The content of ``kit.json``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    model: str
+    revision: str | None
+    scheme: str
+    fingerprint: str
+    layers: dict[str, LayerDescription]
+    head_included: bool
+    arrays_sha256: str
+    secret_sha256: str
+
+
+def is_kit(folder: Path) -> bool:
+    """Whether a folder holds a kit."""
+    return (folder / KIT_FOLDER / DESCRIPTION).is_file()
+
+
+@dataclass(frozen=True, eq=False)
+class Kit:
+    """An opened kit.
+
+    Attributes:
+        folder: the folder that holds ``blindtune/``.
+        description: the content of ``kit.json``.
+    """
+
+    folder: Path
+    description: KitDescription
+    _secret: bytes = field(repr=False)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Kit":
+        """Opens a kit and checks that it is whole.
+
+        Raises:
+            KitError: it is missing, damaged, or of another version or quantization scheme.
+        """
+        inside = folder / KIT_FOLDER
+        again = f"make it again with: blindtune prepare MODEL --output {folder}"
+        try:
+            description = KitDescription.model_validate_json((inside / DESCRIPTION).read_bytes())
+            secret = (inside / SECRET).read_bytes()
+            with open(inside / ARRAYS, "rb") as arrays:
+                arrays_sha256 = hashlib.file_digest(arrays, "sha256").hexdigest()
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise KitError(f"{inside / DESCRIPTION}: {where}: {first['msg']}; {again}") from None
+        except OSError as error:
+            raise KitError(f"the kit in {folder} cannot be read ({error}); {again}") from error
+        if description.scheme != SCHEME:
+            raise KitError(f"the kit in {folder} is for {description.scheme}, this is {SCHEME}; {again}")
+        if arrays_sha256 != description.arrays_sha256:
+            raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")
+        if len(secret) != KEY_BYTES or hashlib.sha256(secret).hexdigest() != description.secret_sha256:
+            raise KitError(f"{inside / SECRET} is damaged: its digest differs; {again}")
+        return cls(folder, description, secret)
+
+    @property
+    def layers(self) -> dict[str, LayerDescription]:
+        return self.description.layers
+
+    @cached_property
+    def _arrays(self) -> safe_open:  # memory-mapped; each array is read when asked for
+        path = self.folder / KIT_FOLDER / ARRAYS
+        try:
+            return safe_open(path, framework="numpy")
+        except (SafetensorError, OSError) as error:
+            raise KitError(f"{path} cannot be opened: {error}") from error
+
+    def _array(self, layer: str, what: str) -> NDArray[np.generic]:
+        try:
+            return self._arrays.get_tensor(f"{layer}:{what}")  # type: ignore[no-any-return]
+        except SafetensorError as error:
+            raise KitError(f"the kit in {self.folder} lacks {what} of layer {layer}: {error}") from error
+
+    def scales(self, layer: str) -> NDArray[np.float32]:
+        """float32 [out_features]."""
+        return self._array(layer, "scales").astype(np.float32, copy=False)
+
+    def column_square_sum(self, product: Product) -> int:
+        """The largest sum of squares of a column of the product's matrix."""
+        return self._largest_column(product, "squares")
+
+    def column_absolute_sum(self, product: Product) -> int:
+        """The largest sum of magnitudes of a column of the product's matrix."""
+        return self._largest_column(product, "magnitudes")
+
+    def _largest_column(self, product: Product, what: str) -> int:
+        if product.direction is Direction.FORWARD:
+            return max(
+                int(self._array(s.layer, f"row_{what}")[s.start // MAX_CONTRACTION]) for s in product.spans
+            )
+        columns = sum(
+            self._array(s.layer, f"column_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)
+            for s in product.spans
+        )
+        return int(np.max(columns))
+
+    def check_vectors(self, product: Product) -> CheckVectors:
+        """The secret vectors that verify responses to a product."""
+        first = self.layers[product.spans[0].layer]
+        if product.direction is Direction.FORWARD:
+            s = np.concatenate(
+                [
+                    secret_vectors(
+                        self._secret, x.layer, Direction.FORWARD, self.layers[x.layer].out_features
+                    )
+                    for x in product.spans
+                ],
+                axis=1,
+            )
+            parts = [self._array(x.layer, "forward")[:, x.start : x.stop] for x in product.spans]
+            v = sum(part.astype(np.uint64) for part in parts) % MODULUS
+            return CheckVectors(s, np.ascontiguousarray(v, np.uint32))
+        s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features)
+        parts = [self._array(x.layer, "backward")[:, x.start : x.stop] for x in product.spans]
+        return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32))

@@ -1,0 +1,180 @@
+"""operand . M for the client: privately through operators, or in this process as the reference."""
+
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NoReturn, Self
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.client.config import BlindConfig
+from blindtune.client.kit import Kit
+from blindtune.client.operators.manifest import Expectations
+from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
+from blindtune.client.operators.transport import GrpcTransport, WorkRequest
+from blindtune.protocol.masks import MaskSource, ShareSource, UnmaskedSource
+from blindtune.protocol.modular_product import Multiplier, exact_method
+from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.products import MAX_CONTRACTION, Product
+from blindtune.protocol.residues import Centred
+
+__all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier"]
+
+_logger = logging.getLogger(__name__)
+
+
+class PrivateMultiplier(ABC):
+    """Multiplies integer operands by frozen layers.
+
+    Attributes:
+        source: draws the masks.
+    """
+
+    source: MaskSource
+
+    @abstractmethod
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        """operand . M, exact but for the noise of the mask source.
+
+        Args:
+            operand: int32 [rows, product.contraction], within the product's budget.
+
+        Returns:
+            int32 [rows, outputs].
+        """
+
+    def statistics(self) -> dict[str, OperatorStatistics]:
+        """Figures for each operator by name."""
+        return {}
+
+    def close(self) -> None:
+        """Lets go of all connections."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a model with remote layers cannot be pickled: save its adapter with save_pretrained instead"
+        )
+
+
+class RemoteMultiplier(PrivateMultiplier):
+    """Sends masked operands to operators, verifies each answer, and unmasks.
+
+    Args:
+        source: needs as many operators as are given.
+        operators: in the order of the shares.
+        kit: gives the verification vectors.
+    """
+
+    def __init__(self, source: MaskSource, operators: Sequence[OperatorClient], kit: Kit) -> None:
+        if [x.index for x in operators] != list(range(source.operators)):
+            raise ValueError(f"the mask source needs operators 0 ... {source.operators - 1} in order")
+        if isinstance(source, UnmaskedSource):
+            raise ValueError("operands without a mask must not leave this process")
+        self.source = source
+        self._operators = operators
+        self._kit = kit
+        self._check_vectors = cache(kit.check_vectors)
+        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+
+    @classmethod
+    def connect(cls, config: BlindConfig, kit: Kit) -> "RemoteMultiplier":
+        """Connects to the operators of a configuration.
+
+        Raises:
+            IncompatibleWorkerError, OperatorUnavailableError: see `OperatorClient.connect`.
+        """
+        parameters = Q31
+        expected = Expectations(
+            model=kit.description.model,
+            fingerprint=kit.description.fingerprint,
+            parameter_set=parameters.name,
+            layers={name: layer.fingerprint for name, layer in kit.layers.items()},
+        )
+        operators = []
+        for index, operator in enumerate(config.operators):
+            transports = [(x, GrpcTransport(operator, x, config.insecure)) for x in operator.workers]
+            operators.append(
+                OperatorClient(
+                    index,
+                    operator.name,
+                    transports,
+                    expected,
+                    config.retry_seconds,
+                    config.request_timeout,
+                )
+            )
+        multiplier = cls(ShareSource(len(operators), parameters), operators, kit)
+        try:
+            for client in operators:
+                client.connect()
+        except BaseException:
+            multiplier.close()
+            raise
+        return multiplier
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        check = self._check_vectors(product)
+        masked = self.source.mask(operand, product)
+        requests = [
+            WorkRequest(
+                fingerprint=self._kit.description.fingerprint,
+                parameter_set=self.source.parameters.name,
+                product=product,
+                share=share,
+                outputs=check.s.shape[1],
+            )
+            for share in masked.shares
+        ]
+        pool = self._executor()
+        answers = [
+            pool.submit(self._operators[request.share.recipient].multiply, request, check)
+            for request in requests
+        ]
+        # `multiply` returns verified answers only. All are awaited before any error is raised, so that
+        # no request of this operand is still under way when the caller goes on.
+        errors = [error for answer in answers if (error := answer.exception())]
+        if errors:
+            raise errors[0]
+        return masked.unmask([answer.result() for answer in answers])
+
+    def statistics(self) -> dict[str, OperatorStatistics]:
+        return {operator.name: operator.statistics for operator in self._operators}
+
+    def close(self) -> None:
+        for operator in self._operators:
+            operator.close()
+        if self._pool is not None and self._pool[0] == os.getpid():
+            self._pool[1].shutdown()
+        self._pool = None
+
+    def _executor(self) -> ThreadPoolExecutor:
+        """Threads that wait for operators, made anew in a forked child."""
+        if self._pool is None or self._pool[0] != os.getpid():
+            # One thread an operator for each of several products under way at once.
+            workers = 4 * len(self._operators)
+            self._pool = (os.getpid(), ThreadPoolExecutor(workers, thread_name_prefix="blindtune"))
+        return self._pool[1]
+
+
+class ReferenceMultiplier(PrivateMultiplier):
+    """The same integers, in this process: no mask, no network, and the whole model in memory.
+
+    What `RemoteMultiplier` with shares must equal bit for bit.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, parameters: ParameterSet = Q31) -> None:
+        self.source = UnmaskedSource(parameters)
+        with checkpoint.reader() as reader:
+            layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
+        widths = {min(x, MAX_CONTRACTION) for layer in layers.values() for x in layer.shape}
+        remainders = {x % MAX_CONTRACTION for layer in layers.values() for x in layer.shape} - {0}
+        self._multiplier = Multiplier(layers, exact_method(widths | remainders, log=_logger.warning))
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        masked = self.source.mask(operand, product)
+        return masked.unmask([self._multiplier.multiply(product, masked.shares[0].residues)])

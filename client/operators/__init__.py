@@ -1,0 +1,1 @@
+"""Operators, their workers, and what happens when one fails or lies."""

@@ -1,0 +1,67 @@
+"""What a worker says it holds, held against what the client expects."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from blindtune.proto import PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.errors import IncompatibleWorkerError
+from blindtune.protocol.weights import SCHEME
+
+__all__ = ["Expectations", "check_manifest"]
+
+
+@dataclass(frozen=True)
+class Expectations:
+    """What every worker must serve.
+
+    Attributes:
+        model: the name of the model, for messages.
+        fingerprint: of the model, from the client's own copy of the checkpoint.
+        parameter_set: name of the parameter set.
+        layers: fingerprint of each layer that will be asked for.
+    """
+
+    model: str
+    fingerprint: str
+    parameter_set: str
+    layers: Mapping[str, str]
+
+
+def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: str) -> None:
+    """Refuses a worker that serves something else. This catches mistakes; lies are caught later.
+
+    Args:
+        who: operator and address, for messages.
+
+    Raises:
+        IncompatibleWorkerError: it says what differs and which side to change.
+    """
+    versions = list(manifest.protocol_versions)
+    if PROTOCOL_VERSION not in versions:
+        older = "the worker" if max(versions, default=0) < PROTOCOL_VERSION else "this client"
+        raise IncompatibleWorkerError(
+            f"{who} speaks protocol version {versions or 'none'}, this client speaks {PROTOCOL_VERSION}: "
+            f"upgrade {older}"
+        )
+    if manifest.scheme != SCHEME:
+        raise IncompatibleWorkerError(
+            f"{who} quantizes with {manifest.scheme or 'nothing'}, this client with {SCHEME}: "
+            "run the same release of Blindtune on both sides"
+        )
+    if expected.parameter_set not in manifest.parameter_sets:
+        raise IncompatibleWorkerError(
+            f"{who} does not know parameter set {expected.parameter_set}: upgrade the worker"
+        )
+    if manifest.fingerprint != expected.fingerprint:
+        raise IncompatibleWorkerError(
+            f"{who} serves another model ({manifest.model or 'unnamed'}, fingerprint "
+            f"{manifest.fingerprint[:16] or 'none'}) than {expected.model} (fingerprint "
+            f"{expected.fingerprint[:16]}): start it with the same checkpoint and revision"
+        )
+    held = {layer.name: layer.fingerprint for layer in manifest.layers}
+    lacking = [name for name, value in expected.layers.items() if held.get(name) != value]
+    if lacking:
+        raise IncompatibleWorkerError(
+            f"{who} lacks {len(lacking)} of the layers, the first being {lacking[0]}: each worker must "
+            "hold the whole model"
+        )

@@ -1,0 +1,220 @@
+"""One operator: its replicas, verified answers, and retries of the same bytes.
+
+A share is bound to its recipient when the mask is drawn, and an `OperatorClient` refuses any other:
+nothing here can carry a share to another operator.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from blindtune.client.operators.manifest import Expectations, check_manifest
+from blindtune.client.operators.policy import Ask, Failure, GiveUp, WorkerPolicy
+from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.protocol.errors import (
+    IncompatibleWorkerError,
+    OperatorUnavailableError,
+    ProtocolError,
+    VerificationError,
+)
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.verification import CheckVectors
+
+__all__ = ["OperatorClient", "OperatorStatistics"]
+
+_logger = logging.getLogger(__name__)
+_BLOCK_BYTES = 32 << 20
+
+
+@dataclass
+class OperatorStatistics:
+    """What passed between the client and one operator.
+
+    Attributes:
+        requests: requests that were sent, retries included.
+        bytes_sent, bytes_received: payload, without the framing of gRPC and TLS.
+        verified_responses: answers that passed the check.
+        lies: answers that did not, each with the worker's address.
+    """
+
+    requests: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    verified_responses: int = 0
+    lies: tuple[str, ...] = ()
+
+
+class OperatorClient:
+    """Multiplies shares at the workers of one operator.
+
+    Args:
+        index: which share this operator may see.
+        name: for messages.
+        workers: address and transport of each replica.
+        expected: what each must serve.
+        retry_seconds: how long a request is tried.
+        request_timeout: seconds for one attempt.
+        clock, sleep: monotonic seconds, and waiting for some.
+    """
+
+    def __init__(
+        self,
+        index: int,
+        name: str,
+        workers: Sequence[tuple[str, Transport]],
+        expected: Expectations,
+        retry_seconds: float,
+        request_timeout: float,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self.index = index
+        self.name = name
+        self._addresses = [address for address, _ in workers]
+        self._transports = [transport for _, transport in workers]
+        self._expected = expected
+        self._policy = WorkerPolicy(len(workers), retry_seconds)
+        self._retry_seconds = retry_seconds
+        self._timeout = request_timeout
+        self._clock = clock
+        self._sleep = sleep
+        self._lock = threading.Lock()
+        self._statistics = OperatorStatistics()
+        self._max_rows = 1 << 30
+        self._max_bytes = _BLOCK_BYTES
+
+    @property
+    def statistics(self) -> OperatorStatistics:
+        """A copy of the figures so far."""
+        with self._lock:
+            return replace(self._statistics)
+
+    def connect(self) -> None:
+        """Asks every worker what it holds.
+
+        Raises:
+            IncompatibleWorkerError: a worker serves something else.
+            OperatorUnavailableError: no worker answers.
+        """
+
+        def ask(worker: int) -> Exception | None:
+            try:
+                manifest = self._transports[worker].manifest(max(1.0, self._retry_seconds))
+            except TransportError as error:
+                if error.failure is Failure.INCOMPATIBLE:
+                    raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
+                return error
+            check_manifest(manifest, self._expected, self._who(worker))
+            with self._lock:
+                self._max_rows = min(self._max_rows, manifest.limits.max_rows or self._max_rows)
+                self._max_bytes = min(self._max_bytes, manifest.limits.max_operand_bytes or self._max_bytes)
+            return None
+
+        with ThreadPoolExecutor(len(self._transports)) as pool:
+            problems = list(pool.map(ask, range(len(self._transports))))
+        silent = [f"{self._who(i)}: {problem}" for i, problem in enumerate(problems) if problem]
+        if len(silent) == len(problems):
+            raise OperatorUnavailableError(
+                f"no worker of operator {self.name} answers ({'; '.join(silent)}): check that it runs, its "
+                "address and its certificates"
+            )
+        for message in silent:
+            _logger.warning("%s; going on with the operator's other workers", message)
+
+    def multiply(self, request: WorkRequest, check: CheckVectors) -> Residues:
+        """The product, verified.
+
+        Raises:
+            OperatorUnavailableError: no worker answers, or none is left that did not lie.
+        """
+        if request.share.recipient != self.index:
+            raise ProtocolError(
+                f"a share for operator {request.share.recipient} was about to go to operator {self.index}"
+            )
+        rows, columns = request.share.residues.shape
+        step = max(1, min(self._max_rows, self._max_bytes // (4 * columns)))
+        if rows <= step:
+            return self._multiply_block(request, check)
+        answer = np.empty((rows, request.outputs), np.uint32)
+        for start in range(0, rows, step):
+            part = replace(request, share=request.share.rows(start, start + step))
+            answer[start : start + step] = self._multiply_block(part, check)
+        return answer
+
+    def _multiply_block(self, request: WorkRequest, check: CheckVectors) -> Residues:
+        # `request` is never changed: every attempt sends the same bytes.
+        with self._lock:
+            attempts = self._policy.request(self._clock())
+        while True:
+            with self._lock:
+                decision = self._policy.choose(attempts, self._clock())
+            if isinstance(decision, GiveUp):
+                raise OperatorUnavailableError(self._explain(decision.reason))
+            if not isinstance(decision, Ask):
+                self._sleep(decision.seconds)
+                continue
+            worker = decision.worker
+            try:
+                answer = self._ask(worker, request, check)
+            except TransportError as error:
+                failure, detail = error.failure, str(error)
+            except VerificationError as error:
+                failure, detail = Failure.LIED, str(error)
+            except BaseException:
+                # Interrupted: the worker did nothing wrong, but the request is no longer in flight.
+                with self._lock:
+                    self._policy.abandoned(worker)
+                raise
+            else:
+                with self._lock:
+                    self._policy.succeeded(worker)
+                    self._statistics.verified_responses += 1
+                return answer
+            self._note_failure(worker, request, failure, detail)
+            with self._lock:
+                self._policy.failed(attempts, worker, failure, detail, self._clock())
+
+    def _ask(self, worker: int, request: WorkRequest, check: CheckVectors) -> Residues:
+        with self._lock:
+            self._statistics.requests += 1
+            self._statistics.bytes_sent += request.payload_bytes
+        answer = self._transports[worker].multiply(request, self._timeout)
+        with self._lock:
+            self._statistics.bytes_received += answer.nbytes
+        check.verify(request.share.residues, answer)
+        return answer
+
+    def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:
+        if failure is Failure.LIED:
+            with self._lock:
+                self._statistics.lies += (self._addresses[worker],)
+            _logger.error(
+                "%s gave a wrong answer and is not asked again in this run (%s; %s)",
+                self._who(worker),
+                request.product.label,
+                detail,
+            )
+        else:
+            _logger.warning("%s %s: %s", self._who(worker), failure.value, detail)
+
+    def _who(self, worker: int) -> str:
+        return f"worker {self._addresses[worker]} of operator {self.name}"
+
+    def _explain(self, reason: str) -> str:
+        workers = "; ".join(
+            f"{address}: {self._policy.describe(i)}" for i, address in enumerate(self._addresses)
+        )
+        return (
+            f"operator {self.name}: {reason} ({workers}). Nothing was lost: restart or replace its workers "
+            "and resume from the last checkpoint"
+        )
+
+    def close(self) -> None:
+        """Closes all connections."""
+        for transport in self._transports:
+            transport.close()

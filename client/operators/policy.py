@@ -1,0 +1,139 @@
+"""Which worker of an operator to ask next: a pure state machine without clock, network or threads.
+
+Every replica holds the same model and every request can be repeated, so a failed request goes to
+another worker of the same operator, with the same bytes.
+
+    choose(now)              -> Ask(worker) | Wait(seconds) | GiveUp(reason)
+    succeeded(worker)           the worker is healthy again
+    abandoned(worker)           this side was interrupted
+    failed(worker, failure, now)
+        UNREACHABLE             tried again after a pause that doubles, up to a limit
+        BUSY                    the same
+        INCOMPATIBLE            not asked again in this run
+        LIED                    not asked again in this run
+"""
+
+import enum
+from dataclasses import dataclass, field
+
+__all__ = ["Ask", "Decision", "Failure", "GiveUp", "Request", "WorkerPolicy", "Wait"]
+
+
+class Failure(enum.Enum):
+    """How a request to a worker can fail."""
+
+    UNREACHABLE = "could not be reached"
+    BUSY = "has no capacity"
+    INCOMPATIBLE = "serves something else"
+    LIED = "gave a wrong answer"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send the request to this worker."""
+
+    worker: int
+
+
+@dataclass(frozen=True)
+class Wait:
+    """Every worker that is left is pausing: choose again after this many seconds."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class GiveUp:
+    """No worker of the operator can answer."""
+
+    reason: str
+
+
+Decision = Ask | Wait | GiveUp
+
+
+@dataclass
+class _Worker:
+    excluded: str | None = None
+    failures: int = 0
+    last_failure: str = ""
+    not_before: float = 0.0
+    in_flight: int = 0
+
+
+@dataclass
+class Request:
+    """One request on its way through an operator's workers."""
+
+    deadline: float
+    failed: dict[int, int] = field(default_factory=dict)
+
+
+class WorkerPolicy:
+    """The state of an operator's workers, shared by all requests to it.
+
+    Args:
+        workers: how many.
+        patience: seconds that a request is tried before giving up.
+        first_pause, longest_pause: seconds before a failing worker is asked again.
+    """
+
+    def __init__(
+        self, workers: int, patience: float, first_pause: float = 0.2, longest_pause: float = 5.0
+    ) -> None:
+        self._workers = [_Worker() for _ in range(workers)]
+        self._patience = patience
+        self._first_pause = first_pause
+        self._longest_pause = longest_pause
+
+    def request(self, now: float) -> Request:
+        """Starts a request."""
+        return Request(deadline=now + self._patience)
+
+    def choose(self, request: Request, now: float) -> Decision:
+        """What to do next for a request."""
+        left = [i for i, worker in enumerate(self._workers) if worker.excluded is None]
+        if not left:
+            return GiveUp("no worker is left")
+        # A replica that this request has not failed at comes first, then the one that is least busy.
+        ready = [i for i in left if self._workers[i].not_before <= now]
+        ready.sort(key=lambda i: (request.failed.get(i, 0), self._workers[i].in_flight, i))
+        if ready and (now < request.deadline or not request.failed):
+            self._workers[ready[0]].in_flight += 1
+            return Ask(ready[0])
+        wake = min(self._workers[i].not_before for i in left)
+        if now >= request.deadline or wake > request.deadline:
+            return GiveUp(f"no worker answered within {self._patience:g} s")
+        return Wait(max(wake - now, 0.001))
+
+    def succeeded(self, worker: int) -> None:
+        """A worker answered, and its answer was right."""
+        state = self._workers[worker]
+        state.in_flight -= 1
+        state.failures = 0
+        state.not_before = 0.0
+
+    def failed(self, request: Request, worker: int, failure: Failure, detail: str, now: float) -> None:
+        """A request to a worker failed."""
+        state = self._workers[worker]
+        state.in_flight -= 1
+        state.last_failure = f"{failure.value}: {detail}"
+        request.failed[worker] = request.failed.get(worker, 0) + 1
+        if failure in (Failure.LIED, Failure.INCOMPATIBLE):
+            state.excluded = state.last_failure
+        else:
+            pause = min(self._first_pause * 2**state.failures, self._longest_pause)
+            state.failures = min(state.failures + 1, 30)
+            state.not_before = now + pause
+
+    def abandoned(self, worker: int) -> None:
+        """A request to a worker was interrupted on this side."""
+        self._workers[worker].in_flight -= 1
+
+    def describe(self, worker: int) -> str:
+        """What is known of a worker's last failure."""
+        return self._workers[worker].last_failure or "not asked yet"
+
+    def is_excluded(self, worker: int) -> bool:
+        """Whether a worker is out for the rest of the run."""
+        return self._workers[worker].excluded is not None

@@ -1,0 +1,232 @@
+"""Making a kit: one pass over the client's own copy of the public checkpoint, a layer at a time."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.numpy import save_file as save_arrays
+from safetensors.torch import save_file as save_tensors
+
+from blindtune.checkpoint import Checkpoint, FrozenLayer
+from blindtune.checkpoint.files import TensorFiles
+from blindtune.client.kit import (
+    ARRAYS,
+    DESCRIPTION,
+    KIT_FOLDER,
+    KIT_VERSION,
+    SECRET,
+    Kit,
+    KitDescription,
+    LayerDescription,
+)
+from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.products import MAX_CONTRACTION, Direction
+from blindtune.protocol.verification import check_vectors, secret_vectors
+from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
+
+__all__ = ["Head", "Progress", "cached_kit", "head_is_remote", "prepare"]
+
+Head = Literal["local", "remote", "auto"]
+Progress = Callable[[Iterable[FrozenLayer]], Iterable[FrozenLayer]]
+"""Wraps the layers to show progress as they are consumed."""
+
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
+_NOT_COPIED = ("*.index.json",)
+
+
+def head_is_remote(layer: FrozenLayer, head: Head) -> bool:
+    """Whether workers compute the output head: ``auto`` keeps it here when it is the embedding anyway."""
+    return not layer.tied if head == "auto" else head == "remote"
+
+
+def prepare(
+    checkpoint: Checkpoint, destination: Path, head: Head = "auto", progress: Progress = lambda x: x
+) -> Kit:
+    """Writes a kit that ``from_pretrained`` accepts in place of the checkpoint.
+
+    Besides what `Kit` reads it holds the configuration, the tokenizer and every parameter that stays on
+    the client. Nothing appears at the destination until all of it is written.
+
+    Raises:
+        ConfigurationError: the destination exists and is not an empty folder.
+        ResourceError: the disk is full.
+    """
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ConfigurationError(f"{destination} exists and is not empty: choose another output folder")
+    with _written_at_once(destination) as folder:
+        for pattern in _COPIED:
+            for path in checkpoint.folder.glob(pattern):
+                if path.is_file() and not any(path.match(x) for x in _NOT_COPIED):
+                    shutil.copyfile(path, folder / path.name)
+        remote = {layer.name for layer in checkpoint.layers if not layer.head}
+        remote |= {x.name for x in checkpoint.layers if x.head and head_is_remote(x, head) and not x.tied}
+        with TensorFiles(checkpoint.folder) as tensors:
+            stay = {key: tensors.get(key).contiguous() for key in tensors if key not in remote}
+            save_tensors(_unshared(stay), folder / "model.safetensors", {"format": "pt"})
+        del stay
+        _write(checkpoint, folder, progress)
+    return Kit.open(destination)
+
+
+def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = lambda x: x) -> Kit:
+    """The kit of a checkpoint on this machine, made at first use.
+
+    It has no model parameters of its own: ``from_pretrained`` reads those from the checkpoint.
+    """
+    root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
+    with TensorFiles(checkpoint.folder) as tensors:
+        identity = [f"{KIT_VERSION} {SCHEME}"]
+        for path in tensors.paths():
+            stat = path.stat()
+            identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+    identity += sorted(layer.name for layer in checkpoint.layers)
+    folder = root / "kits" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+    if not folder.exists():
+        with _written_at_once(folder) as unfinished:
+            _write(checkpoint, unfinished, progress)
+    return Kit.open(folder)
+
+
+def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Copies tensors that share memory, which safetensors refuses to save."""
+    seen: set[int] = set()
+    for key, tensor in tensors.items():
+        if tensor.data_ptr() in seen:
+            tensors[key] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    return tensors
+
+
+@contextmanager
+def _written_at_once(destination: Path) -> Iterator[Path]:
+    """A temporary folder beside the destination that takes its place when all went well."""
+    temporary = None
+    try:
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
+        yield temporary
+        try:
+            os.replace(temporary, destination)
+        except OSError as error:
+            # Another process may have finished the same kit first: theirs is as good.
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+    except Exception as error:
+        if _is_disk_full(error):
+            raise ResourceError(
+                f"the disk that holds {destination.parent} is full: free some space or choose another "
+                "folder; nothing was left behind"
+            ) from error
+        raise
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_disk_full(error: BaseException) -> bool:
+    # safetensors reports input and output errors as text.
+    codes = (errno.ENOSPC, errno.EDQUOT)
+    return (isinstance(error, OSError) and error.errno in codes) or any(
+        f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in codes
+    )
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """Largest or whole sums of a layer's integers, for each span of the contraction."""
+
+    row: NDArray[np.int64]  # forward: [input spans], the largest over the rows of W
+    column: NDArray[np.int64]  # backward: [output spans, in]
+
+
+def _bounds(integers: torch.Tensor, power: int) -> _Bounds:
+    """Sums of magnitudes (power 1) or squares (power 2), exact: 127^2 * 2^17 terms fit int32."""
+    out_features, in_features = integers.shape
+    rows = np.zeros(-(-in_features // MAX_CONTRACTION), np.int64)
+    columns = np.zeros((-(-out_features // MAX_CONTRACTION), in_features), np.int64)
+    step = max(1, (1 << 24) // in_features)
+    for start in range(0, out_features, step):
+        block = integers[start : start + step].to(torch.int32).abs_().pow_(power)
+        for i in range(len(rows)):
+            span = block[:, i * MAX_CONTRACTION : (i + 1) * MAX_CONTRACTION]
+            rows[i] = max(rows[i], int(span.sum(dim=1).max()))
+        first, last = start // MAX_CONTRACTION, (start + len(block) - 1) // MAX_CONTRACTION
+        for o in range(first, last + 1):
+            span = block[max(0, o * MAX_CONTRACTION - start) : (o + 1) * MAX_CONTRACTION - start]
+            columns[o] += span.sum(dim=0).numpy()
+    return _Bounds(rows, columns)
+
+
+def _layer_arrays(name: str, layer: IntegerLayer, secret: bytes) -> dict[str, np.ndarray]:
+    squares, magnitudes = _bounds(layer.integers, 2), _bounds(layer.integers, 1)
+    forward = secret_vectors(secret, name, Direction.FORWARD, layer.out_features)
+    backward = secret_vectors(secret, name, Direction.BACKWARD, layer.in_features)
+    arrays = {
+        "scales": layer.scales,
+        "row_squares": squares.row,
+        "column_squares": squares.column,
+        "row_magnitudes": magnitudes.row,
+        "column_magnitudes": magnitudes.column,
+        "forward": check_vectors(layer.integers, forward, Direction.FORWARD),
+        "backward": check_vectors(layer.integers, backward, Direction.BACKWARD),
+    }
+    return {f"{name}:{what}": array for what, array in arrays.items()}
+
+
+def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
+    """Writes the folder ``blindtune/`` of a kit."""
+    inside = folder / KIT_FOLDER
+    inside.mkdir(mode=0o700)
+    secret = os.urandom(KEY_BYTES)
+    _write_private(inside / SECRET, secret)
+    arrays: dict[str, np.ndarray] = {}
+    layers: dict[str, LayerDescription] = {}
+    with checkpoint.reader() as reader:
+        for layer in progress(checkpoint.layers):
+            integer_layer = reader.read(layer)
+            arrays |= _layer_arrays(layer.name, integer_layer, secret)
+            layers[layer.name] = LayerDescription(
+                out_features=layer.out_features,
+                in_features=layer.in_features,
+                fingerprint=integer_layer.fingerprint(),
+                head=layer.head,
+            )
+    _write_private(inside / ARRAYS, b"")
+    save_arrays(arrays, inside / ARRAYS)
+    (inside / ARRAYS).chmod(0o600)
+    with open(inside / ARRAYS, "rb") as file:
+        arrays_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+    head_included = not (folder / "model.safetensors").exists() or _holds_head(checkpoint, folder)
+    description = KitDescription(
+        model=checkpoint.model,
+        revision=checkpoint.revision,
+        scheme=SCHEME,
+        fingerprint=model_fingerprint({name: x.fingerprint for name, x in layers.items()}),
+        layers=layers,
+        head_included=head_included,
+        arrays_sha256=arrays_sha256,
+        secret_sha256=hashlib.sha256(secret).hexdigest(),
+    )
+    (inside / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n")
+
+
+def _holds_head(checkpoint: Checkpoint, folder: Path) -> bool:
+    with TensorFiles(folder) as tensors:
+        return all(layer.name in tensors for layer in checkpoint.layers if layer.head)
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Writes a file that nobody else could read at any moment."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(content)

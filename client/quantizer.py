@@ -1,0 +1,187 @@
+"""How `from_pretrained` builds a model with remote layers.
+
+Registered with transformers under the method ``blindtune``. Before weights are loaded, each frozen linear
+layer is replaced by a `RemoteLinear` and its weight struck from what loading looks for, so the weight is
+never read. All else loads as usual.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.quantizers.auto import register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from blindtune.checkpoint import Checkpoint, FrozenLayer
+from blindtune.checkpoint.files import TensorFiles
+from blindtune.checkpoint.skeleton import frozen_layers
+from blindtune.client.config import METHOD, BlindConfig
+from blindtune.client.groups import trace_groups
+from blindtune.client.guard import guard_training
+from blindtune.client.kit import Kit, is_kit
+from blindtune.client.layer_group import LayerGroup
+from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier, RemoteMultiplier
+from blindtune.client.prepare import cached_kit, head_is_remote
+from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
+from blindtune.protocol.errors import ConfigurationError, UnsupportedError
+
+__all__ = ["BlindQuantizer", "multiplier_of"]
+
+_logger = logging.getLogger(__name__)
+
+
+@register_quantizer(METHOD)
+class BlindQuantizer(HfQuantizer):  # type: ignore[misc]
+    """Puts remote layers in the place of frozen linear layers."""
+
+    quantization_config: BlindConfig
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any) -> None:
+        super().__init__(quantization_config, **kwargs)
+        # Nothing is quantized while loading: the weights are not loaded at all.
+        self.pre_quantized = False
+        self.multiplier: PrivateMultiplier | None = None
+
+    @property
+    def is_trainable(self) -> bool:
+        """Adapters on remote layers can be trained."""
+        return True
+
+    def is_serializable(self) -> bool:
+        """The base model is not here, so it can't be saved."""
+        return False
+
+    def _process_model_before_weight_loading(
+        self,
+        model: PreTrainedModel,
+        checkpoint_files: list[str] | None = None,
+        dtype: torch.dtype | None = None,
+        device_map: Any = None,
+        **kwargs: Any,
+    ) -> PreTrainedModel:
+        config = self.quantization_config
+        dtype = dtype or torch.get_default_dtype()
+        if dtype == torch.float16:
+            raise UnsupportedError("fp16 is not supported: load the model with dtype=torch.bfloat16")
+        if not checkpoint_files:
+            raise ConfigurationError("remote layers need a checkpoint: use from_pretrained")
+        folder = Path(checkpoint_files[0]).parent
+        with torch.device("cpu"):  # loading builds models on the meta device
+            kit, self.multiplier = _open(config, folder, model.config._name_or_path)
+        remote = self._remote_layers(model, folder, kit)
+        groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
+        _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
+        return model
+
+    def _remote_layers(self, model: PreTrainedModel, folder: Path, kit: Kit) -> list[FrozenLayer]:
+        with TensorFiles(folder) as tensors:
+            stored = set(tensors)
+        layers = frozen_layers(model, [*kit.layers, *(stored - set(kit.layers))])
+        head = self.quantization_config.head
+        remote = [x for x in layers if x.name in kit.layers and (not x.head or head_is_remote(x, head))]
+        kept = [x for x in layers if x.name not in stored and x not in remote]
+        if kept:
+            raise ConfigurationError(
+                f"head={head!r} needs the output head on the client, but the kit in {folder} was made "
+                "without it: make it again with blindtune prepare --head local"
+            )
+        return remote
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+        # The model is here: from now on nothing asks the hub or reports to it.
+        huggingface_hub.constants.HF_HUB_OFFLINE = True
+        huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
+        guard_training(model)
+        return model
+
+
+def multiplier_of(model: nn.Module) -> PrivateMultiplier:
+    """The multiplier behind a model's remote layers, for its statistics.
+
+    Raises:
+        ConfigurationError: the model has no remote layers.
+    """
+    for module in model.modules():
+        quantizer = getattr(module, "hf_quantizer", None)
+        if isinstance(quantizer, BlindQuantizer) and quantizer.multiplier is not None:
+            return quantizer.multiplier
+    raise ConfigurationError("this model has no remote layers: load it with a BlindConfig")
+
+
+def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMultiplier]:
+    """The kit for a checkpoint folder, and what multiplies."""
+    if is_kit(folder):
+        if config.masking == "reference":
+            raise ConfigurationError(
+                f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
+            )
+        kit = Kit.open(folder)
+        return kit, RemoteMultiplier.connect(config, kit)
+    checkpoint = Checkpoint.open(folder)
+    kit = cached_kit(
+        checkpoint,
+        progress=lambda layers: track(
+            layers,
+            f"Preparing {Path(name).name} (once)",
+            console=Console(stderr=True),
+            disable=not config.progress,
+            transient=True,
+        ),
+    )
+    if config.masking == "reference":
+        return kit, ReferenceMultiplier(checkpoint)
+    return kit, RemoteMultiplier.connect(config, kit)
+
+
+def _device(device_map: Any) -> torch.device:
+    if not device_map:
+        return torch.device("cpu")
+    devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
+    if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential", "disk"}:
+        raise UnsupportedError("remote layers need the rest of the model on one device: device_map='cpu'")
+    return torch.device(devices.pop())
+
+
+def _replace(
+    model: PreTrainedModel,
+    layers: list[FrozenLayer],
+    groups: list[list[str]],
+    kit: Kit,
+    multiplier: PrivateMultiplier,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> None:
+    """Puts remote layers into a model, and strikes their weights from what loading looks for."""
+    by_module = {layer.module: layer for layer in layers}
+    ignored = set(model._keys_to_ignore_on_load_unexpected or ())
+    for group in groups:
+        members = [by_module[module] for module in group]
+        singles = [LayerGroup([layer.name], kit, multiplier) for layer in members]
+        whole = LayerGroup([x.name for x in members], kit, multiplier) if len(members) > 1 else singles[0]
+        shared = RemoteGroup(whole, singles)
+        for index, layer in enumerate(members):
+            old = model.get_submodule(layer.module)
+            remote = RemoteLinear(
+                layer.in_features,
+                layer.out_features,
+                getattr(old, "bias", None) is not None,
+                shared,
+                index,
+                device,
+                dtype,
+            )
+            model.set_submodule(layer.module, remote)
+            parameter = f"{layer.module}.weight"
+            ignored.add(f"^{re.escape(parameter)}$")
+            tied = getattr(model, "all_tied_weights_keys", None)
+            if tied:
+                tied.pop(parameter, None)
+    model._keys_to_ignore_on_load_unexpected = ignored

@@ -1,0 +1,180 @@
+"""`RemoteLinear`: a linear layer whose weight is elsewhere.
+
+It is an ``nn.Linear`` to PEFT and transformers. Its ``weight`` is an empty buffer on the right device
+and of the right type, since much code asks a weight for those; `AbsentWeight` turns whatever needs the
+numbers into one clear error.
+"""
+
+import threading
+from collections.abc import Sequence
+from typing import Any, NoReturn, Self
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from blindtune.client.layer_group import LayerGroup
+from blindtune.protocol.errors import UnsupportedError
+
+__all__ = ["AbsentWeight", "RemoteGroup", "RemoteLinear"]
+
+
+class AbsentWeight(torch.Tensor):
+    """An empty tensor in place of a weight that workers hold."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        try:
+            return super().__torch_function__(func, types, args, kwargs or {})
+        except (RuntimeError, IndexError, ValueError) as error:
+            raise UnsupportedError(
+                "this needs the base model's weights, which stay with the workers: merging, DoRA, PiSSA, "
+                "OLoRA, CorDA, LoftQ and LoRA-GA cannot run on a remote model. Use plain LoRA, and merge "
+                "the saved adapter where the base model is"
+            ) from error
+
+
+class _GroupProduct(torch.autograd.Function):
+    """All outputs of a group at once; backward, one product for the sum of their input gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, group: LayerGroup, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+        ctx.group = group
+        ctx.set_materialize_grads(False)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        outputs = group.forward(_rows(x))
+        return tuple(
+            torch.from_numpy(y).reshape(*x.shape[:-1], y.shape[1]).to(x.device, dtype) for y in outputs
+        )
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
+        given = [g for g in gradients if g is not None]
+        if not ctx.needs_input_grad[0] or not given:
+            return None, None, None
+        gradient = ctx.group.backward([None if g is None else _rows(g) for g in gradients])
+        return (
+            torch.from_numpy(gradient).reshape(ctx.shape).to(given[0].device, ctx.dtype),
+            None,
+            None,
+        )
+
+
+def _rows(x: torch.Tensor) -> Any:
+    """float32 [rows, features] in ordinary memory."""
+    return x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).contiguous().numpy()
+
+
+class RemoteGroup:
+    """Answers the members of a group, one after the other, out of one product.
+
+    The first member that sees a tensor asks for all; the others find their output waiting, if they
+    are called with the very same tensor, unchanged, under the same settings. Any other call is a product
+    by itself, so that a model that departs from its trace gets right results.
+    """
+
+    def __init__(self, group: LayerGroup, singles: Sequence[LayerGroup]) -> None:
+        self._group = group
+        self._singles = singles
+        self._waiting = threading.local()
+
+    def __call__(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if len(self._singles) == 1 or x.numel() == 0:
+            return self._single(member, x, dtype)
+        version = None if x.is_inference() else x._version
+        settings = (version, dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
+        waiting = getattr(self._waiting, "outputs", None)
+        if waiting and waiting[0] is x and waiting[1] == settings and member in waiting[2]:
+            output: torch.Tensor = waiting[2].pop(member)
+            if not waiting[2]:
+                self._waiting.outputs = None
+            return output
+        if member != 0:
+            return self._single(member, x, dtype)
+        outputs = _GroupProduct.apply(x, self._group, dtype)
+        self._waiting.outputs = (x, settings, dict(enumerate(outputs[1:], 1)))
+        return outputs[0]  # type: ignore[no-any-return]
+
+    def _single(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        if x.numel() == 0:
+            return x.new_zeros((*x.shape[:-1], self._singles[member].out_features[0]), dtype=dtype)
+        return _GroupProduct.apply(x, self._singles[member], dtype)[0]  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copied model has a group of its own, and asks the same workers."""
+        return type(self)(self._group, self._singles)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model with remote layers cannot be pickled: save its adapter instead")
+
+
+class RemoteLinear(nn.Linear):
+    """x W^T + bias, with W held by workers.
+
+    Args:
+        in_features, out_features: shape of the weight.
+        bias: whether the layer has one. It is a parameter as in any linear layer, and stays here.
+        group: answers for the layer's group.
+        member: the layer's place in it.
+        device, dtype: of the bias, and of what stands for the weight.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        group: RemoteGroup,
+        member: int,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        nn.Module.__init__(self)
+        self.in_features = in_features
+        self.out_features = out_features
+        absent = torch.empty(0, device=device, dtype=dtype).as_subclass(AbsentWeight)
+        self.register_buffer("weight", absent, persistent=False)
+        if bias:
+            self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
+        else:
+            self.register_parameter("bias", None)
+        self._group = group
+        self._member = member
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x W^T + bias.
+
+        Args:
+            x: [..., in_features], float32 or bfloat16.
+
+        Returns:
+            [..., out_features], of x's type, or of autocast's where that is on.
+
+        Raises:
+            UnsupportedError: x is fp16, or not finite.
+            ProtocolError: the workers cannot answer.
+        """
+        dtype = x.dtype
+        if torch.is_autocast_enabled(x.device.type):
+            dtype = torch.get_autocast_dtype(x.device.type)
+        if torch.float16 in (dtype, x.dtype):
+            raise UnsupportedError(
+                "fp16 is not supported, because its loss scaling needs infinities to pass through: "
+                "use bf16=True, or full fp32"
+            )
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"the input has {x.shape[-1]} features, the layer {self.in_features}")
+        output = self._group(self._member, x, dtype)
+        return output if self.bias is None else output + self.bias.to(dtype)
+
+    def reset_parameters(self) -> None:
+        """There is nothing to initialize: the bias comes from the checkpoint."""
+
+    def _replicate_for_data_parallel(self) -> NoReturn:
+        raise UnsupportedError(
+            "torch.nn.DataParallel copies the model to several GPUs of this machine, which remote layers "
+            "do not support: set CUDA_VISIBLE_DEVICES to one GPU"
+        )

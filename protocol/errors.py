@@ -1,0 +1,68 @@
+"""Every exception that Blindtune raises on purpose.
+
+    BlindtuneError
+    ├── ConfigurationError      what the user asked for cannot be done: the message says what to change
+    ├── UnsupportedError        a model, adapter or precision that the protocol cannot serve
+    ├── CheckpointError         the checkpoint cannot be read, or is not the one expected
+    ├── KitError                the client kit is missing, damaged or of another version
+    ├── ResourceError           memory or disk does not suffice
+    └── ProtocolError           something went wrong with a worker
+        ├── VerificationError   a response is not the product that was asked for
+        ├── IncompatibleWorkerError   other model, other quantization, other protocol version
+        └── OperatorUnavailableError  no worker of an operator can answer
+
+Messages name layers, shapes, rows and addresses. They never hold operands, scales, masks or data.
+"""
+
+__all__ = [
+    "BlindtuneError",
+    "CheckpointError",
+    "ConfigurationError",
+    "IncompatibleWorkerError",
+    "KitError",
+    "OperatorUnavailableError",
+    "ProtocolError",
+    "ResourceError",
+    "UnsupportedError",
+    "VerificationError",
+]
+
+
+class BlindtuneError(Exception):
+    """Base of all errors that Blindtune raises on purpose."""
+
+
+class ConfigurationError(BlindtuneError):
+    """What the user asked for cannot be done as it stands."""
+
+
+class UnsupportedError(BlindtuneError):
+    """A model, adapter or precision that the protocol cannot serve."""
+
+
+class CheckpointError(BlindtuneError):
+    """The checkpoint cannot be read, or is not the one expected."""
+
+
+class KitError(BlindtuneError):
+    """The client kit is missing, damaged or of another version."""
+
+
+class ResourceError(BlindtuneError):
+    """Memory or disk does not suffice."""
+
+
+class ProtocolError(BlindtuneError):
+    """Something went wrong between the client and a worker."""
+
+
+class VerificationError(ProtocolError):
+    """A response is not the product that was asked for."""
+
+
+class IncompatibleWorkerError(ProtocolError):
+    """A worker that serves another model, quantization or protocol version."""
+
+
+class OperatorUnavailableError(ProtocolError):
+    """No worker of an operator can answer."""

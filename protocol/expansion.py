@@ -1,0 +1,104 @@
+"""Uniform residues from a 32-byte key: ChaCha20 (RFC 8439), with rejection, seekable by row.
+
+    element(row r, column i) = the first word below q among the i-th words of streams 0, 1, 2, ...
+    stream s of row r        = ChaCha20(key, counter 0, nonce = s as 4 bytes || r as 8 bytes)
+
+Words are 32-bit little-endian with the top bit cleared. An element depends on its own row and column
+only, so any block of rows can be expanded alone, and a prefix of the columns serves narrower layers.
+The expected number of rejected words is 4.4e-5 of all, hence streams beyond 0 are rarely touched.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.row_blocks import for_row_blocks
+
+__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand"]
+
+KEY_BYTES = 32
+if sys.byteorder != "little":
+    raise ImportError("Blindtune needs a little-endian processor: words travel as they lie in memory")
+
+RandomBytes = Callable[[int], bytes]
+"""A source of secret random bytes: ``os.urandom`` everywhere but in tests."""
+
+
+@dataclass(frozen=True)
+class Seed:
+    """What a worker expands into a matrix of residues: a key and the first row.
+
+    The key is a secret of the operator that it is sent to and of the client: it has no ``repr``.
+    """
+
+    key: bytes = field(repr=False)
+    row_offset: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.key) != KEY_BYTES:
+            raise ValueError(f"a seed's key has {KEY_BYTES} bytes, not {len(self.key)}")
+        if not 0 <= self.row_offset < 1 << 63:
+            raise ValueError("a seed's row offset is a non-negative 63-bit integer")
+
+    def expand(self, rows: int, columns: int) -> Residues:
+        """The rows ``row_offset ... row_offset + rows - 1`` of the seed's matrix."""
+        return expand(self.key, self.row_offset, rows, columns)
+
+
+def derive_key(secret: bytes, *label: str) -> bytes:
+    """A sub-key of a uniformly random secret (HKDF-Expand with SHA-256, RFC 5869).
+
+    The label's parts are hashed with their lengths, so that different labels never collide.
+    """
+    info = hashlib.sha256(b"blindtune/v1")
+    for part in label:
+        encoded = part.encode()
+        info.update(len(encoded).to_bytes(8, "little") + encoded)
+    return HKDFExpand(algorithm=SHA256(), length=KEY_BYTES, info=info.digest()).derive(secret)
+
+
+def _stream(key: bytes, row: int, stream: int, words: Residues) -> None:
+    """Fills ``words`` with a stream of a row, top bits cleared."""
+    nonce = bytes(4) + stream.to_bytes(4, "little") + row.to_bytes(8, "little")
+    encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
+    encryptor.update_into(bytes(words.nbytes), memoryview(words).cast("B"))
+    words &= np.uint32(0x7FFFFFFF)
+
+
+def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
+    """Expands a block of rows.
+
+    Args:
+        key: 32 bytes.
+        row_offset: index of the first row.
+        rows: number of rows.
+        columns: number of columns.
+
+    Returns:
+        uint32 [rows, columns], every element below q and uniformly distributed.
+    """
+    out = np.empty((rows, columns), np.uint32)
+
+    def block(start: int, stop: int) -> None:
+        for row in range(start, stop):
+            words = out[row]
+            _stream(key, row_offset + row, 0, words)
+            stream = 0
+            while (rejected := np.flatnonzero(words >= MODULUS)).size:
+                stream += 1
+                again = np.empty(rejected[-1] + 1, np.uint32)
+                _stream(key, row_offset + row, stream, again)
+                words[rejected] = again[rejected]
+
+    if columns:
+        for_row_blocks(rows, columns, block)
+    return out

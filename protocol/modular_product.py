@@ -1,0 +1,318 @@
+"""operand . M mod q, exactly, on hardware that multiplies int8.
+
+A residue, centred to x in -(q-1)/2 ... (q-1)/2, is four balanced base-256 digits (limbs):
+
+    x = d_0 + 256 d_1 + 256^2 d_2 + 256^3 d_3,      d = ((x + 128) & 255) - 128;  x = (x - d) >> 8
+
+so operand . M is four products of int8 matrices with int32 accumulators, recombined in 64 bits and
+reduced mod q. The four limbs stand on top of each other, so they are one call of ``torch._int_mm``.
+
+``torch._int_mm`` can be silently wrong: without VNNI instructions its accumulators saturate, for random
+inputs though not for all-extreme ones. So `exact_method` compares it with 64-bit integers, on random
+and extreme inputs at every contraction length in use, before anything is served. Where it fails, one
+float64 product of whole centred residues is used instead, which is exact because no partial sum
+reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
+"""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+
+import numpy as np
+import torch
+from numba import njit, uint32
+
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.row_blocks import for_row_blocks
+
+__all__ = [
+    "FloatProduct",
+    "Int8Product",
+    "Method",
+    "Multiplier",
+    "TorchInt8Product",
+    "exact_method",
+]
+
+_logger = logging.getLogger(__name__)
+_HALF = (MODULUS - 1) // 2
+_LIMBS = 4
+_ROWS_AT_ONCE = 1024
+_COLUMNS_AT_ONCE = 8192
+
+
+class Method(ABC):
+    """One way to compute operand . M mod q on one device."""
+
+    name: str
+
+    @abstractmethod
+    def prepare(self, operand: Residues) -> object:
+        """Brings an operand, uint32 [rows, contraction], into the form that `multiply` takes."""
+
+    @abstractmethod
+    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
+        """The product mod q.
+
+        Args:
+            prepared: from `prepare`.
+            matrix: int8 [contraction, outputs], of any strides, on the method's device.
+
+        Returns:
+            uint32 [rows, outputs].
+        """
+
+
+@njit(nogil=True, cache=True)
+def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        for i in range(operand.shape[1]):
+            value = np.int64(operand[r, i])
+            x = np.int32(value - MODULUS) if value > _HALF else np.int32(value)
+            for k in range(_LIMBS):
+                digit = np.int32(((x + np.int32(128)) & np.int32(255)) - np.int32(128))
+                limbs[k, r, i] = np.int8(digit)
+                x = np.int32((x - digit) >> np.int32(8))
+
+
+@njit(nogil=True, cache=True)
+def _recombine(sums, out, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        for j in range(out.shape[1]):
+            value = (
+                np.int64(sums[0, r, j])
+                + (np.int64(sums[1, r, j]) << 8)
+                + (np.int64(sums[2, r, j]) << 16)
+                + (np.int64(sums[3, r, j]) << 24)
+            )
+            # numba's % follows Python: the result is in 0 ... q - 1 for negative values too.
+            out[r, j] = uint32(value % MODULUS)
+
+
+def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return torch._int_mm(a, b)  # type: ignore[no-any-return]
+
+
+class Int8Product(Method):
+    """Four int8 products on the processor."""
+
+    name = "int8"
+
+    def prepare(self, operand: Residues) -> torch.Tensor:
+        rows, columns = operand.shape
+        limbs = np.empty((_LIMBS, rows, columns), np.int8)
+        for_row_blocks(rows, columns, lambda a, b: _split(operand, limbs, a, b))
+        return torch.from_numpy(limbs)
+
+    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
+        assert isinstance(prepared, torch.Tensor)
+        _, rows, contraction = prepared.shape
+        sums = _int_mm(prepared.view(_LIMBS * rows, contraction), matrix).numpy()
+        sums = sums.reshape(_LIMBS, rows, matrix.shape[1])
+        out = np.empty((rows, matrix.shape[1]), np.uint32)
+        for_row_blocks(rows, out.shape[1], lambda a, b: _recombine(sums, out, a, b))
+        return out
+
+
+class TorchInt8Product(Method):
+    """Four int8 products in torch operations, for CUDA devices (it runs anywhere).
+
+    The int8 product on CUDA takes more than 16 rows, and contraction and outputs that are multiples
+    of 8: operands and matrices are padded with zeros, which add nothing to any sum.
+    """
+
+    name = "int8-torch"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, operand: Residues) -> tuple[torch.Tensor, int]:
+        rows = operand.shape[0]
+        x = torch.from_numpy(operand.view(np.int32)).to(self.device)
+        x = torch.where(x > _HALF, x - MODULUS, x)
+        padding = (0, -x.shape[1] % 8, 0, max(0, 5 - rows))
+        limbs = []
+        for _ in range(_LIMBS):
+            digit = ((x + 128) & 255) - 128
+            limbs.append(torch.nn.functional.pad(digit.to(torch.int8), padding))
+            x = (x - digit) >> 8
+        return torch.cat(limbs), rows
+
+    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
+        limbs, rows = prepared  # type: ignore[misc]
+        contraction, outputs = matrix.shape
+        padding = (0, -outputs % 8, 0, -contraction % 8)
+        if any(padding):
+            matrix = torch.nn.functional.pad(matrix, padding)
+        sums = _int_mm(limbs, matrix).view(_LIMBS, -1, matrix.shape[1])[:, :rows, :outputs]
+        total = torch.zeros((rows, outputs), dtype=torch.int64, device=sums.device)
+        for k in reversed(range(_LIMBS)):
+            total = (total << 8) + sums[k]
+        return torch.remainder(total, MODULUS).cpu().numpy().astype(np.uint32)
+
+
+class FloatProduct(Method):
+    """One float64 product of centred residues: slower, exact on every processor and GPU."""
+
+    name = "float64"
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def prepare(self, operand: Residues) -> torch.Tensor:
+        x = torch.from_numpy(operand.astype(np.float64)).to(self.device)
+        return torch.where(x > _HALF, x - MODULUS, x)
+
+    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
+        assert isinstance(prepared, torch.Tensor)
+        out = np.empty((prepared.shape[0], matrix.shape[1]), np.uint32)
+        for start in range(0, matrix.shape[1], _COLUMNS_AT_ONCE):
+            columns = matrix[:, start : start + _COLUMNS_AT_ONCE].to(torch.float64)
+            product = (prepared @ columns).to(torch.int64)
+            out[:, start : start + _COLUMNS_AT_ONCE] = torch.remainder(product, MODULUS).cpu().numpy()
+        return out
+
+
+def _test_operands(rows: int, contraction: int, generator: np.random.Generator) -> Iterable[Residues]:
+    """Random residues; the largest and smallest centred ones; and limbs that are all -128 or 127."""
+    yield generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
+    yield np.where(generator.integers(0, 2, (rows, contraction)) == 1, _HALF, _HALF + 1).astype(np.uint32)
+    for limb in (-128, 127):
+        # Three full limbs and a fourth that keeps the value inside the centred range.
+        value = limb * (1 + 256 + 65536) + (limb // 2) * 256**3
+        yield np.full((rows, contraction), value % MODULUS, np.uint32)
+
+
+def _is_exact(method: Method, contraction: int, device: torch.device) -> bool:
+    """Compares a method with products in 64-bit integers at one contraction length.
+
+    Both memory layouts of the matrix are tried, and a few and many rows, since libraries choose their
+    kernels by shape. The inputs are fixed: they are public, and a failure must be repeatable.
+    """
+    generator = np.random.default_rng(contraction)
+    outputs = 40
+    matrices = [
+        generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
+        np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
+        np.full((contraction, outputs), 127, np.int8),
+    ]
+    for rows in (1, 33):
+        for operand in _test_operands(rows, contraction, generator):
+            centred = operand.astype(np.int64)
+            centred[centred > _HALF] -= MODULUS
+            prepared = method.prepare(operand)
+            for matrix in matrices:
+                # |sum| < 2^30 * 2^7 * 2^15: numpy's int64 product is exact.
+                expected = ((centred @ matrix.astype(np.int64)) % MODULUS).astype(np.uint32)
+                stored = torch.from_numpy(matrix).to(device)
+                transposed = stored.t().contiguous().t()
+                for layout in (stored, transposed):
+                    if not np.array_equal(method.multiply(prepared, layout), expected):
+                        return False
+    return True
+
+
+def exact_method(
+    contractions: Iterable[int],
+    device: torch.device | str = "cpu",
+    log: Callable[[str], None] = _logger.warning,
+) -> Method:
+    """The fastest method on a device that is exact at all of these contraction lengths.
+
+    Args:
+        contractions: every contraction length that will be multiplied, each at most MAX_CONTRACTION.
+        device: where the matrices lie.
+        log: told when the int8 product is not exact here, and what is used instead.
+
+    Raises:
+        RuntimeError: no method is exact, which means broken hardware or libraries.
+    """
+    device = torch.device(device)
+    lengths = sorted(set(contractions))
+    if lengths and lengths[-1] > MAX_CONTRACTION:
+        raise ValueError(f"a contraction of {lengths[-1]} must be cut into spans of {MAX_CONTRACTION}")
+    int8 = Int8Product() if device.type == "cpu" else TorchInt8Product(device)
+    for method in (int8, FloatProduct(device)):
+        try:
+            wrong = [n for n in lengths if not _is_exact(method, n, device)]
+            reason = f"is not exact at contraction length {wrong[0]}" if wrong else None
+        except RuntimeError as error:
+            reason = f"does not run ({error})"
+        if reason is None:
+            return method
+        log(f"the {method.name} product on {device} {reason}; trying a slower exact method")
+    raise RuntimeError(f"no exact modular product on {device}: the hardware or its libraries are faulty")
+
+
+class Multiplier:
+    """Multiplies operands by products of a set of layers.
+
+    Args:
+        layers: int8 [out, in] of each layer, on the method's device.
+        method: from `exact_method`.
+    """
+
+    def __init__(self, layers: Mapping[str, torch.Tensor], method: Method) -> None:
+        self._layers = layers
+        self.method = method
+
+    def outputs(self, product: Product) -> int:
+        """Columns of the result.
+
+        Raises:
+            KeyError: a layer is not held.
+            ValueError: a span does not fit its layer, or the spans do not fit together.
+        """
+        forward = product.direction is Direction.FORWARD
+        if not product.spans:
+            raise ValueError("a product names no layers")
+        widths = []
+        for span in product.spans:
+            out_features, in_features = self._layers[span.layer].shape
+            contraction, width = (in_features, out_features) if forward else (out_features, in_features)
+            if not 0 <= span.start < span.stop <= contraction:
+                raise ValueError(
+                    f"span {span.start}:{span.stop} does not lie within the {contraction} "
+                    f"{'input' if forward else 'output'} features of layer {span.layer}"
+                )
+            if len(span) > MAX_CONTRACTION:
+                raise ValueError(f"a span has {len(span)} features, more than {MAX_CONTRACTION}")
+            widths.append(width)
+        same = {(s.start, s.stop) for s in product.spans} if forward else set(widths)
+        if len(same) > 1:
+            raise ValueError("the layers of a product do not read the same features")
+        return sum(widths) if forward else widths[0]
+
+    def multiply(self, product: Product, operand: Residues) -> Residues:
+        """operand . M mod q, for the product's matrix M.
+
+        Args:
+            operand: uint32 [rows, product.contraction], all below q.
+
+        Returns:
+            uint32 [rows, outputs].
+        """
+        out = np.empty((operand.shape[0], self.outputs(product)), np.uint32)
+        for start in range(0, operand.shape[0], _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self._multiply_rows(product, operand[rows], out[rows])
+        return out
+
+    def _multiply_rows(self, product: Product, operand: Residues, out: Residues) -> None:
+        if product.direction is Direction.FORWARD:
+            prepared = self.method.prepare(operand)
+            column = 0
+            for span in product.spans:
+                matrix = self._layers[span.layer][:, span.start : span.stop].t()
+                out[:, column : column + matrix.shape[1]] = self.method.multiply(prepared, matrix)
+                column += matrix.shape[1]
+            return
+        total = np.zeros(out.shape, np.uint64)
+        column = 0
+        for span in product.spans:
+            prepared = self.method.prepare(np.ascontiguousarray(operand[:, column : column + len(span)]))
+            total += self.method.multiply(prepared, self._layers[span.layer][span.start : span.stop])
+            column += len(span)
+        out[:] = total % MODULUS

@@ -1,0 +1,153 @@
+"""Every response is checked before it is unmasked (Freivalds 1977).
+
+For a product with matrix M the client knows secret vectors s, uniform mod q, and v = M s mod q. A
+response Y to the operand C is accepted when every row satisfies
+
+    C_t . v  =  Y_t . s   (mod q)
+
+A row that is not C_t M passes with probability 1/q for each vector, because s is uniform and unknown to
+the worker. The check needs only what that one operator saw, so whether it passes says nothing about
+the data; and one rejection excludes at most 1/q of the candidates for s, so s serves again.
+
+s is expanded from the kit's secret: forward one vector for each layer (outputs of a group stand side by
+side, and vectors that repeated would let two outputs swap unseen), backward one for all layers
+(input gradients of a group add up). v is computed once, in a pass over the client's own copy of
+the public checkpoint.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numba import njit, uint32, uint64
+from numpy.typing import NDArray
+
+from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.expansion import derive_key, expand
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Direction
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.row_blocks import for_row_blocks
+
+__all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
+
+VECTORS = 2
+"""Vectors kept for each layer and direction. Everyday responses use the first, hints use both."""
+
+
+def secret_vectors(secret: bytes, layer: str, direction: Direction, features: int) -> Residues:
+    """s for the outputs of a layer: uint32 [VECTORS, features]."""
+    if direction is Direction.FORWARD:
+        key = derive_key(secret, "verification", "forward", layer)
+    else:
+        key = derive_key(secret, "verification", "backward")
+    return expand(key, 0, VECTORS, features)
+
+
+def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> Residues:
+    """v = M s mod q for one layer.
+
+    Args:
+        integers: int8 [out, in].
+        s: uint32 [VECTORS, out] forward, [VECTORS, in] backward.
+
+    Returns:
+        uint32 [VECTORS, in] forward, [VECTORS, out] backward.
+    """
+    weights = integers.numpy()
+    matrix = weights.T if direction is Direction.FORWARD else weights
+    out = np.zeros((VECTORS, matrix.shape[0]), np.int64)
+    # Accumulating over slices of the stored rows keeps the pass sequential over W either way; terms
+    # are below 2^7 * 2^31, so int64 holds 2^25 of them.
+    step = max(1, (1 << 22) // weights.shape[1])
+    for start in range(0, weights.shape[0], step):
+        rows = weights[start : start + step]
+        if direction is Direction.FORWARD:
+            _accumulate(rows, s[:, start : start + step], out)
+        else:
+            _apply(rows, s, out[:, start : start + step])
+    return (out % MODULUS).astype(np.uint32)
+
+
+@njit(nogil=True, cache=True)
+def _accumulate(rows, s, out):  # type: ignore[no-untyped-def]
+    for j in range(rows.shape[0]):
+        for k in range(s.shape[0]):
+            factor = np.int64(s[k, j])
+            for i in range(rows.shape[1]):
+                out[k, i] += factor * np.int64(rows[j, i])
+
+
+@njit(nogil=True, cache=True)
+def _apply(rows, s, out):  # type: ignore[no-untyped-def]
+    for j in range(rows.shape[0]):
+        for k in range(s.shape[0]):
+            total = np.int64(0)
+            for i in range(rows.shape[1]):
+                total += np.int64(s[k, i]) * np.int64(rows[j, i])
+            out[k, j] = total
+
+
+@njit(nogil=True, cache=True)
+def _dot(row, vector):  # type: ignore[no-untyped-def]
+    low, high = uint64(0), uint64(0)
+    for i in range(row.shape[0]):
+        term = uint64(row[i]) * uint64(vector[i])
+        low += term & uint64(0xFFFFFFFF)
+        high += term >> uint64(32)
+    high = high % uint64(MODULUS)
+    return (((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS)
+
+
+@njit(nogil=True, cache=True)
+def _first_wrong_row(operand, response, s, v, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        largest = uint32(0)
+        for j in range(response.shape[1]):
+            largest = max(largest, response[r, j])
+        if largest >= uint32(MODULUS):
+            return r
+        for k in range(s.shape[0]):
+            if _dot(operand[r], v[k]) != _dot(response[r], s[k]):
+                return r
+    return -1
+
+
+@dataclass(frozen=True, eq=False)
+class CheckVectors:
+    """The secret vectors of one product. An integrity secret: it has no ``repr``.
+
+    Attributes:
+        s: uint32 [VECTORS, outputs of the product].
+        v: uint32 [VECTORS, contraction of the product].
+    """
+
+    s: Residues = field(repr=False)
+    v: Residues = field(repr=False)
+
+    def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int = 1) -> None:
+        """Accepts a response, or raises.
+
+        Args:
+            operand: what the worker multiplied, uint32 [rows, contraction].
+            response: what it answered, uint32 [rows, outputs].
+            vectors: how many of the vectors to use, for a soundness error of q^-vectors a row.
+
+        Raises:
+            VerificationError: a shape differs, a word is not a residue, or a row is not the product.
+        """
+        rows = operand.shape[0]
+        expected = (rows, self.s.shape[1])
+        if response.shape != expected:
+            raise VerificationError(f"the response has shape {response.shape}, not {expected}")
+        s, v = self.s[:vectors], self.v[:vectors]
+        wrong: list[int] = []
+
+        def block(start: int, stop: int) -> None:
+            row = _first_wrong_row(operand, response, s, v, start, stop)
+            if row >= 0:
+                wrong.append(row)
+
+        for_row_blocks(rows, operand.shape[1] + response.shape[1], block)
+        if wrong:
+            raise VerificationError(f"row {min(wrong)} of {rows} is not the product that was asked for")

@@ -1,0 +1,14 @@
+"""The worker daemon: holds a model's frozen layers and multiplies operands by them.
+
+    store       the frozen layers as integers, in the memory of a device
+    wire        what a request's header must say
+    rows        operands coming in and results going out, in blocks of rows
+    gate        how many requests run at once, and when no more are let in
+    service     the two calls of the contract
+    transport   the listening socket: mutual TLS, or plaintext on loopback
+    daemon      all of it as a running server
+    cli         the command ``blindtune-worker``
+
+A worker is trusted with nothing: it sees masked operands and public weights, and keeps neither
+operands nor results.
+"""

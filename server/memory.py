@@ -1,0 +1,101 @@
+"""Is there enough memory for a model? Asked before loading, not found out at the end of it."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import psutil
+import torch
+
+from blindtune.checkpoint import FrozenLayer
+from blindtune.protocol.errors import ConfigurationError, ResourceError
+
+__all__ = ["Available", "available_bytes", "cgroup_bytes", "memory_needed", "require_memory", "usable_device"]
+
+Available = Callable[[torch.device], int]
+"""How many bytes of a device can still be taken."""
+
+_CPU = torch.device("cpu")
+# Where a container's own limit shows, for versions 2 and 1: limit, usage, and the line of
+# memory.stat for cached files that the kernel gives back on demand.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", "inactive_file"),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_inactive_file",
+    ),
+)
+
+
+def usable_device(name: str) -> torch.device:
+    """The device of that name: ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        ConfigurationError: there is no such device here.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigurationError(f"{name} is no device: use cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return _CPU
+    if device.type != "cuda":
+        raise ConfigurationError(f"device {name} is not supported: use cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        raise ConfigurationError(f"device {name} was asked for, but torch finds no CUDA here")
+    index = torch.cuda.current_device() if device.index is None else device.index
+    if index >= torch.cuda.device_count():
+        raise ConfigurationError(f"there is no device {name}: torch finds {torch.cuda.device_count()}")
+    return torch.device("cuda", index)
+
+
+def cgroup_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Bytes left under the container's memory limit, or None where there is none to be seen."""
+    for limit_file, usage_file, stat_file, reclaimable in _CGROUPS:
+        try:
+            limit = (root / limit_file).read_text().strip()
+            usage = int((root / usage_file).read_text())
+            stat = dict(line.split() for line in (root / stat_file).read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        return None if limit == "max" else int(limit) - usage + int(stat.get(reclaimable, 0))
+    return None
+
+
+def available_bytes(device: torch.device) -> int:
+    """Bytes that can still be taken on a device."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    host = psutil.virtual_memory().available
+    limit = cgroup_bytes()
+    return host if limit is None else max(0, min(host, limit))
+
+
+def memory_needed(layers: Iterable[FrozenLayer], device: torch.device) -> dict[torch.device, int]:
+    """Bytes that loading layers takes at its peak: int8 for all, and float32 for the largest.
+
+    Layers pass through the host's memory one at a time on their way to a GPU, and the GPU needs
+    room to work on one too.
+    """
+    sizes = [layer.out_features * layer.in_features for layer in layers]
+    held, largest = sum(sizes), max(sizes, default=0)
+    needed = {device: held + 4 * largest}
+    if device != _CPU:
+        needed[_CPU] = 5 * largest
+    return needed
+
+
+def require_memory(needed: dict[torch.device, int], available: Available) -> None:
+    """Refuses what would not fit.
+
+    Raises:
+        ResourceError: a device has less memory than needed.
+    """
+    for device, wanted in needed.items():
+        free = available(device)
+        if wanted > free:
+            raise ResourceError(
+                f"the model's layers need {wanted / 2**30:.2f} GiB on {device}, and {free / 2**30:.2f} "
+                "GiB are available: free memory, raise the container's limit, or use a larger machine"
+            )

@@ -1,0 +1,70 @@
+"""Why a worker refuses a request, and the gRPC status that says so.
+
+    Refusal
+    ├── MalformedRequest     INVALID_ARGUMENT      no request that follows the contract looks like this
+    ├── LayerNotHeld         NOT_FOUND             another worker may hold the layer
+    ├── OtherContract        FAILED_PRECONDITION   other model, protocol version or parameter set
+    ├── OverLimit            RESOURCE_EXHAUSTED    larger than the manifest's limits allow
+    ├── Busy                 RESOURCE_EXHAUSTED    too many requests at once: try again, or elsewhere
+    └── Draining             UNAVAILABLE           this worker is shutting down: go elsewhere
+
+Messages name layers, shapes and versions. They never hold words of an operand, or a key.
+"""
+
+from typing import ClassVar
+
+import grpc
+
+from blindtune.protocol.errors import ProtocolError
+
+__all__ = [
+    "Busy",
+    "Draining",
+    "LayerNotHeld",
+    "MalformedRequest",
+    "OtherContract",
+    "OverLimit",
+    "Refusal",
+]
+
+
+class Refusal(ProtocolError):
+    """A request that this worker does not serve."""
+
+    code: ClassVar[grpc.StatusCode]
+
+
+class MalformedRequest(Refusal):
+    """The request does not follow the contract."""
+
+    code = grpc.StatusCode.INVALID_ARGUMENT
+
+
+class LayerNotHeld(Refusal):
+    """The request names a layer that this worker does not hold."""
+
+    code = grpc.StatusCode.NOT_FOUND
+
+
+class OtherContract(Refusal):
+    """Client and worker disagree about model, protocol version or parameters."""
+
+    code = grpc.StatusCode.FAILED_PRECONDITION
+
+
+class OverLimit(Refusal):
+    """The request is larger than the manifest's limits allow."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Busy(Refusal):
+    """As many requests as allowed are running."""
+
+    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Draining(Refusal):
+    """The worker finishes what it has begun and takes nothing new."""
+
+    code = grpc.StatusCode.UNAVAILABLE

@@ -1,0 +1,172 @@
+"""The frozen layers that a worker holds: int8 matrices in the memory of one device."""
+
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.modular_product import Method, Multiplier, exact_method
+from blindtune.protocol.products import backward_products, forward_products
+from blindtune.protocol.weights import IntegerLayer, model_fingerprint
+from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory
+
+__all__ = ["LayerStore", "StoredLayer", "layer_fingerprints"]
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class StoredLayer:
+    """A frozen layer as a worker keeps it. Its scales are the client's business.
+
+    Attributes:
+        integers: int8 [out_features, in_features], on the store's device.
+        fingerprint: over integers and scales.
+    """
+
+    integers: torch.Tensor
+    fingerprint: str
+
+    @property
+    def out_features(self) -> int:
+        return self.integers.shape[0]
+
+    @property
+    def in_features(self) -> int:
+        return self.integers.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStore:
+    """Layers, and a way to multiply by them that was seen to be exact here.
+
+    Attributes:
+        model: name of the model, as the manifest states it.
+        revision: empty for a local checkpoint.
+        fingerprint: of the whole checkpoint, also when only some of its layers are held.
+        layers: those that are held, by name.
+        method: how products are computed on this device.
+        contractions: the contraction lengths at which `method` was checked; no others are served.
+    """
+
+    model: str
+    revision: str
+    fingerprint: str
+    layers: Mapping[str, StoredLayer]
+    method: Method
+    contractions: frozenset[int]
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Checkpoint,
+        device: torch.device | str = "cpu",
+        *,
+        held: Collection[str] | None = None,
+        available: Available = available_bytes,
+    ) -> "LayerStore":
+        """Reads a checkpoint's frozen layers, one at a time.
+
+        Args:
+            checkpoint: opened, not yet read.
+            device: where the integers go.
+            held: names of the layers to keep; all of them unless given.
+            available: tells how much memory a device has left.
+
+        Raises:
+            CheckpointError: a layer can't be read.
+            ConfigurationError: ``held`` names a layer that there is not, or the device cannot multiply.
+            ResourceError: memory does not suffice.
+        """
+        device = torch.device(device)
+        unknown = set(held or ()) - {layer.name for layer in checkpoint.layers}
+        if unknown:
+            raise ConfigurationError(f"{checkpoint.model} has no frozen layer {min(unknown)}")
+        kept = [layer for layer in checkpoint.layers if held is None or layer.name in held]
+        require_memory(memory_needed(kept, device), available)
+        local = checkpoint.folder.resolve().name
+        is_local = not checkpoint.model or checkpoint.folder == type(checkpoint.folder)(checkpoint.model)
+        return cls.from_layers(
+            _read(checkpoint),
+            device,
+            model=local if is_local else checkpoint.model,
+            revision="" if is_local else checkpoint.revision or "main",
+            held=held,
+        )
+
+    @classmethod
+    def from_layers(
+        cls,
+        layers: Iterable[tuple[str, IntegerLayer]],
+        device: torch.device | str = "cpu",
+        *,
+        model: str,
+        revision: str = "",
+        held: Collection[str] | None = None,
+    ) -> "LayerStore":
+        """Keeps integer layers as they come by; ``layers`` must be all of the model's.
+
+        Raises:
+            ConfigurationError: no product is exact on this device.
+            ResourceError: the device's memory does not suffice.
+        """
+        device = torch.device(device)
+        stored: dict[str, StoredLayer] = {}
+        fingerprints: dict[str, str] = {}
+        for name, layer in layers:
+            fingerprints[name] = layer.fingerprint()
+            if held is None or name in held:
+                try:
+                    stored[name] = StoredLayer(layer.integers.to(device), fingerprints[name])
+                except (torch.OutOfMemoryError, MemoryError) as error:
+                    raise ResourceError(
+                        f"{device} ran out of memory at layer {name} ({len(stored)} layers are loaded)"
+                    ) from error
+        contractions = _contractions(stored)
+        try:
+            method = exact_method(contractions, device, log=_logger.warning)
+        except RuntimeError as error:
+            raise ConfigurationError(f"{error}: use another --device or machine") from error
+        _logger.info(
+            "products are exact",
+            extra={"method": method.name, "device": str(device), "contractions": len(contractions)},
+        )
+        return cls(model, revision, model_fingerprint(fingerprints), stored, method, contractions)
+
+    def multiplier(self) -> Multiplier:
+        """Multiplies by the layers that are held."""
+        return Multiplier({name: layer.integers for name, layer in self.layers.items()}, self.method)
+
+
+def layer_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:
+    """The fingerprint of each frozen layer, read one at a time and not kept.
+
+    Raises:
+        CheckpointError: a layer can't be read.
+    """
+    return {name: layer.fingerprint() for name, layer in _read(checkpoint)}
+
+
+def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, IntegerLayer]]:
+    """All frozen layers in turn; progress is logged about ten times."""
+    count = len(checkpoint.layers)
+    with checkpoint.reader() as reader:
+        for index, layer in enumerate(checkpoint.layers, 1):
+            yield layer.name, reader.read(layer)
+            if index * 10 // count != (index - 1) * 10 // count:
+                _logger.info("reading layers", extra={"done": index, "of": count})
+
+
+def _contractions(layers: Mapping[str, StoredLayer]) -> frozenset[int]:
+    """The contraction lengths of all spans that the layers are cut into, in both directions."""
+    lengths: set[int] = set()
+    for name, layer in layers.items():
+        products = [
+            *forward_products([name], layer.in_features),
+            *backward_products([(name, layer.out_features)]),
+        ]
+        lengths.update(len(span) for product in products for span in product.spans)
+    return frozenset(lengths)

@@ -1,0 +1,150 @@
+"""What the header of a multiplication must say before anything is computed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.expansion import Seed
+from blindtune.protocol.parameters import Q31
+from blindtune.protocol.products import Direction, Product, Span
+from blindtune.server.limits import Limits
+from blindtune.server.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
+from blindtune.server.store import LayerStore
+
+__all__ = ["PARAMETER_SETS", "Request", "parse_header"]
+
+PARAMETER_SETS = (Q31.name,)
+"""Names of the parameter sets that workers of this version serve."""
+
+# A layer group has a handful of members; without a bound a header could name a hundred thousand.
+_MAX_SPANS = 64
+_MESSAGE_OVERHEAD = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A multiplication that this worker can do.
+
+    Attributes:
+        product: the matrix.
+        rows, columns: shape of the operand.
+        outputs: columns of the result.
+        seed: what the operand is expanded from, or None when its rows follow.
+    """
+
+    product: Product
+    rows: int
+    columns: int
+    outputs: int
+    seed: Seed | None = field(repr=False)
+
+
+def parse_header(
+    message: worker_pb2.MultiplyRequest | None,
+    store: LayerStore,
+    limits: Limits,
+    outputs_of: Callable[[Product], int],
+) -> Request:
+    """Reads and checks the first message of a request.
+
+    Args:
+        message: None when the stream ended before any message.
+        store: the layers that are held.
+        limits: on one request.
+        outputs_of: columns of a product's result; raises ValueError if the spans do not fit.
+
+    Raises:
+        MalformedRequest: the header breaks the contract.
+        LayerNotHeld: it names a layer that is not held.
+        OtherContract: it means another model, protocol version or parameter set.
+        OverLimit: the operand, or a row of the result, is too large.
+    """
+    if message is None or message.WhichOneof("part") != "header":
+        raise MalformedRequest("the first message of a request must be its header")
+    header = message.header
+    _require_same_contract(header, store)
+    product = _product(header.product, store)
+    try:
+        outputs = outputs_of(product)
+    except ValueError as error:
+        raise MalformedRequest(str(error)) from error
+    if header.columns != product.contraction:
+        raise MalformedRequest(
+            f"the operand has {header.columns} columns, but the product takes {product.contraction}"
+        )
+    _require_within_limits(header.rows, header.columns, outputs, limits)
+    return Request(product, header.rows, header.columns, outputs, _seed(header))
+
+
+def _require_same_contract(header: worker_pb2.MultiplyHeader, store: LayerStore) -> None:
+    if header.protocol_version != PROTOCOL_VERSION:
+        older = "client" if header.protocol_version < PROTOCOL_VERSION else "worker"
+        raise OtherContract(
+            f"the client speaks protocol version {header.protocol_version} and this worker "
+            f"{PROTOCOL_VERSION}: upgrade the {older}"
+        )
+    if header.fingerprint != store.fingerprint:
+        raise OtherContract(
+            f"this worker serves {store.model} with fingerprint {store.fingerprint}, but the client "
+            f"means {_shown(header.fingerprint)}: give both the same checkpoint and revision"
+        )
+    if header.parameter_set not in PARAMETER_SETS:
+        raise OtherContract(
+            f"this worker does not know the parameter set {_shown(header.parameter_set)}: choose one "
+            f"of {', '.join(PARAMETER_SETS)} in the client, or upgrade the worker"
+        )
+
+
+def _product(message: worker_pb2.Product, store: LayerStore) -> Product:
+    try:
+        direction = Direction(message.direction)
+    except ValueError:
+        raise MalformedRequest(f"{message.direction} is no direction of a product") from None
+    if not message.spans:
+        raise MalformedRequest("the product names no layers")
+    if len(message.spans) > _MAX_SPANS:
+        raise OverLimit(f"the product has {len(message.spans)} spans, more than {_MAX_SPANS}")
+    for span in message.spans:
+        if span.layer not in store.layers:
+            raise LayerNotHeld(f"this worker does not hold a layer {_shown(span.layer)}")
+        # Libraries choose their kernels by shape, so only lengths whose products were compared with
+        # exact integers are served. They are those that `protocol.products` cuts layers into.
+        if span.stop - span.start not in store.contractions:
+            raise MalformedRequest(
+                f"{span.start}:{span.stop} is none of the spans that layer {span.layer} is cut into"
+            )
+    return Product(direction, tuple(Span(s.layer, s.start, s.stop) for s in message.spans))
+
+
+def _require_within_limits(rows: int, columns: int, outputs: int, limits: Limits) -> None:
+    if not rows:
+        raise MalformedRequest("the operand has no rows")
+    if rows > limits.max_rows:
+        raise OverLimit(f"the operand has {rows} rows, more than this worker's limit {limits.max_rows}")
+    if rows * columns * 4 > limits.max_operand_bytes:
+        raise OverLimit(
+            f"an operand of {rows} x {columns} residues has {rows * columns * 4} bytes, more than this "
+            f"worker's limit {limits.max_operand_bytes}"
+        )
+    if outputs * 4 > MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD:
+        raise OverLimit(
+            f"one row of the result has {outputs} words, which do not fit into a message of "
+            f"{MAX_MESSAGE_BYTES} bytes: ask for fewer layers at once"
+        )
+
+
+def _seed(header: worker_pb2.MultiplyHeader) -> Seed | None:
+    if not header.HasField("seed"):
+        return None
+    try:
+        seed = Seed(header.seed.key, header.seed.row_offset)
+    except ValueError as error:
+        raise MalformedRequest(str(error)) from error
+    if seed.row_offset + header.rows > 1 << 63:
+        raise MalformedRequest("the rows of a seed end at 2^63")
+    return seed
+
+
+def _shown(text: str) -> str:
+    """A name out of a request as it may appear in a message: quoted, on one line, not endless."""
+    return repr(text if len(text) <= 100 else text[:97] + "...")
