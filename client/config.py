@@ -7,19 +7,18 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from blindtune.client.head import Head, checked_head
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["BlindConfig", "Masking", "Operator", "METHOD"]
 
 METHOD = "blindtune"
 Masking = Literal["shares", "reference"]
-_MASKINGS = ("shares", "reference")
-_HEADS = ("auto", "local", "remote")
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ class BlindConfig(QuantizationConfigMixin):  # type: ignore[misc]
         self,
         operators: Sequence[Operator | Mapping[str, Any]] = (),
         masking: Masking = "shares",
-        head: Literal["auto", "local", "remote"] = "auto",
+        head: Head = "auto",
         insecure: bool = False,
         allow_one_machine: bool = False,
         request_timeout: float = 300.0,
@@ -119,10 +118,11 @@ class BlindConfig(QuantizationConfigMixin):  # type: ignore[misc]
         return f"BlindConfig(masking={self.masking!r}, operators={[x.name for x in self.operators]})"
 
     def _validate(self) -> None:
-        if self.masking not in _MASKINGS:
-            raise ConfigurationError(f"masking is one of {', '.join(_MASKINGS)}, not {self.masking!r}")
-        if self.head not in _HEADS:
-            raise ConfigurationError(f"head is one of {', '.join(_HEADS)}, not {self.head!r}")
+        if self.masking not in get_args(Masking):
+            raise ConfigurationError(
+                f"masking is one of {', '.join(get_args(Masking))}, not {self.masking!r}"
+            )
+        checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:
             raise ConfigurationError("request_timeout must be positive and retry_seconds not negative")
         if self.masking == "reference":

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from safetensors.torch import save_file as save_tensors
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
+from blindtune.client.head import Head, head_is_remote
 from blindtune.client.kit import (
     ARRAYS,
     DESCRIPTION,
@@ -35,19 +35,13 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
-__all__ = ["Head", "Progress", "cached_kit", "head_is_remote", "prepare"]
+__all__ = ["Progress", "cached_kit", "prepare"]
 
-Head = Literal["local", "remote", "auto"]
 Progress = Callable[[Iterable[FrozenLayer]], Iterable[FrozenLayer]]
 """Wraps the layers to show progress as they are consumed."""
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja")
 _NOT_COPIED = ("*.index.json",)
-
-
-def head_is_remote(layer: FrozenLayer, head: Head) -> bool:
-    """Whether workers compute the output head: ``auto`` keeps it here when it is the embedding anyway."""
-    return not layer.tied if head == "auto" else head == "remote"
 
 
 def prepare(

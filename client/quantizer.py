@@ -26,10 +26,11 @@ from blindtune.checkpoint.skeleton import frozen_layers
 from blindtune.client.config import METHOD, BlindConfig
 from blindtune.client.groups import trace_groups
 from blindtune.client.guard import guard_training
+from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier, RemoteMultiplier
-from blindtune.client.prepare import cached_kit, head_is_remote
+from blindtune.client.prepare import cached_kit
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
 

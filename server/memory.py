@@ -44,7 +44,7 @@ def usable_device(name: str) -> torch.device:
         raise ConfigurationError(f"device {name} is not supported: use cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         raise ConfigurationError(f"device {name} was asked for, but torch finds no CUDA here")
-    index = torch.cuda.current_device() if device.index is None else device.index
+    index = device.index if ":" in name else torch.cuda.current_device()
     if index >= torch.cuda.device_count():
         raise ConfigurationError(f"there is no device {name}: torch finds {torch.cuda.device_count()}")
     return torch.device("cuda", index)

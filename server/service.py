@@ -116,8 +116,9 @@ class _Call:
 
     def __init__(self, context: grpc.ServicerContext) -> None:
         given = dict(context.invocation_metadata() or ()).get("x-request-id")
-        usable = isinstance(given, str) and _REQUEST_ID.fullmatch(given)
-        self.request_id = given if usable else uuid.uuid4().hex
+        if not isinstance(given, str) or not _REQUEST_ID.fullmatch(given):
+            given = uuid.uuid4().hex
+        self.request_id = given
         self.peer = unquote(context.peer())
         self.request: Request | None = None
         self.bytes_in = 0

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -87,13 +88,12 @@ class LayerStore:
             raise ConfigurationError(f"{checkpoint.model} has no frozen layer {min(unknown)}")
         kept = [layer for layer in checkpoint.layers if held is None or layer.name in held]
         require_memory(memory_needed(kept, device), available)
-        local = checkpoint.folder.resolve().name
-        is_local = not checkpoint.model or checkpoint.folder == type(checkpoint.folder)(checkpoint.model)
+        local = checkpoint.folder == Path(checkpoint.model)
         return cls.from_layers(
             _read(checkpoint),
             device,
-            model=local if is_local else checkpoint.model,
-            revision="" if is_local else checkpoint.revision or "main",
+            model=checkpoint.folder.resolve().name if local else checkpoint.model,
+            revision="" if local else checkpoint.revision or "main",
             held=held,
         )
 

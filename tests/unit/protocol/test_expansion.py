@@ -1,0 +1,344 @@
+"""The generator: ChaCha20 against RFC 8439, rejection against ChaCha20 written out here, seeking, sub-keys."""
+
+import hashlib
+import hmac
+
+import numpy as np
+import pytest
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blindtune.protocol.expansion import KEY_BYTES, Seed, _stream, derive_key, expand
+from blindtune.protocol.parameters import MODULUS
+
+WORD = 0x7FFFFFFF
+COUNTING_KEY = bytes(range(32))
+ZERO_KEY = bytes(32)
+
+# RFC 8439: (section, key, block counter, nonce, keystream from that block on).
+PUBLISHED = [
+    (
+        "A.1 #1",
+        ZERO_KEY,
+        0,
+        "000000000000000000000000",
+        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
+        "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586",
+    ),
+    (
+        "A.1 #2",
+        ZERO_KEY,
+        1,
+        "000000000000000000000000",
+        "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed"
+        "29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f",
+    ),
+    (
+        "A.1 #3",
+        bytes(31) + b"\x01",
+        1,
+        "000000000000000000000000",
+        "3aeb5224ecf849929b9d828db1ced4dd832025e8018b8160b82284f3c949aa5a"
+        "8eca00bbb4a73bdad192b5c42f73f2fd4e273644c8b36125a64addeb006c13a0",
+    ),
+    (
+        "A.1 #4",
+        b"\x00\xff" + bytes(30),
+        2,
+        "000000000000000000000000",
+        "72d54dfbf12ec44b362692df94137f328fea8da73990265ec1bbbea1ae9af0ca"
+        "13b25aa26cb4a648cb9b9d1be65b2c0924a66c54d545ec1b7374f4872e99f096",
+    ),
+    (
+        "A.1 #5",
+        ZERO_KEY,
+        0,
+        "000000000000000000000002",
+        "c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c7"
+        "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d",
+    ),
+    (
+        "2.3.2",
+        COUNTING_KEY,
+        1,
+        "000000090000004a00000000",
+        "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
+        "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e",
+    ),
+    (
+        "2.4.2",
+        COUNTING_KEY,
+        1,
+        "000000000000004a00000000",
+        "224f51f3401bd9e12fde276fb8631ded8c131f823d2c06e27e4fcaec9ef3cf78"
+        "8a3b0aa372600a92b57974cded2b9334794cba40c63e34cdea212c4cf07d41b7"
+        "69a6749f3f630f4122cafe28ec4dc47e26d4346d70b98c73f3e9c53ac40c5945",
+    ),
+]
+WITH_IDS = pytest.mark.parametrize(
+    ("key", "counter", "nonce", "keystream"), [v[1:] for v in PUBLISHED], ids=[v[0] for v in PUBLISHED]
+)
+
+
+def _quarter_round(x: list[int], a: int, b: int, c: int, d: int) -> None:
+    for target, source, mixed, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
+        x[target] = (x[target] + x[source]) & 0xFFFFFFFF
+        value = x[mixed] ^ x[target]
+        x[mixed] = ((value << turn) | (value >> (32 - turn))) & 0xFFFFFFFF
+
+
+def chacha20_block(key: bytes, counter: int, nonce: bytes) -> list[int]:
+    """The 16 words of a block, from RFC 8439 sections 2.1 to 2.3."""
+    state = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574]
+    state += [int.from_bytes(key[4 * i : 4 * i + 4], "little") for i in range(8)]
+    state += [counter]
+    state += [int.from_bytes(nonce[4 * i : 4 * i + 4], "little") for i in range(3)]
+    x = list(state)
+    for _ in range(10):
+        _quarter_round(x, 0, 4, 8, 12)
+        _quarter_round(x, 1, 5, 9, 13)
+        _quarter_round(x, 2, 6, 10, 14)
+        _quarter_round(x, 3, 7, 11, 15)
+        _quarter_round(x, 0, 5, 10, 15)
+        _quarter_round(x, 1, 6, 11, 12)
+        _quarter_round(x, 2, 7, 8, 13)
+        _quarter_round(x, 3, 4, 9, 14)
+    return [(a + b) & 0xFFFFFFFF for a, b in zip(x, state, strict=True)]
+
+
+def stream_words(key: bytes, row: int, stream: int, block: int) -> list[int]:
+    """Words 16 * block ... 16 * block + 15 of a stream of a row, top bits cleared."""
+    nonce = stream.to_bytes(4, "little") + row.to_bytes(8, "little")
+    return [word & WORD for word in chacha20_block(key, block, nonce)]
+
+
+def streams_until_accepted(key: bytes, row: int, column: int) -> list[int]:
+    """The words that the definition draws for one element: the last is the element."""
+    words: list[int] = []
+    while not words or words[-1] >= MODULUS:
+        words.append(stream_words(key, row, len(words), column // 16)[column % 16])
+    return words
+
+
+def expand_by_definition(key: bytes, row: int, columns: int) -> list[int]:
+    first = [w for block in range(-(-columns // 16)) for w in stream_words(key, row, 0, block)][:columns]
+    return [
+        word if word < MODULUS else streams_until_accepted(key, row, i)[-1] for i, word in enumerate(first)
+    ]
+
+
+@WITH_IDS
+def test_the_reference_in_this_file_gives_the_keystream_of_rfc_8439(
+    key: bytes, counter: int, nonce: str, keystream: str
+) -> None:
+    stream = bytes.fromhex(keystream)
+    for block in range(len(stream) // 64):
+        words = chacha20_block(key, counter + block, bytes.fromhex(nonce))
+        assert b"".join(w.to_bytes(4, "little") for w in words) == stream[64 * block : 64 * block + 64]
+
+
+@WITH_IDS
+def test_stream_gives_the_keystream_of_rfc_8439_with_top_bits_cleared(
+    key: bytes, counter: int, nonce: str, keystream: str
+) -> None:
+    expected = np.frombuffer(bytes.fromhex(keystream), "<u4") & WORD
+    stream = int.from_bytes(bytes.fromhex(nonce)[:4], "little")
+    row = int.from_bytes(bytes.fromhex(nonce)[4:], "little")
+    words = np.empty(16 * counter + expected.size, np.uint32)
+    _stream(key, row, stream, words)
+    assert np.array_equal(words[16 * counter :], expected)
+
+
+@pytest.mark.parametrize("vector", [v for v in PUBLISHED if v[0] != "2.3.2"], ids=lambda v: v[0])
+def test_expand_gives_the_keystream_of_rfc_8439(vector: tuple[str, bytes, int, str, str]) -> None:
+    _, key, counter, nonce, keystream = vector
+    expected = np.frombuffer(bytes.fromhex(keystream), "<u4") & WORD
+    assert np.all(expected < MODULUS)
+    row = int.from_bytes(bytes.fromhex(nonce)[4:], "little")
+    expanded = expand(key, row, 1, 16 * counter + expected.size)
+    assert expanded.dtype == np.uint32
+    assert np.array_equal(expanded[0, 16 * counter :], expected)
+
+
+def test_rows_with_rejected_words_follow_the_definition_element_by_element() -> None:
+    columns, found = 64, []
+    for row in range(2000):
+        first = [w for block in range(columns // 16) for w in stream_words(COUNTING_KEY, row, 0, block)]
+        if max(first) >= MODULUS:
+            found.append(row)
+            expected = expand_by_definition(COUNTING_KEY, row, columns)
+            assert expand(COUNTING_KEY, row, 1, columns)[0].tolist() == expected
+            assert expected != first
+        if len(found) == 3:
+            return
+    pytest.fail("no row with a rejected word was found, so nothing was tested")
+
+
+@pytest.mark.parametrize(("row", "column"), [(74133, 668), (125138, 3906)])
+def test_an_element_rejected_twice_comes_from_the_third_stream(row: int, column: int) -> None:
+    # Two of about 3e8 elements each; found by searching the rows of this key.
+    words = streams_until_accepted(COUNTING_KEY, row, column)
+    assert len(words) == 3 and min(words[:2]) >= MODULUS > words[2]
+    assert expand(COUNTING_KEY, row, 1, column + 1)[0, column] == words[2]
+    assert expand(COUNTING_KEY, row - 1, 3, 4096)[1, column] == words[2]
+
+
+def test_every_expanded_word_is_a_residue() -> None:
+    # 4e6 words, of which about 180 are drawn again.
+    block = expand(COUNTING_KEY, 74000, 1000, 4096)
+    assert int(block.max()) < MODULUS
+
+
+def test_a_word_equal_to_q_is_rejected_and_q_minus_1_is_kept() -> None:
+    # One word of 2^31 each; found by searching the rows of this key.
+    rejected, kept = (244, 777_266), (6967, 744_892)
+    assert stream_words(COUNTING_KEY, rejected[0], 0, rejected[1] // 16)[rejected[1] % 16] == MODULUS
+    assert stream_words(COUNTING_KEY, kept[0], 0, kept[1] // 16)[kept[1] % 16] == MODULUS - 1
+    again = streams_until_accepted(COUNTING_KEY, *rejected)[-1]
+    assert expand(COUNTING_KEY, rejected[0], 1, rejected[1] + 1)[0, -1] == again
+    assert expand(COUNTING_KEY, kept[0], 1, kept[1] + 1)[0, -1] == MODULUS - 1
+
+
+def test_no_word_below_q_is_changed() -> None:
+    columns = 4096
+    expanded = expand(COUNTING_KEY, 0, 300, columns)
+    words = np.empty(columns, np.uint32)
+    for row in range(300):
+        _stream(COUNTING_KEY, row, 0, words)
+        changed = np.flatnonzero(expanded[row] != words)
+        assert np.array_equal(changed, np.flatnonzero(words >= MODULUS))
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(
+    key=st.binary(min_size=32, max_size=32),
+    row=st.integers(0, (1 << 63) - 1),
+    columns=st.integers(1, 40),
+)
+def test_any_key_and_row_follow_the_definition(key: bytes, row: int, columns: int) -> None:
+    assert expand(key, row, 1, columns)[0].tolist() == expand_by_definition(key, row, columns)
+
+
+@settings(derandomize=True, deadline=None, max_examples=60)
+@given(data=st.data())
+def test_a_block_of_rows_and_columns_equals_the_slice_of_the_whole(data: st.DataObject) -> None:
+    rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 200))
+    offset = data.draw(st.integers(0, 1 << 62))
+    whole = expand(COUNTING_KEY, offset, rows, columns)
+    start = data.draw(st.integers(0, rows - 1))
+    stop = data.draw(st.integers(start + 1, rows))
+    prefix = data.draw(st.integers(1, columns))
+    block = expand(COUNTING_KEY, offset + start, stop - start, prefix)
+    assert np.array_equal(block, whole[start:stop, :prefix])
+    assert np.array_equal(Seed(COUNTING_KEY, offset + start).expand(stop - start, prefix), block)
+
+
+def test_expansion_in_threads_equals_row_by_row_expansion() -> None:
+    rows, columns = 257, 1024  # Enough elements that the rows are shared out over threads.
+    whole = expand(COUNTING_KEY, 5, rows, columns)
+    for row in range(rows):
+        assert np.array_equal(whole[row], expand(COUNTING_KEY, 5 + row, 1, columns)[0])
+
+
+def test_a_column_prefix_that_ends_at_a_rejected_word_is_the_same_prefix() -> None:
+    whole = expand(COUNTING_KEY, 74133, 1, 4096)
+    for columns in (667, 668, 669, 670, 4095):
+        assert np.array_equal(expand(COUNTING_KEY, 74133, 1, columns), whole[:, :columns])
+
+
+def test_rows_keys_and_distant_offsets_give_unrelated_words() -> None:
+    # A nonce that dropped high bytes of the row would repeat a row at a power of 256.
+    rows = [0, 1, *(1 << (8 * i) for i in range(1, 8)), (1 << 63) - 1]
+    drawn = {expand(COUNTING_KEY, row, 1, 8).tobytes() for row in rows}
+    for i in range(32):
+        key = bytearray(COUNTING_KEY)
+        key[i] ^= 1
+        drawn.add(expand(bytes(key), 0, 1, 8).tobytes())
+    assert len(drawn) == len(rows) + 32
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(0, 5), (5, 0), (0, 0)])
+def test_an_empty_block_expands_to_an_empty_matrix(rows: int, columns: int) -> None:
+    assert expand(COUNTING_KEY, 0, rows, columns).shape == (rows, columns)
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_a_seed_of_another_key_length_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"not {length}"):
+        Seed(bytes(length))
+
+
+@pytest.mark.parametrize("offset", [-1, 1 << 63])
+def test_a_seed_with_a_row_offset_outside_63_bits_is_refused(offset: int) -> None:
+    with pytest.raises(ValueError, match="row offset"):
+        Seed(COUNTING_KEY, offset)
+
+
+def hkdf_expand(secret: bytes, info: bytes, length: int) -> bytes:
+    """HKDF-Expand with SHA-256, from RFC 5869 section 2.3."""
+    okm, block, counter = b"", b"", 1
+    while len(okm) < length:
+        block = hmac.new(secret, block + info + bytes([counter]), hashlib.sha256).digest()
+        okm, counter = okm + block, counter + 1
+    return okm[:length]
+
+
+@pytest.mark.parametrize(
+    ("prk", "info", "okm"),
+    [
+        (
+            "077709362c2e32df0ddc3f0dc47bba6390b6c73bb50f9c3122ec844ad7c2b3e5",
+            "f0f1f2f3f4f5f6f7f8f9",
+            "3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf34007208d5b887185865",
+        ),
+        (
+            "06a6b88c5853361a06104c9ceb35b45cef760014904671014a193f40c15fc244",
+            bytes(range(0xB0, 0x100)).hex(),
+            "b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c59045a99cac7827271cb41c65e590e09"
+            "da3275600c2f09b8367793a9aca3db71cc30c58179ec3e87c14c01d5c1f3434f1d87",
+        ),
+    ],
+    ids=["case 1", "case 2"],
+)
+def test_hkdf_expand_gives_the_vectors_of_rfc_5869(prk: str, info: str, okm: str) -> None:
+    secret, label, expected = bytes.fromhex(prk), bytes.fromhex(info), bytes.fromhex(okm)
+    assert hkdf_expand(secret, label, len(expected)) == expected
+    assert HKDFExpand(algorithm=SHA256(), length=len(expected), info=label).derive(secret) == expected
+
+
+@settings(derandomize=True, deadline=None, max_examples=50)
+@given(
+    secret=st.binary(min_size=32, max_size=32),
+    label=st.lists(st.text(st.characters(exclude_categories=("Cs",)), max_size=12), max_size=4),
+)
+def test_a_derived_key_is_hkdf_expand_of_the_hashed_label(secret: bytes, label: list[str]) -> None:
+    hashed = b"blindtune/v1"
+    for part in label:
+        hashed += len(part.encode()).to_bytes(8, "little") + part.encode()
+    expected = hkdf_expand(secret, hashlib.sha256(hashed).digest(), KEY_BYTES)
+    assert derive_key(secret, *label) == expected
+
+
+def test_labels_that_read_alike_give_different_keys() -> None:
+    labels = [
+        (), ("",), ("", ""), ("ab",), ("a", "b"), ("ab", ""), ("", "ab"), ("a", "b", ""), ("b", "a"),
+        ("a b",), ("a\0b",), ("a\0", "b"), ("share", "1", "1"), ("share", "11"), ("share", "1", "1 "),
+    ]  # fmt: skip
+    keys = {derive_key(COUNTING_KEY, *label) for label in labels}
+    assert len(keys) == len(labels)
+    assert keys.isdisjoint(derive_key(ZERO_KEY, *label) for label in labels)
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(a=st.lists(st.text("ab\0", max_size=3), max_size=3), b=st.lists(st.text("ab\0", max_size=3), max_size=3))
+def test_two_keys_agree_only_for_equal_labels(a: list[str], b: list[str]) -> None:
+    assert (derive_key(COUNTING_KEY, *a) == derive_key(COUNTING_KEY, *b)) == (a == b)
+
+
+@pytest.mark.xfail(strict=True, reason="derive_key accepts a secret of any length, even an empty one")
+@pytest.mark.parametrize("length", [0, 16, 31])
+def test_a_secret_shorter_than_a_key_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match="32 bytes"):
+        derive_key(bytes(length), "share")

@@ -1,0 +1,106 @@
+"""Residue arithmetic against Python integers, and the refusal of words that are no residues."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.parameters import MODULUS, Q31, ParameterSet, parameter_set
+from blindtune.protocol.residues import add, centre, from_centred, require_residues, subtract
+
+HALF = (MODULUS - 1) // 2
+EXTREMES = [0, 1, 2, HALF - 1, HALF, HALF + 1, HALF + 2, MODULUS - 2, MODULUS - 1]
+RESIDUE = st.one_of(st.sampled_from(EXTREMES), st.integers(0, MODULUS - 1))
+
+
+def large(seed: int) -> np.ndarray:
+    """Enough elements that kernels run in threads, with every extreme among them."""
+    words = np.random.default_rng(seed).integers(0, MODULUS, (331, 1021), dtype=np.uint32)
+    words.flat[:: words.size // 500] = np.resize(EXTREMES, words.flat[:: words.size // 500].size)
+    return words
+
+
+def test_the_modulus_is_the_31_bit_prime_of_the_design() -> None:
+    assert MODULUS == 0x7FFE9001 == 2147389441
+    assert MODULUS.bit_length() == 31 and MODULUS % 4096 == 1
+    # Miller-Rabin with these bases is a proof below 3.2e9.
+    odd, twos = MODULUS - 1, 0
+    while odd % 2 == 0:
+        odd, twos = odd // 2, twos + 1
+    for base in (2, 3, 5, 7):
+        assert pow(base, odd, MODULUS) == 1 or any(
+            pow(base, odd << i, MODULUS) == MODULUS - 1 for i in range(twos)
+        )
+
+
+def test_parameter_sets_refuse_what_the_kernels_cannot_hold() -> None:
+    assert parameter_set("q31") is Q31 and Q31.half == HALF
+    with pytest.raises(KeyError):
+        parameter_set("q32")
+    with pytest.raises(ValueError, match="modulus"):
+        ParameterSet("other", 2147483647, 4, "")
+    with pytest.raises(ValueError, match="limbs"):
+        ParameterSet("short", MODULUS, 3, "")
+
+
+@settings(derandomize=True, deadline=None, max_examples=100)
+@given(pairs=st.lists(st.tuples(RESIDUE, RESIDUE), min_size=1, max_size=20))
+def test_sums_and_differences_are_those_of_python_integers(pairs: list[tuple[int, int]]) -> None:
+    a = np.array([[p[0] for p in pairs]], np.uint32)
+    b = np.array([[p[1] for p in pairs]], np.uint32)
+    assert add(a, b)[0].tolist() == [(x + y) % MODULUS for x, y in pairs]
+    assert subtract(a, b)[0].tolist() == [(x - y) % MODULUS for x, y in pairs]
+
+
+def test_every_pair_of_extremes_adds_and_subtracts_without_overflow() -> None:
+    a = np.repeat(np.array(EXTREMES, np.uint32), len(EXTREMES))[None]
+    b = np.tile(np.array(EXTREMES, np.uint32), len(EXTREMES))[None]
+    assert add(a, b)[0].tolist() == [(x + y) % MODULUS for x in EXTREMES for y in EXTREMES]
+    assert subtract(a, b)[0].tolist() == [(x - y) % MODULUS for x in EXTREMES for y in EXTREMES]
+
+
+def test_matrices_large_enough_for_threads_add_and_subtract_alike() -> None:
+    a, b = large(1), large(2)
+    assert np.array_equal(add(a, b), (a.astype(np.int64) + b) % MODULUS)
+    assert np.array_equal(subtract(a, b), (a.astype(np.int64) - b) % MODULUS)
+    assert np.array_equal(subtract(add(a, b), b), a)
+
+
+def test_centring_is_the_representative_of_smallest_magnitude() -> None:
+    words = np.array([EXTREMES], np.uint32)
+    expected = [min((x, x - MODULUS), key=abs) for x in EXTREMES]
+    assert centre(words)[0].tolist() == expected
+    assert centre(words).dtype == np.int32
+    assert from_centred(np.array([expected], np.int32))[0].tolist() == EXTREMES
+
+
+def test_centring_and_its_inverse_cancel_on_matrices_large_enough_for_threads() -> None:
+    words = large(3)
+    centred = centre(words)
+    assert int(np.abs(centred.astype(np.int64)).max()) <= HALF
+    assert np.array_equal(centred % np.int64(MODULUS), words)
+    assert np.array_equal(from_centred(centred), words)
+
+
+@pytest.mark.parametrize("word", [MODULUS, MODULUS + 1, 2 * MODULUS - 1, 1 << 31, (1 << 32) - 1])
+@pytest.mark.parametrize("position", [(0, 0), (165, 500), (330, 1020)])
+def test_one_word_of_q_or_more_anywhere_is_refused(word: int, position: tuple[int, int]) -> None:
+    words = large(4)
+    require_residues(words, "the operand")
+    words[position] = word
+    with pytest.raises(VerificationError, match="the operand"):
+        require_residues(words, "the operand")
+
+
+def test_the_largest_residue_and_an_empty_matrix_are_accepted() -> None:
+    require_residues(np.full((3, 5), MODULUS - 1, np.uint32), "x")
+    require_residues(np.empty((0, 5), np.uint32), "x")
+    require_residues(np.empty((5, 0), np.uint32), "x")
+
+
+@pytest.mark.xfail(strict=True, reason="elementwise kernels do not compare shapes: they cut or read beyond")
+@pytest.mark.parametrize("operation", [add, subtract])
+def test_matrices_of_different_shapes_are_refused(operation) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match="shape"):
+        operation(np.zeros((2, 2), np.uint32), np.zeros((2, 3), np.uint32))
