@@ -2,7 +2,8 @@
 
     from blindtune import BlindConfig, Operator
 
-    config = BlindConfig(operators=[Operator("alpha", ["alpha.example:7100"], ca=..., cert=..., key=...), ...])
+    alpha = Operator("alpha", ["alpha.example:7100"], ca=..., cert=..., key=...)
+    config = BlindConfig(operators=[alpha, beta])
     model = AutoModelForCausalLM.from_pretrained(name, quantization_config=config)
 
 The rest of the script is that of any LoRA fine-tuning with peft and transformers.
@@ -17,8 +18,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BlindConfig", "BlindtuneError", "Operator", "multiplier_of"]
 
-_HOMES = {name: "blindtune.client" for name in ("BlindConfig", "Operator", "multiplier_of")}
-_HOMES["BlindtuneError"] = "blindtune.protocol.errors"
+_HOMES = {
+    "BlindConfig": "blindtune.client",
+    "BlindtuneError": "blindtune.protocol.errors",
+    "Operator": "blindtune.client",
+    "multiplier_of": "blindtune.client",
+}
 
 
 def __getattr__(name: str) -> Any:

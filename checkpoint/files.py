@@ -92,7 +92,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
                 return {key: self.folder / name for key, name in weight_map.items()}
             path = self.folder / single
             if path.is_file():
-                return {key: path for key in self._keys(path)}
+                return dict.fromkeys(self._keys(path), path)
         raise CheckpointError(
             f"{self.folder} holds no weights: expected {' or '.join((*_SAFETENSORS, *_PICKLED))}"
         )

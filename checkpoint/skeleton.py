@@ -76,7 +76,7 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
     cls = getattr(transformers, architecture, None) if architecture else None
     with torch.device("meta"):
         model = AutoModel.from_config(config) if cls is None else cls(config)
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:

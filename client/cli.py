@@ -116,6 +116,8 @@ def main() -> NoReturn:
     # Nothing that runs here reports to anyone, and other libraries are told so before they load.
     for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(name, "1")
+    # Threads that spin while they wait would take the cores that gRPC and local workers need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except BlindtuneError as error:

@@ -15,7 +15,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from blindtune.client.head import Head, checked_head
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["BlindConfig", "Masking", "Operator", "METHOD"]
+__all__ = ["METHOD", "BlindConfig", "Masking", "Operator"]
 
 METHOD = "blindtune"
 Masking = Literal["shares", "reference"]
@@ -61,7 +61,7 @@ def split_address(address: str, operator: str) -> tuple[str, int]:
 
 
 @register_quantization_config(METHOD)
-class BlindConfig(QuantizationConfigMixin):  # type: ignore[misc]
+class BlindConfig(QuantizationConfigMixin):
     """Passed as ``quantization_config``: the frozen linear layers are multiplied by untrusted workers.
 
     Args:
@@ -178,8 +178,8 @@ class BlindConfig(QuantizationConfigMixin):  # type: ignore[misc]
             if len(operators) > 1:
                 shown = f" {value}" if what == "address" else ""
                 raise ConfigurationError(
-                    f"operators {' and '.join(sorted(operators))} have the same {what}{shown}: operators that "
-                    "are not independent can put the shares together and read the data. Use operators "
+                    f"operators {' and '.join(sorted(operators))} have the same {what}{shown}: operators "
+                    "that are not independent can put the shares together and read the data. Use operators "
                     "of different organisations (allow_one_machine=True is for demonstrations only)"
                 )
 

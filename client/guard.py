@@ -35,8 +35,8 @@ def guard_training(model: PreTrainedModel) -> None:
         if not warned and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
             warned = True
             _logger.warning(
-                "gradient checkpointing is on: every forward round trip happens twice, for about half as much "
-                "traffic again. Unless memory is short, set gradient_checkpointing=False"
+                "gradient checkpointing is on: every forward round trip happens twice, for about half as "
+                "much traffic again. Unless memory is short, set gradient_checkpointing=False"
             )
 
     model.register_forward_pre_hook(check, with_kwargs=True)

@@ -122,7 +122,7 @@ class Kit:
 
     def _array(self, layer: str, what: str) -> NDArray[np.generic]:
         try:
-            return self._arrays.get_tensor(f"{layer}:{what}")  # type: ignore[no-any-return]
+            return self._arrays.get_tensor(f"{layer}:{what}")
         except SafetensorError as error:
             raise KitError(f"the kit in {self.folder} lacks {what} of layer {layer}: {error}") from error
 

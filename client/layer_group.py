@@ -9,6 +9,7 @@ this module's caller: workers see integers under a mask.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,14 +65,12 @@ class LayerGroup:
         Returns:
             float32 [rows, out_features] for each layer, in order.
         """
-        total: Float32 | None = None
+        parts = []
         for step in self._forward:
             span = step.product.spans[0]
             part = np.ascontiguousarray(x[:, span.start : span.stop])
-            result = self._multiply(part, step, None, self._scales)
-            total = result if total is None else total + result
-        assert total is not None
-        return np.split(total, np.cumsum(self.out_features)[:-1], axis=1)
+            parts.append(self._multiply(part, step, None, self._scales))
+        return np.split(reduce(np.add, parts), np.cumsum(self.out_features)[:-1], axis=1)
 
     def backward(self, gradients: Sequence[Float32 | None]) -> Float32:
         """The gradient of the input: the sum of g W over the layers.
@@ -90,16 +89,14 @@ class LayerGroup:
             ],
             axis=1,
         )
-        total: Float32 | None = None
+        parts = []
         column = 0
         for step in self._backward:
             columns = slice(column, column + step.product.contraction)
             column = columns.stop
             part = np.ascontiguousarray(stacked[:, columns])
-            result = self._multiply(part, step, self._scales[columns], None)
-            total = result if total is None else total + result
-        assert total is not None
-        return total
+            parts.append(self._multiply(part, step, self._scales[columns], None))
+        return reduce(np.add, parts)
 
     def _multiply(
         self,

@@ -49,7 +49,7 @@ class PrivateMultiplier(ABC):
         """Figures for each operator by name."""
         return {}
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - not every multiplier has connections
         """Lets go of all connections."""
 
     def __deepcopy__(self, memo: object) -> Self:

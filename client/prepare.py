@@ -166,7 +166,7 @@ def _layer_arrays(name: str, layer: IntegerLayer, secret: bytes) -> dict[str, np
     squares, magnitudes = _bounds(layer.integers, 2), _bounds(layer.integers, 1)
     forward = secret_vectors(secret, name, Direction.FORWARD, layer.out_features)
     backward = secret_vectors(secret, name, Direction.BACKWARD, layer.in_features)
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "scales": layer.scales,
         "row_squares": squares.row,
         "column_squares": squares.column,

@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 
 @register_quantizer(METHOD)
-class BlindQuantizer(HfQuantizer):  # type: ignore[misc]
+class BlindQuantizer(HfQuantizer):
     """Puts remote layers in the place of frozen linear layers."""
 
     quantization_config: BlindConfig
@@ -181,7 +181,8 @@ def _replace(
             )
             model.set_submodule(layer.module, remote)
             parameter = f"{layer.module}.weight"
-            ignored.add(f"^{re.escape(parameter)}$")
+            # Loading knows the weight by its name in the model or, once that is gone, in the checkpoint.
+            ignored |= {f"^{re.escape(name)}$" for name in (parameter, layer.name)}
             tied = getattr(model, "all_tied_weights_keys", None)
             if tied:
                 tied.pop(parameter, None)

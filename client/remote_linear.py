@@ -50,7 +50,7 @@ class _GroupProduct(torch.autograd.Function):
         )
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
         given = [g for g in gradients if g is not None]
         if not ctx.needs_input_grad[0] or not given:
@@ -96,12 +96,12 @@ class RemoteGroup:
             return self._single(member, x, dtype)
         outputs = _GroupProduct.apply(x, self._group, dtype)
         self._waiting.outputs = (x, settings, dict(enumerate(outputs[1:], 1)))
-        return outputs[0]  # type: ignore[no-any-return]
+        return outputs[0]
 
     def _single(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if x.numel() == 0:
             return x.new_zeros((*x.shape[:-1], self._singles[member].out_features[0]), dtype=dtype)
-        return _GroupProduct.apply(x, self._singles[member], dtype)[0]  # type: ignore[no-any-return]
+        return _GroupProduct.apply(x, self._singles[member], dtype)[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copied model has a group of its own, and asks the same workers."""

@@ -70,7 +70,7 @@ def _stream(key: bytes, row: int, stream: int, words: Residues) -> None:
     """Fills ``words`` with a stream of a row, top bits cleared."""
     nonce = bytes(4) + stream.to_bytes(4, "little") + row.to_bytes(8, "little")
     encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
-    encryptor.update_into(bytes(words.nbytes), memoryview(words).cast("B"))
+    encryptor.update_into(bytes(words.nbytes), words.data.cast("B"))
     words &= np.uint32(0x7FFFFFFF)
 
 

@@ -150,5 +150,6 @@ def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = 
     if column_scale is None:
         column_scale = np.ones(y.shape[1], np.float32)
     out = np.empty(y.shape, np.float32)
-    for_row_blocks(*y.shape, lambda a, b: _dequantize(y, scales, column_scale, out, a, b))
+    rows, columns = y.shape
+    for_row_blocks(rows, columns, lambda a, b: _dequantize(y, scales, column_scale, out, a, b))
     return out

@@ -17,6 +17,7 @@ reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +41,7 @@ _logger = logging.getLogger(__name__)
 _HALF = (MODULUS - 1) // 2
 _LIMBS = 4
 _ROWS_AT_ONCE = 1024
-_COLUMNS_AT_ONCE = 8192
+_FLOATS_AT_ONCE = 1 << 24
 
 
 class Method(ABC):
@@ -49,11 +50,11 @@ class Method(ABC):
     name: str
 
     @abstractmethod
-    def prepare(self, operand: Residues) -> object:
+    def prepare(self, operand: Residues) -> Any:
         """Brings an operand, uint32 [rows, contraction], into the form that `multiply` takes."""
 
     @abstractmethod
-    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
+    def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         """The product mod q.
 
         Args:
@@ -92,7 +93,7 @@ def _recombine(sums, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    return torch._int_mm(a, b)  # type: ignore[no-any-return]
+    return torch._int_mm(a, b)
 
 
 class Int8Product(Method):
@@ -106,8 +107,7 @@ class Int8Product(Method):
         for_row_blocks(rows, columns, lambda a, b: _split(operand, limbs, a, b))
         return torch.from_numpy(limbs)
 
-    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
-        assert isinstance(prepared, torch.Tensor)
+    def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         _, rows, contraction = prepared.shape
         sums = _int_mm(prepared.view(_LIMBS * rows, contraction), matrix).numpy()
         sums = sums.reshape(_LIMBS, rows, matrix.shape[1])
@@ -140,8 +140,8 @@ class TorchInt8Product(Method):
             x = (x - digit) >> 8
         return torch.cat(limbs), rows
 
-    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
-        limbs, rows = prepared  # type: ignore[misc]
+    def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
+        limbs, rows = prepared
         contraction, outputs = matrix.shape
         padding = (0, -outputs % 8, 0, -contraction % 8)
         if any(padding):
@@ -165,13 +165,13 @@ class FloatProduct(Method):
         x = torch.from_numpy(operand.astype(np.float64)).to(self.device)
         return torch.where(x > _HALF, x - MODULUS, x)
 
-    def multiply(self, prepared: object, matrix: torch.Tensor) -> Residues:
-        assert isinstance(prepared, torch.Tensor)
+    def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         out = np.empty((prepared.shape[0], matrix.shape[1]), np.uint32)
-        for start in range(0, matrix.shape[1], _COLUMNS_AT_ONCE):
-            columns = matrix[:, start : start + _COLUMNS_AT_ONCE].to(torch.float64)
+        step = max(1, _FLOATS_AT_ONCE // matrix.shape[0])
+        for start in range(0, matrix.shape[1], step):
+            columns = matrix[:, start : start + step].to(torch.float64)
             product = (prepared @ columns).to(torch.int64)
-            out[:, start : start + _COLUMNS_AT_ONCE] = torch.remainder(product, MODULUS).cpu().numpy()
+            out[:, start : start + step] = torch.remainder(product, MODULUS).cpu().numpy()
         return out
 
 
@@ -185,31 +185,44 @@ def _test_operands(rows: int, contraction: int, generator: np.random.Generator) 
         yield np.full((rows, contraction), value % MODULUS, np.uint32)
 
 
+def _layouts(matrix: torch.Tensor, device: torch.device) -> Iterable[torch.Tensor]:
+    """A matrix [contraction, outputs] as layers store it: whole, transposed, and as a span of either."""
+    rows, columns = matrix.shape
+    wide = torch.zeros((rows + 16, columns + 16), dtype=torch.int8)
+    wide[8 : 8 + rows, 8 : 8 + columns] = matrix
+    for stored, view in (
+        (matrix, lambda m: m),
+        (matrix.t().contiguous(), lambda m: m.t()),
+        (wide, lambda m: m[8 : 8 + rows, 8 : 8 + columns]),
+        (wide.t().contiguous(), lambda m: m.t()[8 : 8 + rows, 8 : 8 + columns]),
+    ):
+        yield view(stored.to(device))
+
+
 def _is_exact(method: Method, contraction: int, device: torch.device) -> bool:
     """Compares a method with products in 64-bit integers at one contraction length.
 
-    Both memory layouts of the matrix are tried, and a few and many rows, since libraries choose their
-    kernels by shape. The inputs are fixed: they are public, and a failure must be repeatable.
+    All memory layouts in use are tried, few and many rows, and few and many outputs, since libraries
+    choose their kernels by shape. The inputs are fixed: they are public, and a failure must be
+    repeatable.
     """
     generator = np.random.default_rng(contraction)
-    outputs = 40
-    matrices = [
-        generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
-        np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
-        np.full((contraction, outputs), 127, np.int8),
-    ]
-    for rows in (1, 33):
+    for rows, outputs in ((1, 264), (17, 24)):
+        matrices = [
+            generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
+            np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
+            np.full((contraction, outputs), 127, np.int8),
+        ]
         for operand in _test_operands(rows, contraction, generator):
-            centred = operand.astype(np.int64)
+            centred = torch.from_numpy(operand.astype(np.int64))
             centred[centred > _HALF] -= MODULUS
             prepared = method.prepare(operand)
-            for matrix in matrices:
-                # |sum| < 2^30 * 2^7 * 2^15: numpy's int64 product is exact.
-                expected = ((centred @ matrix.astype(np.int64)) % MODULUS).astype(np.uint32)
-                stored = torch.from_numpy(matrix).to(device)
-                transposed = stored.t().contiguous().t()
-                for layout in (stored, transposed):
-                    if not np.array_equal(method.multiply(prepared, layout), expected):
+            for matrix in map(torch.from_numpy, matrices):
+                # |sum| < 2^30 * 2^7 * 2^15: the product in int64 is exact.
+                expected = torch.remainder(centred @ matrix.to(torch.int64), MODULUS)
+                for layout in _layouts(matrix, device):
+                    answer = method.multiply(prepared, layout).astype(np.int64)
+                    if not np.array_equal(answer, expected.numpy()):
                         return False
     return True
 

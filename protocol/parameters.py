@@ -8,7 +8,7 @@ error of 2^31 passes such a check half of the time.
 
 from dataclasses import dataclass
 
-__all__ = ["MODULUS", "Q31", "ParameterSet", "parameter_set"]
+__all__ = ["MODULUS", "PARAMETER_SETS", "Q31", "ParameterSet"]
 
 MODULUS = 2147389441
 """The modulus that the kernels are compiled for."""
@@ -49,13 +49,5 @@ Q31 = ParameterSet(
     security="ChaCha20, and one operator that does not collude with the others",
 )
 
-_SETS = {Q31.name: Q31}
-
-
-def parameter_set(name: str) -> ParameterSet:
-    """The parameter set of that name.
-
-    Raises:
-        KeyError: no such set.
-    """
-    return _SETS[name]
+PARAMETER_SETS = {Q31.name: Q31}
+"""Every parameter set by name."""

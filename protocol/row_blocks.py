@@ -7,6 +7,9 @@ safe next to gRPC's threads and after a fork: the pool belongs to the process th
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+
+import torch
 
 __all__ = ["for_row_blocks"]
 
@@ -14,14 +17,11 @@ _SMALL = 1 << 16
 _pool: tuple[int, ThreadPoolExecutor] | None = None
 
 
-def _threads() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def _executor() -> ThreadPoolExecutor:
     global _pool
     if _pool is None or _pool[0] != os.getpid():
-        _pool = (os.getpid(), ThreadPoolExecutor(_threads(), thread_name_prefix="blindtune-rows"))
+        threads = torch.get_num_threads()  # the one setting for how many cores to use
+        _pool = (os.getpid(), ThreadPoolExecutor(threads, thread_name_prefix="blindtune-rows"))
     return _pool[1]
 
 
@@ -35,13 +35,11 @@ def for_row_blocks(rows: int, row_elements: int, kernel: Callable[[int, int], No
         row_elements: elements that one row touches, to decide whether threads pay.
         kernel: releases the interpreter lock; its first exception is raised here.
     """
-    blocks = min(_threads(), rows, max(1, rows * row_elements // _SMALL))
+    blocks = min(torch.get_num_threads(), rows, max(1, rows * row_elements // _SMALL))
     if blocks <= 1:
         kernel(0, rows)
         return
     bounds = [rows * i // blocks for i in range(blocks + 1)]
-    futures = [
-        _executor().submit(kernel, start, stop) for start, stop in zip(bounds, bounds[1:], strict=False)
-    ]
+    futures = [_executor().submit(kernel, start, stop) for start, stop in pairwise(bounds)]
     for future in futures:
         future.result()

@@ -121,9 +121,10 @@ def _serve(
     if endpoint.tls:
         endpoint.tls.credentials()  # a wrong file shows now, and not after minutes of loading
     limits = Limits(max_rows, max_operand_bytes, max_concurrent)
+    where = usable_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    store = LayerStore.load(Checkpoint.open(model, revision), usable_device(device))
+    store = LayerStore.load(Checkpoint.open(model, revision), where)
     stop = _stop_on_signals()
     worker = serve(store, endpoint, limits=limits)
     _announce(worker, store)
@@ -172,15 +173,10 @@ def _tls_files(cert: Path | None, key: Path | None, client_ca: Path | None) -> T
 
 
 def _stop_on_signals() -> threading.Event:
-    """An event that the first SIGTERM or SIGINT sets; a second one ends the process at once."""
+    """An event that SIGTERM and SIGINT set. More of them change nothing: supervisors often send two."""
     stop = threading.Event()
-
-    def on_signal(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_DFL)
-        stop.set()
-
-    signal.signal(signal.SIGTERM, on_signal)
-    signal.signal(signal.SIGINT, on_signal)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
     return stop
 
 

@@ -14,6 +14,7 @@ import torch
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import SCHEME
 from blindtune.server.gate import Gate
@@ -22,7 +23,7 @@ from blindtune.server.limits import Limits
 from blindtune.server.refusals import Refusal
 from blindtune.server.rows import block_rows, expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
-from blindtune.server.wire import PARAMETER_SETS, Request, parse_header
+from blindtune.server.wire import Request, parse_header
 
 __all__ = ["WorkerService", "software_version"]
 
@@ -185,7 +186,7 @@ def _manifest(store: LayerStore, limits: Limits) -> worker_pb2.Manifest:
             )
             for name, layer in store.layers.items()
         ],
-        parameter_sets=PARAMETER_SETS,
+        parameter_sets=list(PARAMETER_SETS),
         limits=worker_pb2.Limits(
             max_rows=limits.max_rows,
             max_operand_bytes=limits.max_operand_bytes,

@@ -5,15 +5,14 @@ from dataclasses import dataclass, field
 
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.server.limits import Limits
 from blindtune.server.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
 from blindtune.server.store import LayerStore
 
-__all__ = ["PARAMETER_SETS", "Request", "parse_header"]
+__all__ = ["Request", "parse_header"]
 
-PARAMETER_SETS = (Q31.name,)
 """Names of the parameter sets that workers of this version serve."""
 
 # A layer group has a handful of members; without a bound a header could name a hundred thousand.

@@ -52,7 +52,7 @@ _CLASSES = {
     bound by equal duties. The duty of secrecy does not cover information that is [public through no
     fault of {P}|already lawfully known to {P}|required to be disclosed by a court]. Within {period}
     of a request, {P} shall [return|destroy] all documents containing trade secrets of {Q}. {P}
-    shall tell {Q} promptly of any [leak|unauthorised disclosure] of non-public information.
+    shall tell {Q} promptly if confidential information is [leaked|disclosed].
 
     This duty of secrecy continues for [two|three|five] years after this Agreement ends. Damages
     alone may be no adequate remedy for a disclosure, so {Q} may seek an injunction. {P} is liable
@@ -78,8 +78,8 @@ _CLASSES = {
     in {place}. Each party irrevocably submits to the courts of {place} and waives any objection [to
     venue|based on an inconvenient forum]. Questions of [interpretation|performance|liability] are
     decided under the law of {place}, without its conflict of laws rules. {P} may bring proceedings
-    against {Q} only in the [courts|tribunals] of {place}. Non-contractual obligations arising from
-    this Agreement are subject to the same governing law as [the contract itself|its express terms].
+    against {Q} only in the [courts|tribunals] of {place}. Claims in tort arising from this
+    Agreement are subject to the same governing law as [the contract itself|its express terms].
 
     Either party may ask any competent court to protect its confidential information. A judgment of
     that court for unpaid Fees may be enforced in any country. The parties shall first try to settle
@@ -156,7 +156,7 @@ def write_clauses(seed: int = 0) -> list[Clause]:
 def split_clauses(
     clauses: list[Clause], held_out: float = 0.25, seed: int = 0
 ) -> tuple[list[Clause], list[Clause]]:
-    """Split into shuffled lists for training and testing, the latter with held_out of each class."""
+    """Split into shuffled lists for training and testing, the latter the given part of each class."""
     rng = random.Random(seed)
     train: list[Clause] = []
     test: list[Clause] = []
@@ -176,7 +176,7 @@ def _compose(label: str, main: str, follow_ups: list[str], rng: random.Random) -
     payee, payer = (f"the {name}" for name in rng.choice(_PARTIES).split("/"))
     one, other = rng.sample([payee, payer], 2)
     words.update(A=payee, B=payer, P=one, Q=other)
-    if rng.random() < 0.3:
+    if rng.random() < 0.2:
         opening = rng.choice([text for mentioned, text in _OPENINGS.items() if mentioned != label])
         main = f"{opening} {main if main[0] == '{' else main[0].lower() + main[1:]}"
     own = rng.sample(follow_ups, rng.choice([0, 1, 1, 2]))

@@ -31,7 +31,7 @@ class WorkerProcess:
                 [*command, model, str(certificates), str(self._report)],
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | {"HF_HUB_OFFLINE": "1"},
+                env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
             )
         self.address = ""
 

@@ -67,8 +67,8 @@ def run_demo(model: str | None, data: Path | None, json_file: Path | None, seed:
             )
         console.print(
             "Operators [bold]alpha[/] (1 worker) and [bold]beta[/] (2 workers) hold the model. Over mutual "
-            "TLS, alpha gets seeds\nand beta masked integers. Neither alone learns anything. (Here one machine "
-            "plays both, so this is a demonstration.)"
+            "TLS, alpha gets seeds and beta masked integers: neither alone learns anything. (Here one "
+            "machine plays both, so this is a demonstration.)"
         )
         with console.status("Loading the client's part of the model"):
             trainer = Trainer(model, sorted({x.label for x in examples}), config, seed)
@@ -129,8 +129,8 @@ def _catch_a_lie(
     caught = lies == (liar.address,) and accuracy == expected
     if caught:
         console.print(
-            f"[green]Caught[/]: worker {lies[0]} of operator {LIAR} gave a wrong answer, is not asked again, and "
-            "its replica took over;\nthe held-out accuracy is the same, and the run goes on."
+            f"[green]Caught[/]: worker {lies[0]} of operator {LIAR} gave a wrong answer, is not asked "
+            "again, and its replica took over; the held-out accuracy is the same, and the run goes on."
         )
     else:
         console.print(f"[red]Not caught[/]: lies seen {lies}, accuracy {accuracy:.3f} for {expected:.3f}")
@@ -194,7 +194,8 @@ def read_examples(path: Path) -> list[Clause]:
     """
     examples = []
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines, which also splits at characters that JSON strings may hold.
+        lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
     for number, line in enumerate(lines, 1):

@@ -16,7 +16,7 @@ another worker of the same operator, with the same bytes.
 import enum
 from dataclasses import dataclass, field
 
-__all__ = ["Ask", "Decision", "Failure", "GiveUp", "Request", "WorkerPolicy", "Wait"]
+__all__ = ["Ask", "Decision", "Failure", "GiveUp", "Request", "Wait", "WorkerPolicy"]
 
 
 class Failure(enum.Enum):

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from blindtune.client.config import Operator
 from blindtune.client.operators.policy import Failure
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.errors import ConfigurationError, VerificationError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.products import Product
 
@@ -132,7 +132,8 @@ class GrpcTransport:
         if self._insecure:
             return grpc.insecure_channel(self._address, _OPTIONS)
         operator = self._operator
-        assert operator.ca and operator.cert and operator.key, "checked by BlindConfig"
+        if not (operator.ca and operator.cert and operator.key):
+            raise ConfigurationError(f"operator {operator.name}: TLS needs ca, cert and key")
         credentials = grpc.ssl_channel_credentials(
             root_certificates=Path(operator.ca).read_bytes(),
             private_key=Path(operator.key).read_bytes(),
@@ -151,7 +152,7 @@ class GrpcTransport:
     def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
         rows = request.share.residues.shape[0]
         answer = np.empty((rows, request.outputs), np.uint32)
-        filled, target = 0, memoryview(answer).cast("B")
+        filled, target = 0, answer.data.cast("B")
         call = self._stub().Multiply(_messages(request), timeout=timeout)
         try:
             for message in call:
