@@ -122,6 +122,8 @@ class RemoteLinear(nn.Linear):
         device, dtype: of the bias, and of what stands for the weight.
     """
 
+    bias: nn.Parameter | None  # type: ignore[assignment]
+
     def __init__(
         self,
         in_features: int,

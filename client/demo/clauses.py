@@ -61,16 +61,16 @@ _CLASSES = {
     giving {period}' notice. {P} may terminate this Agreement with immediate effect if {Q} commits a
     material breach and [fails to cure it within {period}|the breach cannot be remedied]. This
     Agreement ends automatically if {Q} [becomes insolvent|enters into liquidation|ceases to carry
-    on business]. {P} may [terminate|cancel] this Agreement if {Q} [discloses confidential
-    information|assigns it without consent]. If an undisputed invoice stays unpaid for {period}, {A}
+    on business]. {P} may [terminate|cancel] this Agreement if {Q} [breaks its duty of
+    confidence|assigns it without consent]. If an undisputed invoice stays unpaid for {period}, {A}
     may terminate this Agreement. This Agreement starts on the Effective Date and [expires after two
     years|runs for successive terms of 12 months] unless terminated earlier. If an event beyond a
     party's control lasts more than {period}, the other may terminate this Agreement. When this
     Agreement [expires|is terminated], {P} shall [stop using|return] the materials of {Q}.
 
-    On termination, {B} shall pay the Fees for work done so far. Confidential information shall be
-    returned within {period} of termination. No compensation is owed merely because this Agreement
-    has ended. Clauses on liability and governing law survive termination.""",
+    On termination, {B} shall pay the Fees for work done so far. Work in progress shall be handed
+    over within {period} of termination. No compensation is owed merely because this Agreement has
+    ended. Clauses on liability and governing law survive termination.""",
     "Governing Law": """This Agreement is [governed by|construed under|governed by and interpreted
     in line with] the laws of {place}. The courts of {place} have [exclusive|non-exclusive]
     jurisdiction over any [claim|dispute] connected with this Agreement. Any dispute about [its
@@ -78,8 +78,8 @@ _CLASSES = {
     in {place}. Each party irrevocably submits to the courts of {place} and waives any objection [to
     venue|based on an inconvenient forum]. Questions of [interpretation|performance|liability] are
     decided under the law of {place}, without its conflict of laws rules. {P} may bring proceedings
-    against {Q} only in the [courts|tribunals] of {place}. Claims in tort arising from this
-    Agreement are subject to the same governing law as [the contract itself|its express terms].
+    against {Q} only in the [courts|tribunals] of {place}. Claims in tort are also [governed
+    by|decided under] the laws of {place}.
 
     Either party may ask any competent court to protect its confidential information. A judgment of
     that court for unpaid Fees may be enforced in any country. The parties shall first try to settle
@@ -108,8 +108,8 @@ _CLASSES = {
     balance|the undisputed part].
 
     Payments shall be made to the bank account named in {schedule}. {A} may suspend the services
-    while any invoice is unpaid. Bank details are confidential information. Repeated late payment
-    entitles {A} to terminate this Agreement.""",
+    until every overdue invoice is paid. Bank details are confidential information. Repeated late
+    payment entitles {A} to terminate this Agreement.""",
     "Assignment": """Neither party may assign [this Agreement|its rights under this Agreement]
     without the prior written consent of the other. {P} may transfer its [rights|obligations] to an
     affiliate [by giving {period}' notice|without approval]. {A} may subcontract [any part of the
@@ -156,7 +156,7 @@ def write_clauses(seed: int = 0) -> list[Clause]:
 def split_clauses(
     clauses: list[Clause], held_out: float = 0.25, seed: int = 0
 ) -> tuple[list[Clause], list[Clause]]:
-    """Split into shuffled lists for training and testing, the latter the given part of each class."""
+    """Split into shuffled lists for training and testing, with the same part of each class."""
     rng = random.Random(seed)
     train: list[Clause] = []
     test: list[Clause] = []

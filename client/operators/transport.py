@@ -105,8 +105,8 @@ _FAILURES = {
 def _transport_error(error: grpc.RpcError) -> TransportError:
     code, details = error.code(), error.details() or ""
     failure = _FAILURES.get(code, Failure.UNREACHABLE)
-    # What a worker says is shown on one line and no longer than a line.
-    said = " ".join(details.split())[:300]
+    # What a worker says is shown on one line, no longer than a line, and can't steer a terminal.
+    said = "".join(c if c.isprintable() else " " for c in details[:300])
     return TransportError(failure, f"{code.name}: {said}")
 
 

@@ -332,7 +332,9 @@ def test_labels_that_read_alike_give_different_keys() -> None:
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
-@given(a=st.lists(st.text("ab\0", max_size=3), max_size=3), b=st.lists(st.text("ab\0", max_size=3), max_size=3))
+@given(
+    a=st.lists(st.text("ab\0", max_size=3), max_size=3), b=st.lists(st.text("ab\0", max_size=3), max_size=3)
+)
 def test_two_keys_agree_only_for_equal_labels(a: list[str], b: list[str]) -> None:
     assert (derive_key(COUNTING_KEY, *a) == derive_key(COUNTING_KEY, *b)) == (a == b)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindtune.protocol.errors import VerificationError
-from blindtune.protocol.parameters import MODULUS, Q31, ParameterSet, parameter_set
+from blindtune.protocol.parameters import MODULUS, PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.residues import add, centre, from_centred, require_residues, subtract
 
 HALF = (MODULUS - 1) // 2
@@ -35,9 +35,8 @@ def test_the_modulus_is_the_31_bit_prime_of_the_design() -> None:
 
 
 def test_parameter_sets_refuse_what_the_kernels_cannot_hold() -> None:
-    assert parameter_set("q31") is Q31 and Q31.half == HALF
-    with pytest.raises(KeyError):
-        parameter_set("q32")
+    assert PARAMETER_SETS["q31"] is Q31 and Q31.half == HALF
+    assert all(name == parameters.name for name, parameters in PARAMETER_SETS.items())
     with pytest.raises(ValueError, match="modulus"):
         ParameterSet("other", 2147483647, 4, "")
     with pytest.raises(ValueError, match="limbs"):

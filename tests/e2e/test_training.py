@@ -1,0 +1,123 @@
+"""Fine-tuning with TRL on a pretrained model and real questions, through operators and without."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel
+from safetensors.torch import load_file
+from support.assets import asset, json_lines, minilm
+from support.operators import running_operators
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from blindtune import BlindConfig, Operator, multiplier_of
+
+pytestmark = pytest.mark.hf
+STEPS = 50
+
+
+def fine_tune(folder: Path, config: BlindConfig, steps: int) -> tuple[list[float], SFTTrainer]:
+    """Tunes tiny-llama on GSM8K; returns every step's loss."""
+    model = asset("models/tiny-llama")
+    questions = [
+        {
+            "prompt": [{"role": "user", "content": row["question"]}],
+            "completion": [{"role": "assistant", "content": f"{row['rationale']} {row['answer']}"}],
+        }
+        for row in json_lines("data/gsm8k/train.jsonl", 400)
+    ]
+    set_seed(0)
+    trainer = SFTTrainer(
+        model=AutoModelForCausalLM.from_pretrained(model, quantization_config=config, dtype=torch.float32),
+        args=SFTConfig(
+            str(folder),
+            max_steps=steps,
+            per_device_train_batch_size=4,
+            learning_rate=5e-4,
+            max_length=256,
+            gradient_checkpointing=False,
+            bf16=False,
+            use_cpu=True,
+            logging_steps=1,
+            save_strategy="no",
+            report_to=[],
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list(questions),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=LoraConfig(target_modules="all-linear", r=8, lora_alpha=16, task_type="CAUSAL_LM"),
+    )
+    trainer.train()
+    trainer.save_model(str(folder))
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
+
+
+def assert_same_adapter(one: Path, other: Path) -> None:
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (one, other))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert any(name.endswith("lora_B.weight") and tensor.any() for name, tensor in a.items())
+
+
+@pytest.mark.slow
+def test_three_operators_give_the_reference_adapter_bit_for_bit(tmp_path: Path) -> None:
+    expected, _ = fine_tune(tmp_path / "reference", BlindConfig(masking="reference", progress=False), STEPS)
+    with running_operators(tmp_path, {"tiny-llama": asset("models/tiny-llama")}, (1, 1, 1)) as operators:
+        config = BlindConfig(operators=operators.operators("tiny-llama"), progress=False)
+        losses, trainer = fine_tune(tmp_path / "shares", config, STEPS)
+        figures = multiplier_of(trainer.model).statistics()
+        multiplier_of(trainer.model).close()
+    assert len(losses) == STEPS
+    assert losses == expected
+    assert_same_adapter(tmp_path / "reference", tmp_path / "shares")
+    assert [x.lies for x in figures.values()] == [(), (), ()]
+    assert all(x.verified_responses > STEPS for x in figures.values())
+
+
+@pytest.mark.slow
+def test_the_adapter_loads_with_stock_peft_on_the_stock_model(tmp_path: Path) -> None:
+    _, trainer = fine_tune(tmp_path, BlindConfig(masking="reference", progress=False), 20)
+    model = asset("models/tiny-llama")
+    stock = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    untuned = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+    tuned = PeftModel.from_pretrained(stock, tmp_path).eval()
+    inputs = AutoTokenizer.from_pretrained(model)(
+        [row["question"] for row in json_lines("data/gsm8k/validation.jsonl", 1)], return_tensors="pt"
+    )
+    with torch.no_grad():
+        expected, private = tuned(**inputs).logits, trainer.model.eval()(**inputs).logits
+        change = (untuned(**inputs).logits - expected).norm() / expected.norm()
+    error = (private - expected).norm() / expected.norm()
+    # int8 weights are off by about 2^-6; the adapter changed the logits by far more.
+    assert error < 2**-5
+    assert change > 4 * error
+
+
+def _gradients(operators: Sequence[Operator], masking: str) -> tuple[float, dict[str, torch.Tensor]]:
+    from peft import get_peft_model
+
+    set_seed(0)
+    config = BlindConfig(operators=operators, masking=masking, progress=False)  # type: ignore[arg-type]
+    base = AutoModelForSequenceClassification.from_pretrained(
+        minilm(), num_labels=3, quantization_config=config, dtype=torch.float32
+    )
+    model = get_peft_model(base, LoraConfig(target_modules="all-linear", task_type="SEQ_CLS"))
+    texts = ["The Supplier may assign this Agreement.", "All fees are due within thirty days of invoice."]
+    inputs = AutoTokenizer.from_pretrained(minilm())(texts, padding=True, return_tensors="pt")
+    loss = model(**inputs, labels=torch.tensor([0, 2])).loss
+    loss.backward()
+    multiplier_of(model).close()
+    return loss.item(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_a_pretrained_encoder_gets_the_reference_gradients_through_operators(tmp_path: Path) -> None:
+    expected_loss, expected = _gradients((), "reference")
+    with running_operators(tmp_path, {"minilm": minilm()}, (1, 1)) as operators:
+        loss, gradients = _gradients(operators.operators("minilm"), "shares")
+    assert loss == expected_loss
+    assert gradients.keys() == expected.keys()
+    assert all(torch.equal(gradients[name], expected[name]) for name in expected)
+    assert any("classifier" in name for name in gradients)

@@ -1,0 +1,1 @@
+"""What several tests share: tiny checkpoints, operators in processes of their own, and lies."""

@@ -1,0 +1,136 @@
+"""Workers without a network or a process: what a client is tested with where only the client matters."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.client.kit import Kit
+from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.operators.manifest import Expectations
+from blindtune.client.operators.operator import OperatorClient
+from blindtune.client.operators.policy import Failure
+from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.masks import ShareSource
+from blindtune.protocol.modular_product import Multiplier, exact_method
+from blindtune.protocol.parameters import Q31
+from blindtune.protocol.weights import SCHEME
+from blindtune.server.hooks import Multiplying
+from blindtune.server.limits import Limits
+
+__all__ = ["LocalWorker", "VirtualTime", "honest_multiplier", "manifest_of", "remote_multiplier"]
+
+
+class VirtualTime:
+    """A clock that moves when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def clock(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def honest_multiplier(checkpoint: Checkpoint) -> Multiplier:
+    """What a worker of this checkpoint multiplies with."""
+    with checkpoint.reader() as reader:
+        layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
+    lengths = {min(n, 32_768) for layer in layers.values() for n in layer.shape}
+    lengths |= {n % 32_768 for layer in layers.values() for n in layer.shape} - {0}
+    return Multiplier(layers, exact_method(lengths))
+
+
+def manifest_of(kit: Kit, limits: Limits | None = None) -> worker_pb2.Manifest:
+    """The manifest of a worker that serves what a kit is for."""
+    limits = limits or Limits()
+    return worker_pb2.Manifest(
+        protocol_versions=[PROTOCOL_VERSION],
+        model=kit.description.model,
+        scheme=SCHEME,
+        fingerprint=kit.description.fingerprint,
+        layers=[
+            worker_pb2.Layer(
+                name=name,
+                out_features=layer.out_features,
+                in_features=layer.in_features,
+                fingerprint=layer.fingerprint,
+            )
+            for name, layer in kit.layers.items()
+        ],
+        parameter_sets=[Q31.name],
+        limits=worker_pb2.Limits(
+            max_rows=limits.max_rows,
+            max_operand_bytes=limits.max_operand_bytes,
+            max_message_bytes=MAX_MESSAGE_BYTES,
+        ),
+    )
+
+
+@dataclass
+class LocalWorker(Transport):
+    """Multiplies in this process, and remembers what it was asked.
+
+    Attributes:
+        multiplier: multiplies, or lies.
+        stated: its manifest; None if it does not answer.
+        failures: what the next requests fail with; each is used once.
+        before: called with each request before it is answered.
+        requests: all that arrived.
+    """
+
+    multiplier: Multiplying
+    stated: worker_pb2.Manifest | None = None
+    failures: list[Exception] = field(default_factory=list)
+    before: Callable[[WorkRequest], None] = lambda request: None
+    requests: list[WorkRequest] = field(default_factory=list)
+    closed: bool = False
+
+    def manifest(self, timeout: float) -> worker_pb2.Manifest:
+        if self.stated is None:
+            raise TransportError(Failure.UNREACHABLE, "UNAVAILABLE: nobody is there")
+        return self.stated
+
+    def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
+        self.requests.append(request)
+        self.before(request)
+        if self.failures:
+            raise self.failures.pop(0)
+        share = request.share
+        operand = share.residues if share.seed is None else share.seed.expand(*share.residues.shape)
+        answer = self.multiplier.multiply(request.product, operand)
+        if answer.shape != (len(operand), request.outputs):
+            raise VerificationError("the response has another size")
+        return answer
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def remote_multiplier(
+    kit: Kit, workers: Sequence[Sequence[Transport]], retry_seconds: float = 60.0
+) -> RemoteMultiplier:
+    """A multiplier whose operators, alpha, beta, ..., have these workers."""
+    time = VirtualTime()
+    expected = Expectations(
+        model=kit.description.model,
+        fingerprint=kit.description.fingerprint,
+        parameter_set=Q31.name,
+        layers={name: layer.fingerprint for name, layer in kit.layers.items()},
+    )
+    operators = []
+    for index, transports in enumerate(workers):
+        name = ("alpha", "beta", "gamma", "delta")[index]
+        addresses = [(f"{name}-{i}:7100", transport) for i, transport in enumerate(transports)]
+        operators.append(
+            OperatorClient(
+                index, name, addresses, expected, retry_seconds, 60.0, clock=time.clock, sleep=time.sleep
+            )
+        )
+    return RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit)

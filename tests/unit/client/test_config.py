@@ -1,0 +1,202 @@
+"""Configurations that would be unsafe or can't work are refused, in words that say what to change."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.client.config import BlindConfig, Operator
+from blindtune.protocol.errors import ConfigurationError
+
+Files = Callable[[str], OperatorCertificates]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Files:
+    """Certificates of an operator, made when first asked for."""
+    issued: dict[str, OperatorCertificates] = {}
+
+    def get(name: str) -> OperatorCertificates:
+        if name not in issued:
+            issued[name] = issue_operator_certificates(tmp_path, name)
+        return issued[name]
+
+    return get
+
+
+def _operator(name: str, files: Files, *workers: str, **changes: Any) -> Operator:
+    own = files(name)
+    given: dict[str, Any] = {"ca": own.ca, "cert": own.client, "key": own.client_key}
+    return Operator(name, workers or (f"{name}.invalid:7100",), **(given | changes))
+
+
+def test_operators_with_certificates_of_their_own_are_accepted(files: Files) -> None:
+    config = BlindConfig(operators=[_operator("alpha", files), _operator("beta", files)])
+    assert [operator.name for operator in config.operators] == ["alpha", "beta"]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_fewer_than_two_operators_are_refused(files: Files, count: int) -> None:
+    with pytest.raises(ConfigurationError, match=f"two or more operators, not {count}"):
+        BlindConfig(operators=[_operator("alpha", files)][:count])
+
+
+def test_two_operators_of_one_name_are_refused(files: Files) -> None:
+    twice = [_operator("alpha", files, address) for address in ("a.invalid:1", "b.invalid:1")]
+    with pytest.raises(ConfigurationError, match="same name"):
+        BlindConfig(operators=twice, allow_one_machine=True)
+
+
+def test_two_operators_with_one_ca_are_refused(files: Files) -> None:
+    operators = [_operator("alpha", files), _operator("beta", files, ca=files("alpha").ca)]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same CA"):
+        BlindConfig(operators=operators)
+
+
+def test_two_operators_with_one_certificate_are_refused(files: Files) -> None:
+    operators = [_operator("alpha", files), _operator("beta", files, cert=files("alpha").client)]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same certificate"):
+        BlindConfig(operators=operators)
+
+
+@pytest.mark.parametrize("kind", ["copy", "comment", "line ends", "bundle"])
+def test_one_ca_in_two_files_is_refused_however_the_files_differ(
+    files: Files, tmp_path: Path, kind: str
+) -> None:
+    original = files("alpha").ca.read_bytes()
+    other = {
+        "copy": original,
+        "comment": b"# authority of beta\n" + original,
+        "line ends": original.replace(b"\n", b"\r\n"),
+        # Whoever holds one of the keys in a bundle can pass for the operator.
+        "bundle": files("beta").ca.read_bytes() + original,
+    }[kind]
+    (tmp_path / "other.pem").write_bytes(other)
+    operators = [_operator("alpha", files), _operator("beta", files, ca=tmp_path / "other.pem")]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same CA"):
+        BlindConfig(operators=operators)
+
+
+def test_one_client_certificate_in_two_files_is_refused_however_the_files_differ(
+    files: Files, tmp_path: Path
+) -> None:
+    (tmp_path / "other.pem").write_bytes(b"certificate of beta\n" + files("alpha").client.read_bytes())
+    operators = [_operator("alpha", files), _operator("beta", files, cert=tmp_path / "other.pem")]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same certificate"):
+        BlindConfig(operators=operators)
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("worker.invalid:7100", "worker.invalid:7100"),
+        ("worker.invalid:7100", "WORKER.invalid:7200"),
+        ("127.0.0.1:7100", "127.0.0.1:7200"),
+        ("localhost:7100", "127.0.0.1:7100"),
+        ("[::1]:7100", "[0:0:0:0:0:0:0:1]:7100"),
+    ],
+)
+def test_two_operators_at_one_address_are_refused(files: Files, first: str, second: str) -> None:
+    operators = [_operator("alpha", files, "a.invalid:1", first), _operator("beta", files, second)]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same address"):
+        BlindConfig(operators=operators)
+
+
+def test_replicas_of_one_operator_may_share_an_address(files: Files) -> None:
+    alpha = _operator("alpha", files, "127.0.0.1:7100", "127.0.0.1:7101")
+    BlindConfig(operators=[alpha, _operator("beta", files, "127.0.0.2:7100")])
+
+
+def test_one_machine_is_allowed_when_asked_for(files: Files) -> None:
+    operators = [_operator(name, files, "127.0.0.1:7100") for name in ("alpha", "beta")]
+    BlindConfig(operators=operators, allow_one_machine=True)
+
+
+@pytest.mark.parametrize("missing", [("ca",), ("cert",), ("key",), ("cert", "key")])
+def test_missing_tls_settings_are_named(files: Files, missing: tuple[str, ...]) -> None:
+    bare = _operator("alpha", files, **dict.fromkeys(missing))
+    with pytest.raises(ConfigurationError, match=f"operator alpha: {', '.join(missing)} missing"):
+        BlindConfig(operators=[bare, _operator("beta", files)])
+
+
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+def test_tls_files_that_do_not_exist_are_named(files: Files, tmp_path: Path, name: str) -> None:
+    absent = _operator("beta", files, **{name: tmp_path / "absent.pem"})
+    with pytest.raises(ConfigurationError, match=f"operator beta: {name} file .*absent.pem does not exist"):
+        BlindConfig(operators=[_operator("alpha", files), absent])
+
+
+@pytest.mark.parametrize("address", ["worker.invalid:7100", "10.0.0.1:7100", "0.0.0.0:7100", "[::]:7100"])
+def test_plaintext_beyond_this_machine_is_refused(address: str) -> None:
+    operators = [Operator("alpha", ["127.0.0.1:7100"]), Operator("beta", ["127.0.0.2:7100", address])]
+    with pytest.raises(
+        ConfigurationError, match="operator beta: insecure=True allows loopback addresses only"
+    ):
+        BlindConfig(operators=operators, insecure=True)
+
+
+def test_plaintext_on_loopback_needs_the_flag() -> None:
+    operators = [
+        Operator("alpha", ["127.0.0.1:7100", "localhost:7101", "[::1]:7102"]),
+        Operator("beta", ["127.0.0.2:7100"]),
+    ]
+    BlindConfig(operators=operators, insecure=True)
+    with pytest.raises(ConfigurationError, match="TLS needs ca, cert and key"):
+        BlindConfig(operators=operators)
+
+
+def test_the_reference_cannot_be_combined_with_operators(files: Files) -> None:
+    operators = [_operator("alpha", files), _operator("beta", files)]
+    with pytest.raises(ConfigurationError, match="computes in this process: remove the operators"):
+        BlindConfig(operators=operators, masking="reference")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"masking": "none"}, "masking is one of shares, reference, not 'none'"),
+        ({"masking": "reference", "head": "away"}, "head is one of auto, local, remote, not 'away'"),
+        ({"masking": "reference", "request_timeout": 0}, "request_timeout must be positive"),
+        ({"masking": "reference", "retry_seconds": -1}, "retry_seconds not negative"),
+        ({"masking": "reference", "mask": "x"}, "BlindConfig has no option 'mask'"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigurationError, match=message):
+        BlindConfig(**options)
+
+
+@pytest.mark.parametrize(
+    "address", ["", "worker", "worker:", ":7100", "worker:port", "worker:0", "worker:65536", "worker:-1"]
+)
+def test_an_address_without_a_host_or_a_port_is_refused(address: str) -> None:
+    with pytest.raises(ConfigurationError, match="operator alpha: worker address .* is not host:port"):
+        Operator("alpha", [address])
+
+
+def test_one_address_in_place_of_a_list_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="workers is a list"):
+        Operator("alpha", "127.0.0.1:7100")
+    with pytest.raises(ConfigurationError, match="workers is a list"):
+        Operator("alpha", [])
+    with pytest.raises(ConfigurationError, match="needs a name"):
+        Operator("", ["127.0.0.1:7100"])
+
+
+def test_a_configuration_survives_being_written_down(files: Files) -> None:
+    config = BlindConfig(
+        operators=[_operator("alpha", files), _operator("beta", files)], head="local", retry_seconds=7
+    )
+    written = json.loads(json.dumps(config.to_dict()))
+    assert BlindConfig(**written).to_dict() == config.to_dict()
+    assert BlindConfig.from_dict(written).to_dict() == config.to_dict()
+
+
+def test_what_is_printed_or_written_names_key_files_but_never_holds_keys(files: Files) -> None:
+    config = BlindConfig(operators=[_operator("alpha", files), _operator("beta", files)])
+    key = files("alpha").client_key.read_text().splitlines()[1]
+    assert key not in json.dumps(config.to_dict())
+    assert "key" not in repr(config) + repr(config.operators)
