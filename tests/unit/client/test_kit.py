@@ -228,7 +228,7 @@ def test_a_changed_checkpoint_gets_a_new_kit(checkpoint: Checkpoint, tmp_path: P
 DAMAGES: dict[str, Damage] = {
     "absent": lambda content: None,
     "empty": lambda content: b"",
-    "cut off": lambda content: content[:-1],
+    "cut off": lambda content: content[:-9],
     "a bit flipped": lambda content: bytes([*content[:20], content[20] ^ 4, *content[21:]]),
 }
 

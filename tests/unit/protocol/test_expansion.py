@@ -1,4 +1,4 @@
-"""The generator: ChaCha20 against RFC 8439, rejection against ChaCha20 written out here, seeking, sub-keys."""
+"""The generator: ChaCha20 against RFC 8439, rejection by a ChaCha20 written out here, seeking, sub-keys."""
 
 import hashlib
 import hmac
