@@ -7,6 +7,7 @@ never read. All else loads as usual.
 
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +164,7 @@ def _replace(
     """Puts remote layers into a model, and strikes their weights from what loading looks for."""
     by_module = {layer.module: layer for layer in layers}
     ignored = set(model._keys_to_ignore_on_load_unexpected or ())
-    for group in groups:
+    for group in _without_repeats(groups, by_module):
         members = [by_module[module] for module in group]
         singles = [LayerGroup([layer.name], kit, multiplier) for layer in members]
         whole = LayerGroup([x.name for x in members], kit, multiplier) if len(members) > 1 else singles[0]
@@ -187,3 +188,11 @@ def _replace(
             if tied:
                 tied.pop(parameter, None)
     model._keys_to_ignore_on_load_unexpected = ignored
+
+
+def _without_repeats(groups: list[list[str]], by_module: dict[str, FrozenLayer]) -> Iterator[list[str]]:
+    """Groups in which no weight occurs twice: modules that share a weight are asked for one by one."""
+    for group in groups:
+        first = {by_module[module].name: module for module in reversed(group)}
+        yield [module for module in group if module in first.values()]
+        yield from ([module] for module in group if module not in first.values())

@@ -59,6 +59,8 @@ def derive_key(secret: bytes, *label: str) -> bytes:
 
     The label's parts are hashed with their lengths, so that different labels never collide.
     """
+    if len(secret) != KEY_BYTES:
+        raise ValueError(f"a secret to derive keys from has {KEY_BYTES} bytes, not {len(secret)}")
     info = hashlib.sha256(b"blindtune/v1")
     for part in label:
         encoded = part.encode()

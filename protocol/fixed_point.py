@@ -103,6 +103,7 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
 
     Raises:
         UnsupportedError: a value is not finite, or the rows are too wide for the budget.
+        ValueError: the column scales don't fit.
     """
     rows, columns = x.shape
     radius = isqrt(budget) - columns**0.5 / 2
@@ -110,6 +111,8 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
     if column_scale is None:
         column_scale = np.ones(columns, np.float32)
+    elif column_scale.shape != (columns,) or not np.isfinite(column_scale).all():
+        raise ValueError(f"the column scales are not {columns} finite numbers")
     out = np.empty((rows, columns), np.int32)
     scales = np.empty(rows, np.float64)
     failed: list[int] = []

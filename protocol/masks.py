@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
-from blindtune.protocol.expansion import RandomBytes, Seed, derive_key
+from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred, subtract
@@ -37,6 +37,10 @@ class Share:
     residues: Residues = field(repr=False)
     seed: Seed | None = field(default=None, repr=False)
 
+    def __post_init__(self) -> None:
+        # Every attempt sends the same bytes, and the check reads them again.
+        self.residues.flags.writeable = False
+
     def rows(self, start: int, stop: int) -> "Share":
         """The share's rows ``start ... stop - 1``, for the same recipient."""
         seed = self.seed and Seed(self.seed.key, self.seed.row_offset + start)
@@ -47,6 +51,9 @@ class MaskedOperand(ABC):
     """An operand under its mask, good for one multiplication."""
 
     shares: tuple[Share, ...]
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a masked operand cannot be pickled: it holds a mask")
 
     @abstractmethod
     def unmask(self, responses: Sequence[Residues]) -> Centred:
@@ -107,9 +114,9 @@ class _Shared(MaskedOperand):
     shares: tuple[Share, ...]
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
-        *masks, result = responses
         if len(responses) != len(self.shares):
             raise ValueError(f"{len(self.shares)} responses are needed, not {len(responses)}")
+        *masks, result = responses
         for mask in masks:
             result = subtract(result, mask)
         return centre(result)
@@ -120,7 +127,7 @@ class ShareSource(MaskSource):
 
     Operators 0 ... k - 2 get a fresh seed each and return R_i M for its expansion R_i; the last gets
     X + sum R_i. Any k - 1 operators together see uniform residues or seeds that do not depend on X, as
-    long as ChaCha20's output is indistinguishable from uniform. Confidentiality is lost if all k
+    long as ChaCha20 and HKDF-SHA256 are pseudorandom. Confidentiality is lost if all k
     operators collude.
     """
 
@@ -137,8 +144,10 @@ class ShareSource(MaskSource):
         return 0
 
     def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        secret = self._random_bytes(32)
         rows, columns = operand.shape
+        if columns != product.contraction:
+            raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
+        secret = self._random_bytes(KEY_BYTES)
         masked = from_centred(operand)
         shares = []
         for recipient in range(self.operators - 1):

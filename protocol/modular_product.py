@@ -7,8 +7,8 @@ A residue, centred to x in -(q-1)/2 ... (q-1)/2, is four balanced base-256 digit
 so operand . M is four products of int8 matrices with int32 accumulators, recombined in 64 bits and
 reduced mod q. The four limbs stand on top of each other, so they are one call of ``torch._int_mm``.
 
-``torch._int_mm`` can be silently wrong: without VNNI instructions its accumulators saturate, for random
-inputs though not for all-extreme ones. So `exact_method` compares it with 64-bit integers, on random
+``torch._int_mm`` can be silently wrong: without VNNI instructions pairs of products saturate at 16 bits,
+which some extreme inputs do not show. So `exact_method` compares it with 64-bit integers, on random
 and extreme inputs at every contraction length in use, before anything is served. Where it fails, one
 float64 product of whole centred residues is used instead, which is exact because no partial sum
 reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
@@ -179,9 +179,9 @@ def _test_operands(rows: int, contraction: int, generator: np.random.Generator) 
     """Random residues; the largest and smallest centred ones; and limbs that are all -128 or 127."""
     yield generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
     yield np.where(generator.integers(0, 2, (rows, contraction)) == 1, _HALF, _HALF + 1).astype(np.uint32)
-    for limb in (-128, 127):
+    for limb, top in ((-128, -63), (127, 63)):
         # Three full limbs and a fourth that keeps the value inside the centred range.
-        value = limb * (1 + 256 + 65536) + (limb // 2) * 256**3
+        value = limb * (1 + 256 + 65536) + top * 256**3
         yield np.full((rows, contraction), value % MODULUS, np.uint32)
 
 
@@ -244,7 +244,9 @@ def exact_method(
     """
     device = torch.device(device)
     lengths = sorted(set(contractions))
-    if lengths and lengths[-1] > MAX_CONTRACTION:
+    if not lengths:
+        raise ValueError("there is no contraction length to check a method at")
+    if lengths[-1] > MAX_CONTRACTION:
         raise ValueError(f"a contraction of {lengths[-1]} must be cut into spans of {MAX_CONTRACTION}")
     int8 = Int8Product() if device.type == "cpu" else TorchInt8Product(device)
     for method in (int8, FloatProduct(device)):
@@ -308,6 +310,8 @@ class Multiplier:
             uint32 [rows, outputs].
         """
         out = np.empty((operand.shape[0], self.outputs(product)), np.uint32)
+        if operand.shape[1] != product.contraction:
+            raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
         for start in range(0, operand.shape[0], _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             self._multiply_rows(product, operand[rows], out[rows])

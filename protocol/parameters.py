@@ -46,7 +46,7 @@ Q31 = ParameterSet(
     name="q31",
     modulus=MODULUS,
     limbs=4,
-    security="ChaCha20, and one operator that does not collude with the others",
+    security="ChaCha20, HKDF-SHA256, and one operator that does not collude with the others",
 )
 
 PARAMETER_SETS = {Q31.name: Q31}

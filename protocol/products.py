@@ -66,6 +66,11 @@ class Product:
     direction: Direction
     spans: tuple[Span, ...]
 
+    def __post_init__(self) -> None:
+        # Verification vectors belong to a layer: of two equal ones, errors could cancel.
+        if self.direction is Direction.FORWARD and len({s.layer for s in self.spans}) < len(self.spans):
+            raise ValueError("a forward product names a layer twice")
+
     @property
     def contraction(self) -> int:
         """Columns of the operand."""
@@ -76,7 +81,7 @@ class Product:
     @property
     def label(self) -> str:
         """A string that no other product shares, for key derivation and messages."""
-        spans = " ".join(f"{s.layer}[{s.start}:{s.stop}]" for s in self.spans)
+        spans = " ".join(f"{s.layer!r}[{s.start}:{s.stop}]" for s in self.spans)
         return f"{self.direction.name.lower()} {spans}"
 
 

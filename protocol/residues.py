@@ -63,6 +63,8 @@ def _largest(x):  # type: ignore[no-untyped-def]
 def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]
     """Runs an elementwise kernel over row blocks; the last array is the output."""
     rows, columns = arrays[0].shape
+    if any(x.shape != arrays[0].shape for x in arrays):
+        raise ValueError(f"matrices of different shape: {' and '.join(str(x.shape) for x in arrays[:-1])}")
     for_row_blocks(rows, columns, lambda a, b: kernel(*(x[a:b] for x in arrays)))
     return arrays[-1]
 

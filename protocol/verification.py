@@ -55,6 +55,8 @@ def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> 
         uint32 [VECTORS, in] forward, [VECTORS, out] backward.
     """
     weights = integers.numpy()
+    if s.shape[1] != weights.shape[0 if direction is Direction.FORWARD else 1]:
+        raise ValueError(f"vectors of shape {s.shape} do not fit a layer of shape {weights.shape}")
     matrix = weights.T if direction is Direction.FORWARD else weights
     out = np.zeros((VECTORS, matrix.shape[0]), np.int64)
     # Accumulating over slices of the stored rows keeps the pass sequential over W either way; terms
@@ -134,9 +136,17 @@ class CheckVectors:
             vectors: how many of the vectors to use, for a soundness error of q^-vectors a row.
 
         Raises:
-            VerificationError: a shape differs, a word is not a residue, or a row is not the product.
+            VerificationError: the response has another shape or type, a word of it is not a residue, or
+                a row is not the product.
+            ValueError: the operand does not fit the vectors, or there are not so many.
         """
-        rows = operand.shape[0]
+        if not 1 <= vectors <= len(self.s):
+            raise ValueError(f"there are {len(self.s)} vectors to check with, not {vectors}")
+        rows, contraction = operand.shape
+        if contraction != self.v.shape[1] or operand.dtype != np.uint32:
+            raise ValueError(f"the operand is no uint32 matrix of {self.v.shape[1]} columns")
+        if response.dtype != np.uint32:
+            raise VerificationError(f"the response has elements of type {response.dtype}, not uint32")
         expected = (rows, self.s.shape[1])
         if response.shape != expected:
             raise VerificationError(f"the response has shape {response.shape}, not {expected}")

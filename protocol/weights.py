@@ -64,8 +64,9 @@ def quantize_int8(weight: torch.Tensor) -> IntegerLayer:
     out_features, in_features = weight.shape
     if not weight.numel():
         raise ValueError("the weight matrix is empty")
-    integers = torch.empty((out_features, in_features), dtype=torch.int8)
-    scales = torch.empty(out_features, dtype=torch.float32)
+    weight = weight.detach()
+    integers = torch.empty((out_features, in_features), dtype=torch.int8, device="cpu")
+    scales = torch.empty(out_features, dtype=torch.float32, device="cpu")
     for start in range(0, out_features, _ROWS_AT_ONCE):
         rows = weight[start : start + _ROWS_AT_ONCE].to(torch.float32)
         largest = rows.abs().amax(dim=1)

@@ -13,8 +13,6 @@ from blindtune.server.store import LayerStore
 
 __all__ = ["Request", "parse_header"]
 
-"""Names of the parameter sets that workers of this version serve."""
-
 # A layer group has a handful of members; without a bound a header could name a hundred thousand.
 _MAX_SPANS = 64
 _MESSAGE_OVERHEAD = 64
@@ -112,7 +110,10 @@ def _product(message: worker_pb2.Product, store: LayerStore) -> Product:
             raise MalformedRequest(
                 f"{span.start}:{span.stop} is none of the spans that layer {span.layer} is cut into"
             )
-    return Product(direction, tuple(Span(s.layer, s.start, s.stop) for s in message.spans))
+    try:
+        return Product(direction, tuple(Span(s.layer, s.start, s.stop) for s in message.spans))
+    except ValueError as error:
+        raise MalformedRequest(str(error)) from None
 
 
 def _require_within_limits(rows: int, columns: int, outputs: int, limits: Limits) -> None:

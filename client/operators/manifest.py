@@ -7,7 +7,12 @@ from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import IncompatibleWorkerError
 from blindtune.protocol.weights import SCHEME
 
-__all__ = ["Expectations", "check_manifest"]
+__all__ = ["Expectations", "check_manifest", "shown"]
+
+
+def shown(text: str, most: int = 300) -> str:
+    """What a worker says, for a message: on one line, no longer than a line, nothing for a terminal."""
+    return "".join(c if c.isprintable() else " " for c in text[:most])
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,12 @@ def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: s
     if PROTOCOL_VERSION not in versions:
         older = "the worker" if max(versions, default=0) < PROTOCOL_VERSION else "this client"
         raise IncompatibleWorkerError(
-            f"{who} speaks protocol version {versions or 'none'}, this client speaks {PROTOCOL_VERSION}: "
-            f"upgrade {older}"
+            f"{who} speaks protocol version {', '.join(map(str, versions[:8])) or 'none'}, this client "
+            f"speaks {PROTOCOL_VERSION}: upgrade {older}"
         )
     if manifest.scheme != SCHEME:
         raise IncompatibleWorkerError(
-            f"{who} quantizes with {manifest.scheme or 'nothing'}, this client with {SCHEME}: "
+            f"{who} quantizes with {shown(manifest.scheme) or 'nothing'}, this client with {SCHEME}: "
             "run the same release of Blindtune on both sides"
         )
     if expected.parameter_set not in manifest.parameter_sets:
@@ -54,8 +59,8 @@ def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: s
         )
     if manifest.fingerprint != expected.fingerprint:
         raise IncompatibleWorkerError(
-            f"{who} serves another model ({manifest.model or 'unnamed'}, fingerprint "
-            f"{manifest.fingerprint[:16] or 'none'}) than {expected.model} (fingerprint "
+            f"{who} serves another model ({shown(manifest.model) or 'unnamed'}, fingerprint "
+            f"{shown(manifest.fingerprint, 16) or 'none'}) than {expected.model} (fingerprint "
             f"{expected.fingerprint[:16]}): start it with the same checkpoint and revision"
         )
     held = {layer.name: layer.fingerprint for layer in manifest.layers}

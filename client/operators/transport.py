@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.client.config import Operator
+from blindtune.client.operators.manifest import shown
 from blindtune.client.operators.policy import Failure
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError, VerificationError
@@ -105,9 +106,7 @@ _FAILURES = {
 def _transport_error(error: grpc.RpcError) -> TransportError:
     code, details = error.code(), error.details() or ""
     failure = _FAILURES.get(code, Failure.UNREACHABLE)
-    # What a worker says is shown on one line, no longer than a line, and can't steer a terminal.
-    said = "".join(c if c.isprintable() else " " for c in details[:300])
-    return TransportError(failure, f"{code.name}: {said}")
+    return TransportError(failure, f"{code.name}: {shown(details)}")
 
 
 class GrpcTransport:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from support.transports import honest_multiplier
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
@@ -21,7 +22,6 @@ from blindtune.protocol.errors import ConfigurationError, KitError
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import MAX_CONTRACTION, Product, backward_products, forward_products
 from blindtune.protocol.residues import from_centred
-from support.transports import honest_multiplier
 
 HEAD = "lm_head.weight"
 KIT_FILES = ["kit.json", "layers.safetensors", "verification.key"]

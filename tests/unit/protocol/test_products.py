@@ -2,7 +2,6 @@
 
 from itertools import pairwise
 
-import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -103,7 +102,6 @@ def test_products_of_a_model_have_different_labels() -> None:
     assert len({product.label for product in products}) == len(products)
 
 
-@pytest.mark.xfail(strict=True, reason="names are joined unescaped: 'a[0:4] b' reads like two spans")
 def test_layer_names_that_look_like_spans_give_different_labels() -> None:
     two = Product(Direction.FORWARD, (Span("a", 0, 4), Span("b", 0, 4)))
     one = Product(Direction.FORWARD, (Span("a[0:4] b", 0, 4),))

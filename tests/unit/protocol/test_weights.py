@@ -156,14 +156,12 @@ def test_an_empty_weight_is_refused(shape: tuple[int, int]) -> None:
         quantize_int8(torch.empty(shape))
 
 
-@pytest.mark.xfail(strict=True, reason="scales are copied into a tensor that then needs gradients")
 def test_a_parameter_that_needs_gradients_is_quantized_like_its_values() -> None:
     weight = torch.from_numpy(gaussian(20, 10))
     layer = quantize_int8(torch.nn.Parameter(weight))
     assert layer.fingerprint() == quantize_int8(weight).fingerprint()
 
 
-@pytest.mark.xfail(strict=True, reason="tensors are allocated on the default device, not on the processor")
 def test_a_default_device_does_not_change_what_is_quantized() -> None:
     # transformers loads models under torch.device("meta").
     weight = torch.from_numpy(gaussian(20, 10))
