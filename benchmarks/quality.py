@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, set_seed
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
@@ -76,6 +76,7 @@ def train(arguments: argparse.Namespace, private: bool, seed: int, output: str) 
         processing_class=AutoTokenizer.from_pretrained(arguments.model),
         peft_config=LoraConfig(target_modules="all-linear", r=8, lora_alpha=16, task_type="CAUSAL_LM"),
     )
+    trainer.remove_callback(PrinterCallback)
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]
