@@ -20,10 +20,16 @@ _logger = logging.getLogger(__name__)
 
 def guard_training(model: PreTrainedModel) -> None:
     """Watches a model's forward passes."""
-    warned = False
+    model.register_forward_pre_hook(_Guard(), with_kwargs=True)
 
-    def check(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        nonlocal warned
+
+class _Guard:
+    """A hook, as an object that can be copied along with its model."""
+
+    def __init__(self) -> None:
+        self._warned = False
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if not (module.training and torch.is_grad_enabled()):
             return
         for name, child in module.named_modules():
@@ -32,11 +38,11 @@ def guard_training(model: PreTrainedModel) -> None:
                     f"{name} uses DoRA, which needs the base model's weights: they stay with the workers. "
                     "Use plain LoRA (use_dora=False)"
                 )
-        if not warned and any(getattr(child, "gradient_checkpointing", False) for child in module.modules()):
-            warned = True
+        if not self._warned and any(
+            getattr(child, "gradient_checkpointing", False) for child in module.modules()
+        ):
+            self._warned = True
             _logger.warning(
                 "gradient checkpointing is on: every forward round trip happens twice, for about half as "
                 "much traffic again. Unless memory is short, set gradient_checkpointing=False"
             )
-
-    model.register_forward_pre_hook(check, with_kwargs=True)

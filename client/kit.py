@@ -11,6 +11,7 @@ is readable by its owner only. It protects integrity, not privacy.
 """
 
 import hashlib
+import hmac
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from blindtune.protocol.errors import KitError
-from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.expansion import KEY_BYTES, derive_key
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.verification import CheckVectors, secret_vectors
@@ -60,6 +61,13 @@ class KitDescription(BaseModel):
     head_included: bool
     arrays_sha256: str
     secret_sha256: str
+    keyed_digest: str = ""
+
+    def digest(self, secret: bytes) -> str:
+        """A keyed hash of everything else here, so that no change goes unnoticed."""
+        key = derive_key(secret, "kit description")
+        content = self.model_copy(update={"keyed_digest": ""}).model_dump_json()
+        return hmac.digest(key, content.encode(), "sha256").hex()
 
 
 def is_kit(folder: Path) -> bool:
@@ -102,10 +110,12 @@ class Kit:
             raise KitError(f"the kit in {folder} cannot be read ({error}); {again}") from error
         if description.scheme != SCHEME:
             raise KitError(f"the kit in {folder} is for {description.scheme}, this is {SCHEME}; {again}")
-        if arrays_sha256 != description.arrays_sha256:
-            raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")
         if len(secret) != KEY_BYTES or hashlib.sha256(secret).hexdigest() != description.secret_sha256:
             raise KitError(f"{inside / SECRET} is damaged: its digest differs; {again}")
+        if not hmac.compare_digest(description.digest(secret), description.keyed_digest):
+            raise KitError(f"{inside / DESCRIPTION} was changed: its digest differs; {again}")
+        if arrays_sha256 != description.arrays_sha256:
+            raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")
         return cls(folder, description, secret)
 
     @property

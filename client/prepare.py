@@ -212,6 +212,7 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
         arrays_sha256=arrays_sha256,
         secret_sha256=hashlib.sha256(secret).hexdigest(),
     )
+    description = description.model_copy(update={"keyed_digest": description.digest(secret)})
     (inside / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n")
 
 

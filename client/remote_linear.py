@@ -22,6 +22,9 @@ __all__ = ["AbsentWeight", "RemoteGroup", "RemoteLinear"]
 class AbsentWeight(torch.Tensor):
     """An empty tensor in place of a weight that workers hold."""
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AbsentWeight":
+        return torch.empty(0, device=self.device, dtype=self.dtype).as_subclass(AbsentWeight)
+
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -68,6 +71,29 @@ def _rows(x: torch.Tensor) -> Any:
     return x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).contiguous().numpy()
 
 
+class _Waiting:
+    """Outputs of a group's other members, computed when the first member was called with ``x``."""
+
+    def __init__(self, x: torch.Tensor, dtype: torch.dtype, outputs: dict[int, torch.Tensor]) -> None:
+        self.outputs = outputs
+        self._x = x
+        self._settings = self._describe(x, dtype)
+        # Tensors made in inference mode don't count their changes, so their content is compared.
+        self._content = x.clone() if x.is_inference() else None
+
+    def belong_to(self, x: torch.Tensor, dtype: torch.dtype) -> bool:
+        """Whether ``x`` is the very same tensor, unchanged, under the same settings."""
+        if x is not self._x or self._describe(x, dtype) != self._settings:
+            return False
+        return self._content is None or torch.equal(self._content, x)
+
+    @staticmethod
+    def _describe(x: torch.Tensor, dtype: torch.dtype) -> tuple[object, ...]:
+        version = None if x.is_inference() else x._version
+        modes = torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        return version, dtype, x.requires_grad, *modes
+
+
 class RemoteGroup:
     """Answers the members of a group, one after the other, out of one product.
 
@@ -84,23 +110,22 @@ class RemoteGroup:
     def __call__(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if len(self._singles) == 1 or x.numel() == 0:
             return self._single(member, x, dtype)
-        version = None if x.is_inference() else x._version
-        settings = (version, dtype, torch.is_grad_enabled(), torch.is_inference_mode_enabled())
-        waiting = getattr(self._waiting, "outputs", None)
-        if waiting and waiting[0] is x and waiting[1] == settings and member in waiting[2]:
-            output: torch.Tensor = waiting[2].pop(member)
-            if not waiting[2]:
+        waiting: _Waiting | None = getattr(self._waiting, "outputs", None)
+        if waiting is not None and member in waiting.outputs and waiting.belong_to(x, dtype):
+            output = waiting.outputs.pop(member)
+            if not waiting.outputs:
                 self._waiting.outputs = None
             return output
         if member != 0:
             return self._single(member, x, dtype)
-        outputs = _GroupProduct.apply(x, self._group, dtype)
-        self._waiting.outputs = (x, settings, dict(enumerate(outputs[1:], 1)))
-        return outputs[0]
+        first, *others = _GroupProduct.apply(x, self._group, dtype)
+        self._waiting.outputs = _Waiting(x, dtype, dict(enumerate(others, 1)))
+        return first
 
     def _single(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if x.numel() == 0:
-            return x.new_zeros((*x.shape[:-1], self._singles[member].out_features[0]), dtype=dtype)
+            # Nothing to ask for, and still connected to x for the backward pass.
+            return x[..., :1].expand(*x.shape[:-1], self._singles[member].out_features[0]).to(dtype)
         return _GroupProduct.apply(x, self._singles[member], dtype)[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -174,6 +199,15 @@ class RemoteLinear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """There is nothing to initialize: the bias comes from the checkpoint."""
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """Refuses to train the layer itself, which is how peft's ``modules_to_save`` asks for it."""
+        if requires_grad:
+            raise UnsupportedError(
+                "a remote layer has no weight to train: take it out of modules_to_save and put it in "
+                "target_modules, or keep an output head on the client with head='local'"
+            )
+        return super().requires_grad_(requires_grad)
 
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise UnsupportedError(

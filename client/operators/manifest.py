@@ -45,7 +45,7 @@ def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: s
     if PROTOCOL_VERSION not in versions:
         older = "the worker" if max(versions, default=0) < PROTOCOL_VERSION else "this client"
         raise IncompatibleWorkerError(
-            f"{who} speaks protocol version {', '.join(map(str, versions[:8])) or 'none'}, this client "
+            f"{who} speaks protocol version {versions[:8] or 'none'}, this client "
             f"speaks {PROTOCOL_VERSION}: upgrade {older}"
         )
     if manifest.scheme != SCHEME:

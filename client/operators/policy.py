@@ -98,7 +98,8 @@ class WorkerPolicy:
         # A replica that this request has not failed at comes first, then the one that is least busy.
         ready = [i for i in left if self._workers[i].not_before <= now]
         ready.sort(key=lambda i: (request.failed.get(i, 0), self._workers[i].in_flight, i))
-        if ready and (now < request.deadline or not request.failed):
+        # Past its deadline a request still goes once to each replica that it has not tried.
+        if ready and (now < request.deadline or ready[0] not in request.failed):
             self._workers[ready[0]].in_flight += 1
             return Ask(ready[0])
         wake = min(self._workers[i].not_before for i in left)

@@ -37,8 +37,8 @@ PSI = pow(_GENERATOR, (MODULUS - 1) // (2 * DEGREE), MODULUS)
 """A primitive 512th root of unity mod q."""
 
 _WORD = 1 << 32
-_INVERSE = uint32(pow(MODULUS, -1, _WORD))
-_Q = uint32(MODULUS)
+_INVERSE = np.uint32(pow(MODULUS, -1, _WORD))
+_Q = np.uint32(MODULUS)
 _HALF = (MODULUS - 1) // 2
 
 
@@ -85,13 +85,12 @@ def reduce_sum(total):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def forward(tile):  # type: ignore[no-untyped-def]
     """Transforms a tile in place."""
-    k = 0
     length = DEGREE // 2
     while length:
-        for start in range(0, DEGREE, 2 * length):
-            k += 1
-            w, w1 = _W[k], _W1[k]
-            for j in range(start, start + length):
+        groups = DEGREE // (2 * length)
+        for g in range(groups):
+            w, w1 = _W[groups + g], _W1[groups + g]
+            for j in range(2 * length * g, 2 * length * g + length):
                 for f in range(LANES):
                     a, b = tile[j, f], _times(tile[j + length, f], w, w1)
                     plus, minus = uint32(a + b), uint32(a - b)
@@ -103,16 +102,42 @@ def forward(tile):  # type: ignore[no-untyped-def]
 @njit(nogil=True, cache=True)
 def inverse(tile):  # type: ignore[no-untyped-def]
     """Transforms a tile back in place, and leaves it n times too large."""
-    k = DEGREE
     length = 1
     while length < DEGREE:
-        for start in range(DEGREE - 2 * length, -1, -2 * length):
-            k -= 1
-            w, w1 = _V[DEGREE - 1 - (k - DEGREE // (2 * length)) + 0], _V1[k]
-            for j in range(start, start + length):
+        groups = DEGREE // (2 * length)
+        for g in range(groups):
+            w, w1 = _V[groups + g], _V1[groups + g]
+            for j in range(2 * length * g, 2 * length * g + length):
                 for f in range(LANES):
                     a, b = tile[j, f], tile[j + length, f]
                     plus, minus = uint32(a + b), uint32(a - b)
                     tile[j, f] = min(plus, uint32(plus - _Q))
                     tile[j + length, f] = _times(min(minus, uint32(minus + _Q)), w, w1)
         length *= 2
+
+
+@njit(nogil=True, cache=True)
+def _scaled_and_centred(tile, out):  # type: ignore[no-untyped-def]
+    for p in range(out.shape[0]):
+        for j in range(DEGREE):
+            x = np.int64(_times(tile[j, p], _SCALE[0], _SCALE1[0]))
+            out[p, j] = np.int32(x - MODULUS) if x > _HALF else np.int32(x)
+
+
+def transformed(polynomials: NDArray[np.int8]) -> Centred:
+    """The factors of a pointwise product that `reduce_sum` and `inverse` turn into a product in the ring.
+
+    They carry the factors 2^32 and 1/n that those two leave out.
+
+    Args:
+        polynomials: int8 [count, 256], at most 16 ring elements.
+
+    Returns:
+        int32 [count, 256], centred.
+    """
+    tile = np.zeros((DEGREE, LANES), np.uint32)
+    tile[:, : len(polynomials)] = polynomials.T.astype(np.int64) % MODULUS
+    forward(tile)
+    out = np.empty(polynomials.shape, np.int32)
+    _scaled_and_centred(tile, out)
+    return out

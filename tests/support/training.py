@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
+from transformers import PreTrainedModel
 
 from support.checkpoints import batch
 
-__all__ = ["lora", "training_step"]
+__all__ = ["lora", "training_step", "with_adapter"]
 
 
 def lora(family: str) -> LoraConfig:
@@ -24,19 +25,20 @@ def lora(family: str) -> LoraConfig:
     )
 
 
-def training_step(
-    model: nn.Module, family: str, *, adapter: bool = True, inputs: Mapping[str, Any] | None = None
-) -> dict[str, bytes]:
-    """The bytes of the loss and of all gradients of one step, by name.
+def with_adapter(model: PreTrainedModel, family: str) -> PeftModel:
+    """The model with an adapter, the same one for the same family."""
+    torch.manual_seed(11)
+    return get_peft_model(model, lora(family))
+
+
+def training_step(model: nn.Module, family: str, inputs: Mapping[str, Any] | None = None) -> dict[str, bytes]:
+    """The bytes of the loss and of all gradients of one step, by name; no parameter changes.
 
     Args:
-        model: gets an adapter, unless ``adapter`` is false.
-        family: of the model.
-        inputs: a batch with labels; one of the family's own if not given.
+        model: of that family.
+        family: decides on the inputs.
+        inputs: a batch with labels, in place of the family's own.
     """
-    torch.manual_seed(11)
-    if adapter:
-        model = get_peft_model(model, lora(family))  # type: ignore[arg-type]
     model.train()
     model.zero_grad()
     torch.manual_seed(12)

@@ -43,7 +43,8 @@ class WorkerSpec:
 
     Attributes:
         models: checkpoint folders by name.
-        host: where it listens, at free ports.
+        host: where it listens.
+        port: where it serves the first model; free ports are taken for all others, and for 0.
         certificates: an operator's folder; plaintext if None.
         log: file for its log.
         limits: on requests.
@@ -54,6 +55,7 @@ class WorkerSpec:
     certificates: Path | None
     log: Path
     limits: Limits = field(default_factory=Limits)
+    port: int = 0
 
 
 def run_worker(spec: WorkerSpec, pipe: Connection) -> None:
@@ -74,12 +76,13 @@ def run_worker(spec: WorkerSpec, pipe: Connection) -> None:
     rogues: dict[str, Rogue] = {}
     running: dict[str, RunningWorker] = {}
     recorder = Recorder()
-    for name, folder in spec.models.items():
+    for index, (name, folder) in enumerate(spec.models.items()):
+        port = 0 if index else spec.port
         store = LayerStore.load(Checkpoint.open(folder))
         rogues[name] = Rogue(store.multiplier())
         running[name] = serve(
             store,
-            Endpoint.parse(f"{spec.host}:0", _tls(spec.certificates), spec.certificates is None),
+            Endpoint.parse(f"{spec.host}:{port}", _tls(spec.certificates), spec.certificates is None),
             limits=spec.limits,
             multiplier=rogues[name],
             observer=recorder,

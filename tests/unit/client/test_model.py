@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from support.checkpoints import CLASSES, FAMILIES, batch
+from support.training import training_step, with_adapter
 from torch import nn
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
@@ -20,8 +22,6 @@ from blindtune.client.groups import trace_groups
 from blindtune.client.prepare import prepare
 from blindtune.client.remote_linear import RemoteLinear
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError, UnsupportedError
-from support.checkpoints import CLASSES, FAMILIES, batch
-from support.training import lora, training_step
 
 pytestmark = pytest.mark.hf
 
@@ -111,9 +111,7 @@ def test_a_model_that_cannot_be_traced_is_asked_layer_by_layer(caplog: pytest.Lo
 
 
 @pytest.mark.parametrize("family", CAUSAL)
-def test_a_head_that_is_tied_to_the_embedding_stays_here_and_any_other_goes(
-    load: Load, family: str
-) -> None:
+def test_a_head_that_is_tied_to_the_embedding_stays_here_and_any_other_goes(load: Load, family: str) -> None:
     head = load(family, masking="reference").get_output_embeddings()
     tied = FAMILIES[family][1].tie_word_embeddings
     assert isinstance(head, RemoteLinear) == (not tied)
@@ -137,13 +135,13 @@ def test_a_remote_head_answers_as_the_local_one_and_leaves_the_embedding_alone(
 def test_gradient_checkpointing_changes_no_gradient_and_warns_once(
     load: Load, caplog: pytest.LogCaptureFixture, family: str
 ) -> None:
-    plain = training_step(load(family, masking="reference"), family)
+    plain = training_step(with_adapter(load(family, masking="reference"), family), family)
     assert "gradient checkpointing" not in caplog.text
     model = load(family, masking="reference")
     model.gradient_checkpointing_enable()
-    checkpointed = training_step(model, family)
-    training_step(model, family, adapter=False)
-    assert checkpointed == plain
+    wrapped = with_adapter(model, family)
+    assert training_step(wrapped, family) == plain
+    assert training_step(wrapped, family) == plain
     warnings = [r for r in caplog.records if r.name == "blindtune.client.guard"]
     assert [r.levelno for r in warnings] == [logging.WARNING]
     assert "gradient checkpointing is on" in warnings[0].getMessage()
@@ -169,7 +167,7 @@ def test_logits_do_not_depend_on_gradients_being_recorded(
 
 
 def test_a_bf16_model_trains_in_bf16(load: Load) -> None:
-    model = get_peft_model(load("llama", masking="reference", dtype=torch.bfloat16), lora("llama"))
+    model = with_adapter(load("llama", masking="reference", dtype=torch.bfloat16), "llama")
     output = model(**batch("llama"))
     assert output.logits.dtype == torch.bfloat16
     output.loss.backward()
@@ -177,16 +175,20 @@ def test_a_bf16_model_trains_in_bf16(load: Load) -> None:
 
 
 def test_autocast_trains_a_float32_model_in_bf16(load: Load) -> None:
-    model = get_peft_model(load("llama", masking="reference"), lora("llama"))
+    model = with_adapter(load("llama", masking="reference"), "llama")
     with torch.autocast("cpu", torch.bfloat16):
         output = model(**batch("llama"))
     assert output.logits.dtype == torch.bfloat16
     output.loss.backward()
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad
+    )
 
 
 def test_an_fp16_model_is_refused(load: Load) -> None:
-    with pytest.raises(UnsupportedError, match="fp16 is not supported: load the model with dtype=torch.bfloat16"):
+    with pytest.raises(
+        UnsupportedError, match="fp16 is not supported: load the model with dtype=torch.bfloat16"
+    ):
         load("llama", masking="reference", dtype=torch.float16)
 
 
@@ -208,7 +210,7 @@ def test_a_diverged_model_stops_with_advice(load: Load) -> None:
 def test_a_copied_model_computes_the_same_and_shares_the_connections(load: Load, wrapped: bool) -> None:
     model: nn.Module = load("llama", masking="reference").eval()
     if wrapped:
-        model = get_peft_model(model, lora("llama"))  # type: ignore[arg-type]
+        model = with_adapter(model, "llama").eval()
     twin = copy.deepcopy(model)
     assert multiplier_of(twin) is multiplier_of(model)
     with torch.no_grad():
@@ -269,7 +271,7 @@ def test_adapters_that_need_the_weights_are_refused_before_they_train(
 
 
 def test_dora_that_is_added_later_is_refused_at_the_next_step(load: Load) -> None:
-    model = get_peft_model(load("llama", masking="reference"), lora("llama")).train()
+    model = with_adapter(load("llama", masking="reference"), "llama").train()
     for module in model.modules():
         if hasattr(module, "use_dora"):
             module.use_dora = {"default": True}
@@ -288,7 +290,7 @@ MERGES = {
 def test_merging_is_refused_and_leaves_the_model_as_it_was(
     load: Load, merge: Callable[[PeftModel], object]
 ) -> None:
-    model = get_peft_model(load("llama", masking="reference"), lora("llama")).eval()
+    model = with_adapter(load("llama", masking="reference"), "llama").eval()
     with torch.no_grad():
         before = model(**batch("llama")).logits
         with pytest.raises(UnsupportedError, match="merge the saved adapter where the base model is"):
@@ -297,7 +299,9 @@ def test_merging_is_refused_and_leaves_the_model_as_it_was(
 
 
 @pytest.fixture(scope="module")
-def kit_without_head(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def kit_without_head(
+    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
     from blindtune.checkpoint import Checkpoint
 
     folder = tmp_path_factory.mktemp("kits") / "llama"

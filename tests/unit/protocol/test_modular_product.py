@@ -418,14 +418,20 @@ class WrongForManyRows(WrongProduct):
         return saturating_pairs(a, b) if a.shape[0] > 64 else a @ b
 
 
-class WrongForTransposed(WrongProduct):
+class WrongForOneLayout(WrongProduct):
+    """Saturates for matrices of one memory layout and is right for all others."""
+
+    def __init__(self, layout: str) -> None:
+        self.name = layout
+
     def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return a @ b if self.layout.is_contiguous() else saturating_pairs(a, b)
+        return saturating_pairs(a, b) if layout_of(self.layout) == self.name else a @ b
 
 
-class WrongForContiguous(WrongProduct):
-    def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return saturating_pairs(a, b) if self.layout.is_contiguous() else a @ b
+def layout_of(matrix: torch.Tensor) -> str:
+    whole = matrix.is_contiguous() or matrix.t().is_contiguous()
+    kind = "rows" if matrix.stride(1) == 1 else "columns"
+    return f"{kind} of the {'whole' if whole else 'span'}"
 
 
 class WrongInOneElement(WrongProduct):
@@ -433,6 +439,30 @@ class WrongInOneElement(WrongProduct):
         sums = a @ b
         sums[-1, -1] += 1
         return sums
+
+
+LAYOUTS = [f"{kind} of the {part}" for kind in ("rows", "columns") for part in ("whole", "span")]
+
+
+def test_a_multiplier_hands_over_the_layouts_whose_check_is_tested_here() -> None:
+    class Recorder(WrongProduct):
+        def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            self.seen.add(layout_of(self.layout))
+            return a @ b
+
+        def __init__(self) -> None:
+            self.seen: set[str] = set()
+
+    recorder = Recorder()
+    for product in (
+        Product(Direction.FORWARD, (Span("a", 0, 8),)),
+        Product(Direction.FORWARD, (Span("a", 2, 7),)),
+        Product(Direction.BACKWARD, (Span("a", 0, 6),)),
+        Product(Direction.BACKWARD, (Span("a", 1, 4), Span("b", 0, 3))),
+    ):
+        operand = operands(3, product.contraction, seed=1)[0]
+        assert_exact(recorder, LAYERS, product, operand)
+    assert recorder.seen <= set(LAYOUTS) and len(recorder.seen) == 3
 
 
 def test_a_right_method_of_the_kind_emulated_here_is_accepted() -> None:
@@ -447,12 +477,11 @@ def test_a_right_method_of_the_kind_emulated_here_is_accepted() -> None:
         (SymmetricLimbs(), 64),
         (WrongForFewRows(), 64),
         (WrongForManyRows(), 64),
-        (WrongForTransposed(), 64),
-        (WrongForContiguous(), 64),
+        *((WrongForOneLayout(layout), 64) for layout in LAYOUTS),
         (WrongInOneElement(), 64),
         (Float32Sums(), 1100),
     ],
-    ids=lambda value: type(value).__name__ if isinstance(value, Method) else None,
+    ids=lambda value: f"{type(value).__name__} {value.name}" if isinstance(value, Method) else None,
 )
 def test_a_method_that_is_wrong_somewhere_is_noticed(method: Method, contraction: int) -> None:
     assert not _is_exact(method, contraction, CPU)
