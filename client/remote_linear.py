@@ -200,15 +200,6 @@ class RemoteLinear(nn.Linear):
     def reset_parameters(self) -> None:
         """There is nothing to initialize: the bias comes from the checkpoint."""
 
-    def requires_grad_(self, requires_grad: bool = True) -> Self:
-        """Refuses to train the layer itself, which is how peft's ``modules_to_save`` asks for it."""
-        if requires_grad:
-            raise UnsupportedError(
-                "a remote layer has no weight to train: take it out of modules_to_save and put it in "
-                "target_modules, or keep an output head on the client with head='local'"
-            )
-        return super().requires_grad_(requires_grad)
-
     def _replicate_for_data_parallel(self) -> NoReturn:
         raise UnsupportedError(
             "torch.nn.DataParallel copies the model to several GPUs of this machine, which remote layers "

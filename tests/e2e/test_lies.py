@@ -127,8 +127,8 @@ def test_liars_of_two_operators_at_once_are_both_caught(
 def test_a_lie_while_generating_changes_no_token(operators: RunningOperators, load: Load) -> None:
     prompt = torch.tensor([[5, 17, 31]])
     options = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False}
-    expected = load("llama", masking="reference").generate(prompt, **options)
-    model = _model(load, operators)
+    expected = with_adapter(load("llama", masking="reference"), "llama").eval().generate(prompt, **options)
+    model = _model(load, operators).eval()
     operators[1].workers[0].lie("llama", "y + 2^30", at=20)
     assert torch.equal(model.generate(prompt, **options), expected)
     assert len(multiplier_of(model).statistics()["beta"].lies) == 1
