@@ -39,11 +39,12 @@ class _Guard:
                     f"{name} uses DoRA, which needs the base model's weights: they stay with the workers. "
                     "Use plain LoRA (use_dora=False)"
                 )
-            saved = getattr(child, "modules_to_save", None)
-            if isinstance(saved, nn.ModuleDict) and any(isinstance(x, RemoteLinear) for x in saved.values()):
+            copies = getattr(child, "modules_to_save", None)
+            trained = copies.values() if isinstance(copies, nn.ModuleDict) else ()
+            if any(isinstance(x, RemoteLinear) for x in trained):
                 raise UnsupportedError(
-                    f"{name} is to be trained whole (modules_to_save), but its weight stays with the workers: "
-                    "name it in target_modules instead, or keep an output head here with head='local'"
+                    f"{name} is to be trained whole (modules_to_save), but its weight stays with the "
+                    "workers: name it in target_modules instead, or keep an output head here with head='local'"
                 )
         if not self._warned and any(
             getattr(child, "gradient_checkpointing", False) for child in module.modules()

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import logging
 import os
 import shutil
 import tempfile
@@ -29,13 +30,15 @@ from blindtune.client.kit import (
     KitDescription,
     LayerDescription,
 )
-from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.errors import ConfigurationError, KitError, ResourceError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
 __all__ = ["Progress", "cached_kit", "prepare"]
+
+_logger = logging.getLogger(__name__)
 
 Progress = Callable[[Iterable[FrozenLayer]], Iterable[FrozenLayer]]
 """Wraps the layers to show progress as they are consumed."""
@@ -76,7 +79,7 @@ def prepare(
 def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = lambda x: x) -> Kit:
     """The kit of a checkpoint on this machine, made at first use.
 
-    It has no model parameters of its own: ``from_pretrained`` reads those from the checkpoint.
+    A damaged one is made again. It has no model parameters of its own: ``from_pretrained`` reads those from the checkpoint.
     """
     root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
     with TensorFiles(checkpoint.folder) as tensors:
@@ -86,9 +89,14 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
             identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
     identity += sorted(layer.name for layer in checkpoint.layers)
     folder = root / "kits" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
-    if not folder.exists():
-        with _written_at_once(folder) as unfinished:
-            _write(checkpoint, unfinished, progress)
+    if folder.exists():
+        try:
+            return Kit.open(folder)
+        except KitError as error:
+            _logger.warning("making the cached kit again: %s", error)
+            shutil.rmtree(folder)
+    with _written_at_once(folder) as unfinished:
+        _write(checkpoint, unfinished, progress)
     return Kit.open(folder)
 
 

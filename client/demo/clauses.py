@@ -2,7 +2,7 @@
 
 A clause is a main sentence of its class, perhaps behind an opening, and up to three follow-up
 sentences. Square brackets hold alternatives, braces a word drawn once per clause. Openings and
-follow-ups deliberately touch on other classes: no class is given away by its subject's name alone.
+follow-ups deliberately touch on the subjects of other classes, so one keyword is not enough.
 """
 
 import random
@@ -13,7 +13,7 @@ from typing import NamedTuple
 __all__ = ["Clause", "split_clauses", "write_clauses"]
 
 _PER_CLASS = 40
-_MAX_OVERLAP = 0.6  # of the words that occur in either of two clauses, the part found in both
+_MAX_OVERLAP = 0.6  # of all the words of two clauses, the part that may occur in both
 
 # Each pair names the side that delivers and is paid, {A}, and the side that pays, {B}.
 _PARTIES = "Supplier/Customer Contractor/Client Licensor/Licensee Seller/Buyer".split()
@@ -123,7 +123,7 @@ _CLASSES = {
 
     {P} may disclose confidential information to a proposed assignee. The assignor stays liable for
     sums due before the transfer. An assignment without consent allows {Q} to terminate. The
-    governing law does not change on assignment. Fees are then payable to the assignee.""",
+    governing law does not change on assignment. After assignment, Fees are paid to the assignee.""",
 }
 
 
@@ -156,7 +156,7 @@ def write_clauses(seed: int = 0) -> list[Clause]:
 def split_clauses(
     clauses: list[Clause], held_out: float = 0.25, seed: int = 0
 ) -> tuple[list[Clause], list[Clause]]:
-    """Split into shuffled lists for training and testing, with the same part of each class."""
+    """Split into training and test clauses, shuffled; held_out is the part of each class tested."""
     rng = random.Random(seed)
     train: list[Clause] = []
     test: list[Clause] = []

@@ -1,18 +1,19 @@
-"""Masking and unmasking, a tile of features at a time.
+"""Masking and unmasking, a few features at a time.
 
     mask      C[t, i] = X[t, i] + E[t, i] + sum_l (A[i, l] S[l])[t]   mod q
     unmask    Z[t, j] = Y[t, j]           - sum_l (H[j, l] S[l])[t]   mod q, centred
 
-Row t of the operand is coefficient t of the ring elements. A and H come packed, int32
-[feature tile][rank][256][16], transformed and centred; S transformed and centred as `transformed` has it.
-A product of two centred residues is at most ((q - 1)/2)^2 < 2^60 in magnitude, and a sum of rank <= 7 of
-them is below 2^63 and below 2^32 q: it fits the accumulator, and `reduce_sum` takes it.
+A row of the operand is one coefficient of the ring elements. A and H come packed, int32
+[feature tile][rank][256][16], transformed and centred, and S as `transformed` makes it. A product of
+two centred residues is at most ((q - 1)/2)^2 < 2^60 in magnitude, so a sum of rank <= 7 of them stays
+below 7 * 2^60 < 2^63, which fits the accumulator, and below 2^32 q, which `reduce_sum` asks for.
 
-For each tile: pointwise sum, one reduction, inverse transform, all within the cache, and one pass over
-the operand. All blocks of an operand meet a tile before the next tile is read.
+A tile gets its pointwise sums, one reduction each, and the inverse transform within the first cache.
+Then tiles side by side meet the operand, so that its rows, which lie far apart, are read and written
+1 KiB at a time. All blocks of an operand use a part of A or H while it is in the cache.
 """
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numba import njit, uint32
@@ -24,61 +25,145 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["Run", "mask_rows", "unmask_rows"]
+__all__ = ["mask_rows", "unmask_rows"]
 
 _Q = np.uint32(MODULUS)
 _HALF = np.uint32((MODULUS - 1) // 2)
+_TILES = 16  # side by side
 
 
-@njit(inline="always")
-def _ring_product(packed, factors, ranks, tile):  # type: ignore[no-untyped-def]
-    """The sum over the rank of the products of a tile's ring elements with one block's S."""
+@njit(nogil=True, cache=True)
+def _pointwise(packed, factors, ranks, tile):  # type: ignore[no-untyped-def]
     for j in range(DEGREE):
         for f in range(LANES):
             total = np.int64(0)
-            # The length of a tuple belongs to its type: the compiler unrolls this loop.
+            # The length of a tuple belongs to its type, so the compiler unrolls this loop.
             for rank in range(len(ranks)):
                 total += np.int64(packed[rank, j, f]) * np.int64(factors[rank, j])
             tile[j, f] = reduce_sum(total)
-    inverse(tile)
+
+
+@njit(nogil=True, cache=True)
+def _place(tile, rows, column):  # type: ignore[no-untyped-def]
+    for j in range(DEGREE):
+        for f in range(LANES):
+            rows[j, column + f] = tile[j, f]
+
+
+@njit(nogil=True, cache=True)
+def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
+    for i in range(out.shape[0]):
+        residue = uint32(np.int32(x[i] + np.int32(e[i])))
+        residue = min(residue, uint32(residue + _Q))
+        total = uint32(residue + mask[i])
+        out[i] = min(total, uint32(total - _Q))
+
+
+@njit(nogil=True, cache=True)
+def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
+    for i in range(out.shape[0]):
+        difference = uint32(y[i] - mask[i])
+        residue = min(difference, uint32(difference + _Q))
+        out[i] = np.int32(uint32(residue - _Q) if residue > _HALF else residue)
+
+
+@njit(nogil=True, cache=True)
+def _ring_rows(packed, factors, ranks, tile, rows):  # type: ignore[no-untyped-def]
+    """The products of some tiles with one block's S, as 256 rows."""
+    for t in range(packed.shape[0]):
+        _pointwise(packed[t], factors, ranks, tile)
+        inverse(tile)
+        _place(tile, rows, LANES * t)
 
 
 @njit(nogil=True, cache=True)
 def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
     tile = np.empty((DEGREE, LANES), np.uint32)
-    for t in range(start, stop):
-        column = t * LANES
-        width = min(LANES, out.shape[1] - column)
+    rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
+    for t in range(start, stop, _TILES):
+        end = min(t + _TILES, stop)
+        i, k = t * LANES, min(end * LANES, out.shape[1])
         for b in range(runs.shape[0]):
-            _ring_product(packed[t], factors[b], ranks, tile)
-            row, first, count = runs[b, 0], runs[b, 1], runs[b, 2]
-            for r in range(count):
-                for f in range(width):
-                    value = np.int32(x[row + r, column + f] + np.int32(e[row + r, column + f]))
-                    residue = uint32(value)
-                    residue = min(residue, uint32(residue + _Q))
-                    total = uint32(residue + tile[first + r, f])
-                    out[row + r, column + f] = min(total, uint32(total - _Q))
+            _ring_rows(packed[t:end], factors[b], ranks, tile, rows)
+            row, first = runs[b, 0], runs[b, 1]
+            for r in range(runs[b, 2]):
+                _mask_row(x[row + r, i:k], e[row + r, i:k], rows[first + r], out[row + r, i:k])
         for r in range(rest.shape[0]):
-            for f in range(width):
-                rest[r, column + f] = tile[DEGREE - rest.shape[0] + r, f]
+            rest[r, i:k] = rows[DEGREE - rest.shape[0] + r, : k - i]
 
 
 @njit(nogil=True, cache=True)
 def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: ignore[no-untyped-def]
     tile = np.empty((DEGREE, LANES), np.uint32)
-    for t in range(start, stop):
-        column = t * LANES
-        width = min(LANES, out.shape[1] - column)
+    rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
+    for t in range(start, stop, _TILES):
+        end = min(t + _TILES, stop)
+        i, k = t * LANES, min(end * LANES, out.shape[1])
         for b in range(runs.shape[0]):
-            _ring_product(packed[t], factors[b], ranks, tile)
-            row, first, count = runs[b, 0], runs[b, 1], runs[b, 2]
-            for r in range(count):
-                for f in range(width):
-                    difference = uint32(y[row + r, column + f] - tile[first + r, f])
-                    residue = min(difference, uint32(difference + _Q))
-                    centred = uint32(residue - _Q) if residue > _HALF else residue
-                    out[row + r, column + f] = np.int32(centred)
+            _ring_rows(packed[t:end], factors[b], ranks, tile, rows)
+            row, first = runs[b, 0], runs[b, 1]
+            for r in range(runs[b, 2]):
+                _unmask_row(y[row + r, i:k], rows[first + r], out[row + r, i:k])
         for r in range(rest.shape[0]):
-            for f in range(width):
-                rest[r, column + f] = tile[DEGREE - rest.shape[0] + r, f]
+            rest[r, i:k] = rows[DEGREE - rest.shape[0] + r, : k - i]
+
+
+def _read_only(x: NDArray[Any]) -> NDArray[Any]:
+    """A contiguous view that cannot be written, so that kernels are compiled for one kind of array."""
+    view = np.ascontiguousarray(x).view()
+    view.flags.writeable = False
+    return view
+
+
+def _for_tiles(kernel, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
+    """Runs a kernel over the feature tiles, in threads when it pays."""
+    packed, ranks = _read_only(packed), (0,) * packed.shape[1]
+    for_row_blocks(
+        packed.shape[0],
+        len(runs) * DEGREE * LANES,
+        lambda start, stop: kernel(packed, factors, ranks, runs, *arrays, start, stop),
+    )
+
+
+def mask_rows(
+    packed: Centred,
+    factors: Centred,
+    runs: NDArray[np.int64],
+    operand: Centred,
+    noise: NDArray[np.int8],
+    out: Residues,
+    rest: Residues,
+) -> None:
+    """Masks rows of an operand.
+
+    Args:
+        packed: A, int32 [feature tiles or more, rank, 256, 16].
+        factors: int32 [blocks, rank, 256], S of each block as `transformed` makes it.
+        runs: int64 [blocks, 3]: first row of the operand, first row of the block, and how many.
+        operand: int32 [rows, columns], of magnitude at most (q - 1)/2.
+        noise: E for the operand's rows, [rows, columns].
+        out: uint32 [rows, columns], receives the masked rows.
+        rest: uint32 [some, columns], receives the last rows of the last block's A S.
+    """
+    tiles = -(-operand.shape[1] // LANES)
+    _for_tiles(_mask, packed[:tiles], factors, runs, _read_only(operand), _read_only(noise), out, rest)
+
+
+def unmask_rows(
+    packed: Centred,
+    factors: Centred,
+    runs: NDArray[np.int64],
+    response: Residues,
+    out: Centred,
+    rest: Residues,
+) -> None:
+    """Removes the masks from rows of a response.
+
+    Args:
+        packed: H, int32 [feature tiles, rank, 256, 16].
+        factors, runs: as `mask_rows` had them.
+        response: uint32 [rows, columns], all below q.
+        out: int32 [rows, columns], receives the centred rows.
+        rest: uint32 [some, columns], receives the last rows of the last block's H S.
+    """
+    _for_tiles(_unmask, packed, factors, runs, _read_only(response), out, rest)

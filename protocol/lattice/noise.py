@@ -20,9 +20,8 @@ from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["centred_binomial"]
 
-_WORDS = 8  # in one block of ChaCha20
+_BLOCK = 8  # words in one block of ChaCha20
 _WORDS_AT_ONCE = 1 << 14  # 128 KiB, which stay in the cache between the cipher and the counting
-_ZEROS = bytes(8 * _WORDS_AT_ONCE)
 
 
 @intrinsic
@@ -61,21 +60,23 @@ def centred_binomial(key: bytes, first_row: int, rows: int, columns: int, eta: i
     Raises:
         ValueError: the matrix is larger than a key stream.
     """
-    width = -(-columns // _WORDS)  # in blocks
+    width = -(-columns // _BLOCK)  # in blocks
     if (first_row + rows) * width > 1 << 32:
         raise ValueError(f"{first_row + rows} rows of {columns} samples are more than one key stream")
     out = np.empty((rows, columns), np.int8)
-    step = max(1, _WORDS_AT_ONCE // max(1, width * _WORDS))
 
-    def block(start: int, stop: int) -> None:
-        words = np.empty((step, width * _WORDS), np.uint64)
+    def some_rows(start: int, stop: int) -> None:
+        step = min(stop - start, max(1, _WORDS_AT_ONCE // (width * _BLOCK)))
+        words = np.empty((step, width * _BLOCK), np.uint64)
+        zeros = bytes(words.nbytes)
         for row in range(start, stop, step):
             count = min(step, stop - row)
             counter = ((first_row + row) * width).to_bytes(4, "little")
             encryptor = Cipher(ChaCha20(key, counter + bytes(12)), mode=None).encryptor()
-            encryptor.update_into(bytes(words[:count].nbytes), words[:count].data.cast("B"))
-            _sample(words[:count], eta, out[row : row + count])
+            part = words[:count]
+            encryptor.update_into(memoryview(zeros)[: part.nbytes], part.data.cast("B"))
+            _sample(part, eta, out[row : row + count])
 
     if out.size:
-        for_row_blocks(rows, columns, block)
+        for_row_blocks(rows, columns, some_rows)
     return out

@@ -21,7 +21,6 @@ def lora(family: str) -> LoraConfig:
         r=4,
         lora_dropout=0.1,
         init_lora_weights=False,
-        fan_in_fan_out=family == "gpt2",
     )
 
 

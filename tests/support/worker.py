@@ -92,11 +92,13 @@ def run_worker(spec: WorkerSpec, pipe: Connection) -> None:
         _obey(pipe, rogues, recorder)
     except EOFError:
         pass
+    # A request that hangs by order does not keep the process.
     stops = [threading.Thread(target=worker.stop, args=(0,)) for worker in running.values()]
     for stop in stops:
         stop.start()
     for stop in stops:
-        stop.join()
+        stop.join(5)
+    os._exit(0)
 
 
 def _obey(pipe: Connection, rogues: Mapping[str, Rogue], recorder: Recorder) -> None:

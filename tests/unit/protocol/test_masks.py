@@ -14,13 +14,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.masks import MaskedOperand, ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import FloatProduct, Multiplier
 from blindtune.protocol.parameters import MODULUS, Q31
-from blindtune.protocol.products import Product, backward_products, forward_products
-from blindtune.protocol.verification import CheckVectors
+from blindtune.protocol.products import Direction, Product, backward_products, forward_products
+from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 
 HALF = (MODULUS - 1) // 2
 OPERATORS = pytest.mark.parametrize("operators", [2, 3, 5])
@@ -174,6 +175,20 @@ def test_any_other_number_of_responses_than_shares_is_refused(responses: int) ->
         masked.unmask([np.zeros((4, 2), np.uint32)] * responses)
 
 
+def test_the_answer_to_one_share_is_not_accepted_for_another() -> None:
+    stored = torch.from_numpy(np.random.default_rng(0).integers(-127, 128, (6, 8), dtype=np.int8))
+    s = secret_vectors(bytes(KEY_BYTES), "layer", Direction.FORWARD, 6)
+    check = CheckVectors(s, check_vectors(stored, s, Direction.FORWARD))
+    shares = ShareSource(3, Q31).mask(random_operand(4, 8), product(8)).shares
+    answers = [product_mod_q(share.residues, stored.numpy().T) for share in shares]
+    for i, j in itertools.product(range(3), repeat=2):
+        if i == j:
+            check.verify(shares[i].residues, answers[j], vectors=2)
+        else:
+            with pytest.raises(VerificationError, match="row 0 of 4"):
+                check.verify(shares[i].residues, answers[j])
+
+
 # What shares tell.
 
 
@@ -317,6 +332,22 @@ def test_a_copy_of_a_source_is_the_source(make) -> None:  # type: ignore[no-unty
     assert copy.copy(source) is source
     assert copy.deepcopy(source) is source
     assert copy.deepcopy({"model": [source]})["model"][0] is source
+
+
+def test_a_masked_operand_is_not_pickled() -> None:
+    masked = ShareSource(2, Q31).mask(random_operand(1, 3), product(3))
+    for holder in (masked, [masked]):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(holder)
+
+
+@OPERATORS
+def test_the_residues_held_for_a_retry_cannot_be_changed(operators: int) -> None:
+    masked = ShareSource(operators, Q31).mask(random_operand(4, 3), product(3))
+    for share in masked.shares:
+        for held in (share.residues, share.rows(1, 3).residues):
+            with pytest.raises(ValueError, match="read-only"):
+                held[0, 0] = 0
 
 
 def in_a_child(work: Callable[[], bytes]) -> bytes:

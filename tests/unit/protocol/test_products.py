@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -106,3 +107,11 @@ def test_layer_names_that_look_like_spans_give_different_labels() -> None:
     two = Product(Direction.FORWARD, (Span("a", 0, 4), Span("b", 0, 4)))
     one = Product(Direction.FORWARD, (Span("a[0:4] b", 0, 4),))
     assert two.label != one.label
+
+
+@pytest.mark.parametrize("second", [Span("a", 0, 4), Span("a", 4, 8)])
+def test_a_forward_product_that_names_a_layer_twice_is_refused(second: Span) -> None:
+    with pytest.raises(ValueError, match="twice"):
+        Product(Direction.FORWARD, (Span("a", 0, 4), Span("b", 0, 4), second))
+    # Backward, the spans of a layer stand for different output features.
+    Product(Direction.BACKWARD, (Span("a", 0, 4), Span("b", 0, 4), Span("a", 4, 8)))

@@ -253,6 +253,19 @@ def test_swapped_outputs_of_members_with_equal_sums_are_caught() -> None:
     made.rejects(shifted.astype(np.uint32))
 
 
+def test_equal_vectors_for_two_outputs_would_let_errors_cancel() -> None:
+    # Why every output of a product needs a vector of its own, and no layer may stand in it twice.
+    made = case(Direction.FORWARD)
+    s = made.check.s.copy()
+    s[:, 1] = s[:, 0]
+    v = ((s.astype(object) @ made.matrix.T.astype(object)) % MODULUS).astype(np.uint32)
+    wrong = made.response.copy()
+    wrong[0, 0] = (int(wrong[0, 0]) + 5) % MODULUS
+    wrong[0, 1] = (int(wrong[0, 1]) - 5) % MODULUS
+    CheckVectors(s, v).verify(made.operand, wrong, vectors=2)
+    made.rejects(wrong)
+
+
 @BOTH_DIRECTIONS
 def test_the_right_response_to_another_operand_is_caught(direction: Direction) -> None:
     made = case(direction)

@@ -170,6 +170,14 @@ def test_a_default_device_does_not_change_what_is_quantized() -> None:
     assert layer.fingerprint() == quantize_int8(weight).fingerprint()
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+def test_a_weight_on_a_gpu_is_quantized_to_the_same_bits() -> None:
+    # There, torch multiplies by the inverse of a Python number instead of dividing by it.
+    weight = torch.from_numpy(gaussian(2000, 100))
+    assert quantize_int8(weight.cuda()).fingerprint() == quantize_int8(weight).fingerprint()
+
+
 # Fingerprints.
 
 

@@ -1,0 +1,106 @@
+"""The public matrix A, and the hint H = A M that a worker computes from its seed.
+
+    A[(l, j), i] = coefficient j of A[i, l] in the transform domain,    H = A M mod q
+
+A is uniform, and its transform too, so it is drawn in the transform domain: row l 256 + j, column i is
+that element of the expansion of a public seed. The transform is linear and M consists of plain integers,
+so what ``multiply`` makes of that seed is the transform of H. Columns of the expansion do not depend on
+how many there are, so one A serves operands of every width.
+
+Kernels read both packed: int32 [feature tile][rank][256][16], centred, the last tile padded.
+"""
+
+import numpy as np
+from numba import njit
+
+from blindtune.protocol.expansion import Seed
+from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
+from blindtune.protocol.lattice.transform import LANES
+from blindtune.protocol.masks import Share
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.row_blocks import for_row_blocks
+
+__all__ = ["PublicMatrix", "hint_request", "pack_rows", "packed_shape"]
+
+_HALF = (MODULUS - 1) // 2
+_ROWS_AT_ONCE = 64
+
+
+def packed_shape(parameters: LatticeParameters, columns: int) -> tuple[int, int, int, int]:
+    """Shape of a packed A or H of so many features."""
+    return -(-columns // LANES), parameters.rank, DEGREE, LANES
+
+
+@njit(nogil=True, cache=True)
+def _pack(rows, packed, first_row, start, stop):  # type: ignore[no-untyped-def]
+    for t in range(start, stop):
+        width = min(LANES, rows.shape[1] - LANES * t)
+        for r in range(rows.shape[0]):
+            rank, j = divmod(first_row + r, DEGREE)
+            for f in range(LANES):
+                x = np.int64(rows[r, LANES * t + f]) if f < width else np.int64(0)
+                packed[t, rank, j, f] = np.int32(x - MODULUS) if x > _HALF else np.int32(x)
+
+
+def pack_rows(rows: Residues, packed: Centred, first_row: int) -> None:
+    """Puts some rows of A or H at their places.
+
+    Args:
+        rows: uint32 [some, columns], all below q: of a worker's answer, only rows that were verified.
+        packed: int32, of the `packed_shape` of these columns; may be mapped from a file.
+        first_row: index of the first of these rows, in 0 ... rank * 256 - 1.
+
+    Raises:
+        ValueError: the rows do not fit.
+    """
+    tiles, rank = packed.shape[:2]
+    if tiles != -(-rows.shape[1] // LANES) or packed.shape[2:] != (DEGREE, LANES):
+        raise ValueError(f"rows of {rows.shape[1]} columns do not fit a packed matrix of shape {packed.shape}")
+    if not 0 <= first_row <= first_row + rows.shape[0] <= rank * DEGREE:
+        raise ValueError(
+            f"rows {first_row} ... {first_row + rows.shape[0] - 1} are not among the {rank * DEGREE} "
+            f"of rank {rank}"
+        )
+    target = np.asarray(packed)
+    for_row_blocks(tiles, rows.shape[0] * LANES, lambda a, b: _pack(rows, target, first_row, a, b))
+
+
+def hint_request(public_seed: bytes, product: Product, first_row: int, rows: int) -> Share:
+    """What to ask an operator for rows ``first_row ... first_row + rows - 1`` of a product's hint.
+
+    The answer must be verified with two vectors before it is packed: it serves all of a run.
+
+    Args:
+        public_seed: 32 bytes of the client's own randomness, which need not stay secret.
+        product: whose hint.
+        first_row: of ``parameters.dimension`` rows in all.
+        rows: number of rows.
+    """
+    seed = Seed(public_seed, first_row)
+    return Share(0, seed.expand(rows, product.contraction), seed)
+
+
+class PublicMatrix:
+    """A, packed, for the widest operand met so far."""
+
+    def __init__(self, parameters: LatticeParameters, public_seed: bytes) -> None:
+        self._parameters = parameters
+        self._seed = Seed(public_seed)
+        self._packed: Centred = np.empty(packed_shape(parameters, 0), np.int32)
+
+    def packed(self, columns: int) -> Centred:
+        """int32 [feature tiles or more, rank, 256, 16].
+
+        Columns of A beyond the operand's own fill the last tile; nothing reads their products.
+        """
+        shape = packed_shape(self._parameters, columns)
+        # Threads that both find A too narrow both expand it, and arrive at the same.
+        if self._packed.shape[0] < shape[0]:
+            packed = np.empty(shape, np.int32)
+            for row in range(0, self._parameters.dimension, _ROWS_AT_ONCE):
+                seed = Seed(self._seed.key, row)
+                pack_rows(seed.expand(_ROWS_AT_ONCE, shape[0] * LANES), packed, row)
+            self._packed = packed
+        return self._packed

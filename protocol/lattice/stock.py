@@ -1,0 +1,177 @@
+"""Blocks of masks, whose 256 rows are handed out in order, each once.
+
+A block holds what its rows can be computed from: S, transformed, and the key of E. An operand takes the
+rows it needs, of one block or of several, and what is left waits for the next operand of the same
+product. So short operands share a block, and nothing is sent but real rows.
+
+The inverse transform yields all 256 rows of A S and H S at once. Those not handed out yet are kept, 4
+bytes an element, as long as all kept rows together fit a limit. Beyond it they are computed again for
+the next operand: slower for short ones, equal in result. E is drawn for the rows of an operand alone.
+
+Stock lives in memory only. Rows are drawn under a lock, and a forked process draws none of its parent's.
+"""
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, derive_key
+from blindtune.protocol.lattice.noise import centred_binomial
+from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
+from blindtune.protocol.lattice.transform import transformed
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Centred, Residues
+
+__all__ = ["Run", "Stock"]
+
+Side = Literal["mask", "hint"]
+"""Which product of S: A S or H S."""
+
+_process = object()
+
+
+def _forget_parent() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_parent)
+
+
+class _Block:
+    """256 rows of masks for one product.
+
+    Args:
+        parameters: rank and eta.
+        product: the only product that they serve.
+        secret: 32 fresh bytes.
+    """
+
+    def __init__(self, parameters: LatticeParameters, product: Product, secret: bytes) -> None:
+        if len(secret) != KEY_BYTES:
+            raise ValueError(f"a block needs {KEY_BYTES} random bytes, not {len(secret)}")
+        label = "lattice", parameters.name, product.label
+        s = centred_binomial(derive_key(secret, *label, "S"), 0, parameters.rank, DEGREE, parameters.eta)
+        self.factors = transformed(s)
+        self.drawn = 0
+        self.noise_key = derive_key(secret, *label, "E")
+        self.eta = parameters.eta
+        self._kept: dict[Side, tuple[int, Residues]] = {}
+
+    def keep(self, side: Side, rest: Residues) -> None:
+        """Keeps the last rows of a product of S."""
+        if len(rest):
+            self._kept[side] = DEGREE - len(rest), rest
+
+    def kept(self, side: Side, first: int, count: int) -> Residues | None:
+        """Rows ``first ... first + count - 1`` of a product of S, if they were kept."""
+        start, rest = self._kept.get(side, (DEGREE, None))
+        return None if rest is None or first < start else rest[first - start : first - start + count]
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """Rows ``first ... first + count - 1`` of a block, for an operand's rows from ``row`` on."""
+
+    block: _Block = field(repr=False)
+    row: int
+    first: int
+    count: int
+
+    @property
+    def rows(self) -> slice:
+        """The operand's rows."""
+        return slice(self.row, self.row + self.count)
+
+    def noise(self, columns: int) -> NDArray[np.int8]:
+        """E for these rows: int8 [count, columns]."""
+        return centred_binomial(self.block.noise_key, self.first, self.count, columns, self.block.eta)
+
+
+class Stock:
+    """The blocks with rows left, one for each product.
+
+    Args:
+        parameters: of the blocks.
+        random_bytes: gives each block its secret.
+        kept_bytes: limit on rows computed for later operands.
+    """
+
+    def __init__(self, parameters: LatticeParameters, random_bytes: RandomBytes, kept_bytes: int) -> None:
+        self._parameters = parameters
+        self._random_bytes = random_bytes
+        self._kept_bytes = kept_bytes
+        self._kept: list[weakref.ref[Residues]] = []
+        self._blocks: dict[Product, _Block] = {}
+        self._lock = threading.Lock()
+        self._process = _process
+
+    def of_this_process(self) -> "Stock":
+        """This stock, or an empty one if this one was inherited through a fork."""
+        if self._process is _process:
+            return self
+        return Stock(self._parameters, self._random_bytes, self._kept_bytes)
+
+    def draw(self, product: Product, rows: int) -> list[Run]:
+        """Takes rows out of the stock. Nobody else ever gets them."""
+        runs: list[Run] = []
+        row = 0
+        with self._lock:
+            while row < rows:
+                block = self._blocks.pop(product, None)
+                if block is None:
+                    block = _Block(self._parameters, product, self._random_bytes(KEY_BYTES))
+                run = Run(block, row, block.drawn, min(rows - row, DEGREE - block.drawn))
+                block.drawn += run.count
+                if block.drawn < DEGREE:
+                    self._blocks[product] = block
+                runs.append(run)
+                row += run.count
+        return runs
+
+    def for_rows(
+        self,
+        side: Side,
+        runs: Sequence[Run],
+        columns: int,
+        compute: Callable[[Centred, NDArray[np.int64], Residues], None],
+        serve: Callable[[slice, Residues], None],
+    ) -> None:
+        """Gives each run its rows of A S or H S: those that were kept, or new ones.
+
+        Args:
+            side: "mask" for A S, "hint" for H S.
+            runs: from `draw`.
+            columns: of A S or H S.
+            compute: called with factors, runs and rest as `mask_rows` and `unmask_rows` take them.
+            serve: called with rows of the operand, and rows of A S or H S that were kept.
+        """
+        missing = []
+        for run in runs:
+            kept = run.block.kept(side, run.first, run.count)
+            if kept is None:
+                missing.append(run)
+            else:
+                serve(run.rows, kept)
+        if missing:
+            last = missing[-1]
+            rest = self._room(DEGREE - last.first - last.count, columns)
+            factors = np.stack([run.block.factors for run in missing])
+            compute(factors, np.array([(x.row, x.first, x.count) for x in missing], np.int64), rest)
+            last.block.keep(side, rest)
+
+    def _room(self, rows: int, columns: int) -> Residues:
+        """An array for rows to be kept, which has none if that would exceed the limit."""
+        with self._lock:
+            alive = [array for reference in self._kept if (array := reference()) is not None]
+            room = self._kept_bytes - sum(array.nbytes for array in alive)
+            out = np.empty((rows if 4 * rows * columns <= room else 0, columns), np.uint32)
+            self._kept = [weakref.ref(array) for array in (*alive, out) if array.size]
+        return out
