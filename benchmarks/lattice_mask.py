@@ -50,7 +50,9 @@ def measure(parameters: LatticeParameters, rows: int, columns: int, rounds: int)
         samples["copy"].append(seconds(lambda: [np.copyto(copy, operand) for _ in range(operands)]))
         samples["noise"].append(
             seconds(
-                lambda: [centred_binomial(bytes(32), 0, rows, columns, parameters.eta) for _ in range(operands)]
+                lambda: [
+                    centred_binomial(bytes(32), 0, rows, columns, parameters.eta) for _ in range(operands)
+                ]
             )
         )
         samples["mask"].append(

@@ -44,7 +44,7 @@ class _Guard:
             if any(isinstance(x, RemoteLinear) for x in trained):
                 raise UnsupportedError(
                     f"{name} is to be trained whole (modules_to_save), but its weight stays with the "
-                    "workers: name it in target_modules instead, or keep an output head here with head='local'"
+                    "workers: name it in target_modules, or keep an output head here with head='local'"
                 )
         if not self._warned and any(
             getattr(child, "gradient_checkpointing", False) for child in module.modules()

@@ -71,10 +71,10 @@ class RemoteMultiplier(PrivateMultiplier):
     """
 
     def __init__(self, source: MaskSource, operators: Sequence[OperatorClient], kit: Kit) -> None:
-        if [x.index for x in operators] != list(range(source.operators)):
-            raise ValueError(f"the mask source needs operators 0 ... {source.operators - 1} in order")
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
+        if [x.index for x in operators] != list(range(source.operators)):
+            raise ValueError(f"the mask source needs operators 0 ... {source.operators - 1} in order")
         self.source = source
         self._operators = operators
         self._kit = kit

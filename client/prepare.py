@@ -79,7 +79,8 @@ def prepare(
 def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = lambda x: x) -> Kit:
     """The kit of a checkpoint on this machine, made at first use.
 
-    A damaged one is made again. It has no model parameters of its own: ``from_pretrained`` reads those from the checkpoint.
+    A damaged one is made again. It has no model parameters of its own: ``from_pretrained`` reads those
+    from the checkpoint.
     """
     root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
     with TensorFiles(checkpoint.folder) as tensors:

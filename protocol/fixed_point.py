@@ -15,9 +15,9 @@ integers never depend on its neighbours. Scales stay on the client.
 from math import isqrt
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Centred
@@ -51,7 +51,7 @@ def square_budget(parameters: ParameterSet, column_square_sum: int, noise: int =
     return room * room // max(column_square_sum, 1)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # type: ignore[no-untyped-def]
     columns = x.shape[1]
     partial = np.empty(16, np.float64)
@@ -111,8 +111,8 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
     if column_scale is None:
         column_scale = np.ones(columns, np.float32)
-    elif column_scale.shape != (columns,) or not np.isfinite(column_scale).all():
-        raise ValueError(f"the column scales are not {columns} finite numbers")
+    else:
+        _require_scales(column_scale, columns)
     out = np.empty((rows, columns), np.int32)
     scales = np.empty(rows, np.float64)
     failed: list[int] = []
@@ -131,7 +131,7 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
     return out, scales
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _dequantize(y, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         inverse = 1.0 / scales[r]
@@ -149,10 +149,21 @@ def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = 
 
     Returns:
         float32 [rows, columns], each element rounded once from float64.
+
+    Raises:
+        ValueError: the scales don't fit.
     """
     if column_scale is None:
         column_scale = np.ones(y.shape[1], np.float32)
+    else:
+        _require_scales(column_scale, y.shape[1])
+    _require_scales(scales, y.shape[0])
     out = np.empty(y.shape, np.float32)
     rows, columns = y.shape
     for_row_blocks(rows, columns, lambda a, b: _dequantize(y, scales, column_scale, out, a, b))
     return out
+
+
+def _require_scales(scales: Float32 | Float64, length: int) -> None:
+    if scales.shape != (length,) or not (np.isfinite(scales).all() and (scales > 0).all()):
+        raise ValueError(f"the row or column scales are not {length} positive finite numbers")

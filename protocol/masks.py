@@ -20,7 +20,11 @@ from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred, subtract
 
-__all__ = ["MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
+__all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
+
+
+LOCAL = -1
+"""Recipient of an operand in the clear: this process. It is the index of no operator."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +169,7 @@ class UnmaskedSource(MaskSource):
     be connected to a worker.
     """
 
-    operators = 1
+    operators = 0
 
     def __init__(self, parameters: ParameterSet) -> None:
         self.parameters = parameters
@@ -174,4 +178,4 @@ class UnmaskedSource(MaskSource):
         return 0
 
     def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        return _Shared((Share(0, from_centred(operand)),))
+        return _Shared((Share(LOCAL, from_centred(operand)),))

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit, uint32
+from numba import uint32
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.residues import Residues
@@ -66,7 +67,7 @@ class Method(ABC):
         """
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         for i in range(operand.shape[1]):
@@ -78,7 +79,7 @@ def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
                 x = np.int32((x - digit) >> np.int32(8))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _recombine(sums, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         for j in range(out.shape[1]):
@@ -251,9 +252,11 @@ def exact_method(
     int8 = Int8Product() if device.type == "cpu" else TorchInt8Product(device)
     for method in (int8, FloatProduct(device)):
         try:
-            wrong = [n for n in lengths if not _is_exact(method, n, device)]
-            reason = f"is not exact at contraction length {wrong[0]}" if wrong else None
-        except RuntimeError as error:
+            wrong = next((n for n in lengths if not _is_exact(method, n, device)), None)
+            reason = f"is not exact at contraction length {wrong}" if wrong else None
+        except torch.OutOfMemoryError:
+            raise  # a slower method would need more
+        except (RuntimeError, AttributeError) as error:
             reason = f"does not run ({error})"
         if reason is None:
             return method
@@ -263,6 +266,8 @@ def exact_method(
 
 class Multiplier:
     """Multiplies operands by products of a set of layers.
+
+    It trusts its method: the contraction lengths that it is asked for are those the method was checked at.
 
     Args:
         layers: int8 [out, in] of each layer, on the method's device.

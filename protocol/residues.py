@@ -4,9 +4,10 @@ Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``.
 """
 
 import numpy as np
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.row_blocks import for_row_blocks
@@ -19,7 +20,7 @@ Centred = NDArray[np.int32]
 _HALF = (MODULUS - 1) // 2
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _add(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
@@ -27,7 +28,7 @@ def _add(a, b, out):  # type: ignore[no-untyped-def]
             out[r, i] = uint32(t - uint32(MODULUS)) if t >= uint32(MODULUS) else t
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _subtract(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
@@ -35,7 +36,7 @@ def _subtract(a, b, out):  # type: ignore[no-untyped-def]
             out[r, i] = uint32(x - y) if x >= y else uint32(x + uint32(MODULUS) - y)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _from_centred(x, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
@@ -43,7 +44,7 @@ def _from_centred(x, out):  # type: ignore[no-untyped-def]
             out[r, i] = np.uint32(v + MODULUS) if v < 0 else np.uint32(v)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _centre(x, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
@@ -51,7 +52,7 @@ def _centre(x, out):  # type: ignore[no-untyped-def]
             out[r, i] = np.int32(v - MODULUS) if v > _HALF else np.int32(v)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _largest(x):  # type: ignore[no-untyped-def]
     largest = uint64(0)
     for r in range(x.shape[0]):
@@ -80,7 +81,13 @@ def subtract(a: Residues, b: Residues) -> Residues:
 
 
 def from_centred(x: Centred) -> Residues:
-    """Residues of centred integers of magnitude at most (q-1)/2."""
+    """Residues of centred integers.
+
+    Raises:
+        ValueError: an integer has a magnitude above (q-1)/2. Under a mask it would not be hidden.
+    """
+    if x.size and (x.max() > _HALF or x.min() < -_HALF):
+        raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
     return _elementwise(_from_centred, x, np.empty(x.shape, np.uint32))
 
 

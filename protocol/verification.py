@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numba import njit, uint32, uint64
+from numba import uint32, uint64
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import derive_key, expand
 from blindtune.protocol.parameters import MODULUS
@@ -55,7 +56,7 @@ def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> 
         uint32 [VECTORS, in] forward, [VECTORS, out] backward.
     """
     weights = integers.numpy()
-    if s.shape[1] != weights.shape[0 if direction is Direction.FORWARD else 1]:
+    if s.shape != (VECTORS, weights.shape[0 if direction is Direction.FORWARD else 1]):
         raise ValueError(f"vectors of shape {s.shape} do not fit a layer of shape {weights.shape}")
     matrix = weights.T if direction is Direction.FORWARD else weights
     out = np.zeros((VECTORS, matrix.shape[0]), np.int64)
@@ -71,7 +72,7 @@ def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> 
     return (out % MODULUS).astype(np.uint32)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _accumulate(rows, s, out):  # type: ignore[no-untyped-def]
     for j in range(rows.shape[0]):
         for k in range(s.shape[0]):
@@ -80,7 +81,7 @@ def _accumulate(rows, s, out):  # type: ignore[no-untyped-def]
                 out[k, i] += factor * np.int64(rows[j, i])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _apply(rows, s, out):  # type: ignore[no-untyped-def]
     for j in range(rows.shape[0]):
         for k in range(s.shape[0]):
@@ -90,7 +91,7 @@ def _apply(rows, s, out):  # type: ignore[no-untyped-def]
             out[k, j] = total
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _dot(row, vector):  # type: ignore[no-untyped-def]
     low, high = uint64(0), uint64(0)
     for i in range(row.shape[0]):
@@ -101,7 +102,7 @@ def _dot(row, vector):  # type: ignore[no-untyped-def]
     return (((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _first_wrong_row(operand, response, s, v, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         largest = uint32(0)
@@ -126,6 +127,10 @@ class CheckVectors:
 
     s: Residues = field(repr=False)
     v: Residues = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not (self.s.dtype == self.v.dtype == np.uint32 and len(self.s) == len(self.v)):
+            raise ValueError("s and v are uint32 matrices with as many rows as there are vectors")
 
     def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int = 1) -> None:
         """Accepts a response, or raises.

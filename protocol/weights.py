@@ -68,7 +68,8 @@ def quantize_int8(weight: torch.Tensor) -> IntegerLayer:
     integers = torch.empty((out_features, in_features), dtype=torch.int8, device="cpu")
     scales = torch.empty(out_features, dtype=torch.float32, device="cpu")
     for start in range(0, out_features, _ROWS_AT_ONCE):
-        rows = weight[start : start + _ROWS_AT_ONCE].to(torch.float32)
+        # On the processor, since GPUs divide by multiplying with a reciprocal, which gives other bits.
+        rows = weight[start : start + _ROWS_AT_ONCE].to("cpu", torch.float32)
         largest = rows.abs().amax(dim=1)
         if not torch.isfinite(largest).all():
             raise ValueError("the weight matrix holds a value that is not finite")

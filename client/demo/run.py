@@ -73,7 +73,7 @@ def run_demo(model: str | None, data: Path | None, json_file: Path | None, seed:
         with console.status("Loading the client's part of the model"):
             trainer = Trainer(model, sorted({x.label for x in examples}), config, seed)
         result = _train(trainer, train, held_out, console)
-        result["lie_caught"] = _catch_a_lie(trainer, operators, held_out, console)
+        result["lie_caught"] = _catch_a_lie(trainer, operators, held_out, result["accuracy_after"], console)
         _add_operators(result, trainer, operators)
     _show(result, console)
     if json_file is not None:
@@ -117,12 +117,15 @@ def _train(
 
 
 def _catch_a_lie(
-    trainer: Trainer, operators: Sequence[LocalOperator], held_out: Sequence[Clause], console: Console
+    trainer: Trainer,
+    operators: Sequence[LocalOperator],
+    held_out: Sequence[Clause],
+    expected: float,
+    console: Console,
 ) -> bool:
     """Lets one of beta's workers change one residue of one answer, and uses the model again."""
     liar = next(operator for operator in operators if operator.name == LIAR).workers[0]
     console.print(f"\nNow worker {liar.address} of {LIAR} changes one number of one answer.")
-    expected = trainer.accuracy(held_out)
     liar.lie_once()
     accuracy = trainer.accuracy(held_out)
     lies = multiplier_of(trainer.model).statistics()[LIAR].lies

@@ -58,9 +58,8 @@ class Trainer:
         """Trains for `EPOCHS` epochs; ``on_step`` is told of each step."""
         self.model.train()
         for _ in range(EPOCHS):
-            shuffled = self._shuffle.sample(list(examples), len(examples))
-            for start in range(0, len(shuffled), BATCH):
-                inputs, labels = self._batch(shuffled[start : start + BATCH])
+            for batch in self._shuffled_batches(examples):
+                inputs, labels = self._batch(batch)
                 output = self.model(**inputs, labels=labels)
                 output.loss.backward()
                 self._optimizer.step()
@@ -77,6 +76,17 @@ class Trainer:
             inputs, labels = self._batch(examples[start : start + BATCH])
             right += int((self.model(**inputs).logits.argmax(-1) == labels).sum())
         return right / len(examples)
+
+    def _shuffled_batches(self, examples: Sequence[Clause]) -> list[list[Clause]]:
+        """Batches of texts of similar length, in random order: padding would travel and be computed too."""
+        shuffled = self._shuffle.sample(list(examples), len(examples))
+        window = 4 * BATCH
+        batches = []
+        for start in range(0, len(shuffled), window):
+            by_length = sorted(shuffled[start : start + window], key=lambda x: len(x.text))
+            batches += [by_length[i : i + BATCH] for i in range(0, len(by_length), BATCH)]
+        self._shuffle.shuffle(batches)
+        return batches
 
     def _batch(self, examples: Sequence[Clause]) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         texts = [x.text for x in examples]

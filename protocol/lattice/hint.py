@@ -57,7 +57,9 @@ def pack_rows(rows: Residues, packed: Centred, first_row: int) -> None:
     """
     tiles, rank = packed.shape[:2]
     if tiles != -(-rows.shape[1] // LANES) or packed.shape[2:] != (DEGREE, LANES):
-        raise ValueError(f"rows of {rows.shape[1]} columns do not fit a packed matrix of shape {packed.shape}")
+        raise ValueError(
+            f"rows of {rows.shape[1]} columns do not fit a packed matrix of shape {packed.shape}"
+        )
     if not 0 <= first_row <= first_row + rows.shape[0] <= rank * DEGREE:
         raise ValueError(
             f"rows {first_row} ... {first_row + rows.shape[0] - 1} are not among the {rank * DEGREE} "

@@ -25,7 +25,7 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["mask_rows", "unmask_rows"]
+__all__ = ["mask_rows", "mask_with", "unmask_rows", "unmask_with"]
 
 _Q = np.uint32(MODULUS)
 _HALF = np.uint32((MODULUS - 1) // 2)
@@ -65,6 +65,18 @@ def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
         difference = uint32(y[i] - mask[i])
         residue = min(difference, uint32(difference + _Q))
         out[i] = np.int32(uint32(residue - _Q) if residue > _HALF else residue)
+
+
+@njit(nogil=True, cache=True)
+def _mask_some(x, e, mask, out, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        _mask_row(x[r], e[r], mask[r], out[r])
+
+
+@njit(nogil=True, cache=True)
+def _unmask_some(y, mask, out, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        _unmask_row(y[r], mask[r], out[r])
 
 
 @njit(nogil=True, cache=True)
@@ -149,6 +161,12 @@ def mask_rows(
     _for_tiles(_mask, packed[:tiles], factors, runs, _read_only(operand), _read_only(noise), out, rest)
 
 
+def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8], out: Residues) -> None:
+    """Masks rows with rows of A S that were computed before; all of one shape."""
+    x, e, mask = _read_only(operand), _read_only(noise), _read_only(kept)
+    for_row_blocks(*out.shape, lambda start, stop: _mask_some(x, e, mask, out, start, stop))
+
+
 def unmask_rows(
     packed: Centred,
     factors: Centred,
@@ -167,3 +185,9 @@ def unmask_rows(
         rest: uint32 [some, columns], receives the last rows of the last block's H S.
     """
     _for_tiles(_unmask, packed, factors, runs, _read_only(response), out, rest)
+
+
+def unmask_with(kept: Residues, response: Residues, out: Centred) -> None:
+    """Unmasks rows with rows of H S that were computed before; all of one shape."""
+    y, mask = _read_only(response), _read_only(kept)
+    for_row_blocks(*out.shape, lambda start, stop: _unmask_some(y, mask, out, start, stop))

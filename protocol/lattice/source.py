@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import RandomBytes
 from blindtune.protocol.lattice.hint import PublicMatrix, packed_shape
-from blindtune.protocol.lattice.kernels import mask_rows, unmask_rows
+from blindtune.protocol.lattice.kernels import mask_rows, mask_with, unmask_rows, unmask_with
 from blindtune.protocol.lattice.parameters import LatticeParameters
 from blindtune.protocol.lattice.stock import Run, Stock
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred, subtract
+from blindtune.protocol.residues import Centred, Residues
 
 __all__ = ["LatticeSource"]
 
@@ -58,7 +58,7 @@ class _LatticeMasked(MaskedOperand):
             unmask_rows(hint, factors, bounds, response, out, rest)
 
         def serve(rows: slice, kept: Residues) -> None:
-            out[rows] = centre(subtract(response[rows], kept))
+            unmask_with(kept, response[rows], out[rows])
 
         self._stock.for_rows("hint", runs, columns, compute, serve)
         return out
@@ -129,7 +129,7 @@ class LatticeSource(MaskSource):
             mask_rows(packed, factors, bounds, operand, noise, masked, rest)
 
         def serve(rows: slice, kept: Residues) -> None:
-            masked[rows] = add(kept, from_centred(operand[rows] + noise[rows]))
+            mask_with(kept, operand[rows], noise[rows], masked[rows])
 
         stock.for_rows("mask", runs, columns, compute, serve)
         return _LatticeMasked(Share(0, masked), product, hint, stock, runs)

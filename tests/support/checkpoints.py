@@ -58,10 +58,10 @@ CLASSES = {name: cls for name, (cls, _) in FAMILIES.items()}
 
 
 def save_checkpoint(family: str, folder: Path, seed: int = 5, dtype: torch.dtype = torch.float32) -> Path:
-    """Writes a checkpoint with random weights and biases."""
+    """Writes a checkpoint with random weights and biases, other ones for each family."""
     cls, config = FAMILIES[family]
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(100 * seed + list(FAMILIES).index(family))
         model = cls(config)
         # Fresh models have biases of zero, under which a lost bias would go unnoticed.
         for name, parameter in model.named_parameters():

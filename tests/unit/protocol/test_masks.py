@@ -107,7 +107,7 @@ def test_the_reference_sends_the_operand_itself() -> None:
     operand = random_operand(3, 10)
     source = UnmaskedSource(Q31)
     masked = source.mask(operand, product(10))
-    assert source.operators == 1 and len(masked.shares) == 1 and masked.shares[0].seed is None
+    assert source.operators == 0 and len(masked.shares) == 1 and masked.shares[0].seed is None
     assert np.array_equal(masked.shares[0].residues, operand % np.int64(MODULUS))
 
 
