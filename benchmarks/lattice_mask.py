@@ -24,6 +24,7 @@ from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
+from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import forward_products
 
@@ -43,25 +44,18 @@ def measure(parameters: LatticeParameters, rows: int, columns: int, rounds: int)
     product = forward_products(["layer"], columns)[0]
     source = LatticeSource(parameters, os.urandom(32), lambda product: hint)
     copy = np.empty_like(operand)
-    operands = max(1, DEGREE // rows)
-    samples: dict[str, list[float]] = {"copy": [], "noise": [], "mask": [], "unmask": []}
-    for _ in range(rounds + 1):
-        masked = []
-        samples["copy"].append(seconds(lambda: [np.copyto(copy, operand) for _ in range(operands)]))
-        samples["noise"].append(
-            seconds(
-                lambda: [
-                    centred_binomial(bytes(32), 0, rows, columns, parameters.eta) for _ in range(operands)
-                ]
-            )
-        )
-        samples["mask"].append(
-            seconds(lambda: masked.extend(source.mask(operand, product) for _ in range(operands)))
-        )
-        samples["unmask"].append(seconds(lambda: [x.unmask([response]) for x in masked]))
-    elements = operands * rows * columns
+    operands = range(max(1, DEGREE // rows))
+    masked: list[MaskedOperand] = []
+    steps: dict[str, Callable[[], object]] = {
+        "copy": lambda: [np.copyto(copy, operand) for _ in operands],
+        "noise": lambda: [centred_binomial(bytes(32), 0, rows, columns, parameters.eta) for _ in operands],
+        "mask": lambda: masked.extend(source.mask(operand, product) for _ in operands),
+        "unmask": lambda: [masked.pop(0).unmask([response]) for _ in operands],
+    }
+    samples = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds + 1)]
+    elements = len(operands) * rows * columns
     # The first round compiles the kernels and expands A.
-    return {name: statistics.median(values[1:]) / elements * 1e9 for name, values in samples.items()}
+    return {name: statistics.median(x[name] for x in samples[1:]) / elements * 1e9 for name in steps}
 
 
 def main() -> None:

@@ -102,13 +102,16 @@ def demo(
         Path | None,
         typer.Option(help="JSONL with text and label on each line. By default contract clauses."),
     ] = None,
+    masking: Annotated[
+        str, typer.Option(help="shares (two operators) or lattice (one operator).")
+    ] = "shares",
     json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the data split and the training.")] = 0,
 ) -> None:
-    """Fine-tune on two operators that learn nothing, then catch one of their workers lying."""
+    """Fine-tune through operators that learn nothing, then catch one of their workers lying."""
     from blindtune.client.demo.run import run_demo
 
-    run_demo(model, data, json, seed)
+    run_demo(model, data, masking, json, seed)
 
 
 def main() -> NoReturn:

@@ -16,11 +16,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.client.head import Head, checked_head
 from blindtune.protocol.errors import ConfigurationError
+from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 
 __all__ = ["METHOD", "BlindConfig", "Masking", "Operator"]
 
 METHOD = "blindtune"
-Masking = Literal["shares", "reference"]
+Masking = Literal["shares", "lattice", "reference"]
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,11 @@ class BlindConfig(QuantizationConfigMixin):
     Args:
         operators: who multiplies. Their order decides who gets which share.
         masking: ``"shares"`` splits every operand among two or more operators, of which at least one
-            must not collude with the others. ``"reference"`` computes the same integers in this
-            process, without workers, and needs the whole checkpoint.
+            must not collude with the others. ``"lattice"`` needs one operator and trusts none, under the
+            Module-LWE assumption; it obtains a hint for each layer at first use. ``"reference"``
+            computes the same integers in this process, without workers, and needs the whole
+            checkpoint.
+        parameter_set: of the lattice, ``"mlwe1280"`` or the stronger ``"mlwe1536"``.
         head: where the output head of a language model is computed. ``"auto"`` keeps it on the
             client when it is tied to the embedding.
         insecure: allow connections without TLS, to loopback addresses only.
@@ -85,6 +89,7 @@ class BlindConfig(QuantizationConfigMixin):
         self,
         operators: Sequence[Operator | Mapping[str, Any]] = (),
         masking: Masking = "shares",
+        parameter_set: str = MLWE1280.name,
         head: Head = "auto",
         insecure: bool = False,
         allow_one_machine: bool = False,
@@ -99,6 +104,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.quant_method = METHOD
         self.operators = tuple(x if isinstance(x, Operator) else Operator(**x) for x in operators)
         self.masking = masking
+        self.parameter_set = parameter_set
         self.head = head
         self.insecure = insecure
         self.allow_one_machine = allow_one_machine
@@ -124,6 +130,10 @@ class BlindConfig(QuantizationConfigMixin):
             raise ConfigurationError(
                 f"masking is one of {', '.join(get_args(Masking))}, not {self.masking!r}"
             )
+        if self.parameter_set not in LATTICE_PARAMETER_SETS:
+            raise ConfigurationError(
+                f"parameter_set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set!r}"
+            )
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:
             raise ConfigurationError("request_timeout must be positive and retry_seconds not negative")
@@ -133,7 +143,12 @@ class BlindConfig(QuantizationConfigMixin):
                     "masking 'reference' has no mask and computes in this process: remove the operators"
                 )
             return
-        if len(self.operators) < 2:
+        if self.masking == "lattice" and len(self.operators) != 1:
+            raise ConfigurationError(
+                f"masking 'lattice' takes one operator, not {len(self.operators)}: list all its workers "
+                "there, or use masking 'shares' with several operators"
+            )
+        if self.masking == "shares" and len(self.operators) < 2:
             raise ConfigurationError(
                 f"masking 'shares' needs two or more operators, not {len(self.operators)}: one "
                 "operator that held every share could read the data"

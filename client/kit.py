@@ -159,6 +159,17 @@ class Kit:
         )
         return int(np.max(columns))
 
+    def outputs(self, product: Product) -> int:
+        """Columns of the product's results."""
+        layers = [self.layers[span.layer] for span in product.spans]
+        if product.direction is Direction.FORWARD:
+            return sum(layer.out_features for layer in layers)
+        return layers[0].in_features
+
+    def derive_key(self, *label: str) -> bytes:
+        """A key for one more purpose of this kit, from its verification secret."""
+        return derive_key(self._secret, *label)
+
     def check_vectors(self, product: Product) -> CheckVectors:
         """The secret vectors that verify responses to a product."""
         first = self.layers[product.spans[0].layer]

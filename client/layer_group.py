@@ -56,6 +56,11 @@ class LayerGroup:
         sizes = zip(names, self.out_features, strict=True)
         self._backward = [bounded(x) for x in backward_products(sizes)]
 
+    @property
+    def products(self) -> list[Product]:
+        """Everything that the group asks for."""
+        return [step.product for step in (*self._forward, *self._backward)]
+
     def forward(self, x: Float32) -> list[Float32]:
         """x W^T for each layer.
 

@@ -3,18 +3,16 @@
 import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import NoReturn, Self
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.config import BlindConfig
 from blindtune.client.kit import Kit
-from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
-from blindtune.client.operators.transport import GrpcTransport, WorkRequest
-from blindtune.protocol.masks import MaskSource, ShareSource, UnmaskedSource
+from blindtune.client.operators.transport import WorkRequest
+from blindtune.protocol.masks import MaskSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION, Product
@@ -45,6 +43,9 @@ class PrivateMultiplier(ABC):
             int32 [rows, outputs].
         """
 
+    def ready(self, products: Sequence[Product]) -> None:  # noqa: B027 - most need nothing
+        """Obtains whatever these products need before the first of them is asked for."""
+
     def statistics(self) -> dict[str, OperatorStatistics]:
         """Figures for each operator by name."""
         return {}
@@ -68,9 +69,16 @@ class RemoteMultiplier(PrivateMultiplier):
         source: needs as many operators as are given.
         operators: in the order of the shares.
         kit: gives the verification vectors.
+        ready: obtains what the source needs for some products.
     """
 
-    def __init__(self, source: MaskSource, operators: Sequence[OperatorClient], kit: Kit) -> None:
+    def __init__(
+        self,
+        source: MaskSource,
+        operators: Sequence[OperatorClient],
+        kit: Kit,
+        ready: Callable[[Sequence[Product]], None] = lambda products: None,
+    ) -> None:
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
         if [x.index for x in operators] != list(range(source.operators)):
@@ -79,55 +87,18 @@ class RemoteMultiplier(PrivateMultiplier):
         self._operators = operators
         self._kit = kit
         self._check_vectors = cache(kit.check_vectors)
+        self._ready = ready
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
 
-    @classmethod
-    def connect(cls, config: BlindConfig, kit: Kit) -> "RemoteMultiplier":
-        """Connects to the operators of a configuration.
-
-        Raises:
-            IncompatibleWorkerError, OperatorUnavailableError: see `OperatorClient.connect`.
-        """
-        parameters = Q31
-        expected = Expectations(
-            model=kit.description.model,
-            fingerprint=kit.description.fingerprint,
-            parameter_set=parameters.name,
-            layers={name: layer.fingerprint for name, layer in kit.layers.items()},
-        )
-        operators = []
-        for index, operator in enumerate(config.operators):
-            transports = [(x, GrpcTransport(operator, x, config.insecure)) for x in operator.workers]
-            operators.append(
-                OperatorClient(
-                    index,
-                    operator.name,
-                    transports,
-                    expected,
-                    config.retry_seconds,
-                    config.request_timeout,
-                )
-            )
-        multiplier = cls(ShareSource(len(operators), parameters), operators, kit)
-        try:
-            for client in operators:
-                client.connect()
-        except BaseException:
-            multiplier.close()
-            raise
-        return multiplier
+    def ready(self, products: Sequence[Product]) -> None:
+        self._ready(products)
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         check = self._check_vectors(product)
         masked = self.source.mask(operand, product)
+        fingerprint, parameter_set = self._kit.description.fingerprint, self.source.parameters.name
         requests = [
-            WorkRequest(
-                fingerprint=self._kit.description.fingerprint,
-                parameter_set=self.source.parameters.name,
-                product=product,
-                share=share,
-                outputs=check.s.shape[1],
-            )
+            WorkRequest(fingerprint, parameter_set, product, share, outputs=check.s.shape[1])
             for share in masked.shares
         ]
         pool = self._executor()

@@ -1,13 +1,10 @@
 """Making a kit: one pass over the client's own copy of the public checkpoint, a layer at a time."""
 
-import errno
 import hashlib
 import logging
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +16,7 @@ from safetensors.torch import save_file as save_tensors
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
+from blindtune.client.disk import folder_written_at_once, write_private
 from blindtune.client.head import Head, head_is_remote
 from blindtune.client.kit import (
     ARRAYS,
@@ -30,7 +28,7 @@ from blindtune.client.kit import (
     KitDescription,
     LayerDescription,
 )
-from blindtune.protocol.errors import ConfigurationError, KitError, ResourceError
+from blindtune.protocol.errors import ConfigurationError, KitError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
@@ -61,7 +59,7 @@ def prepare(
     """
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ConfigurationError(f"{destination} exists and is not empty: choose another output folder")
-    with _written_at_once(destination) as folder:
+    with folder_written_at_once(destination) as folder:
         for pattern in _COPIED:
             for path in checkpoint.folder.glob(pattern):
                 if path.is_file() and not any(path.match(x) for x in _NOT_COPIED):
@@ -96,7 +94,7 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
         except KitError as error:
             _logger.warning("making the cached kit again: %s", error)
             shutil.rmtree(folder)
-    with _written_at_once(folder) as unfinished:
+    with folder_written_at_once(folder) as unfinished:
         _write(checkpoint, unfinished, progress)
     return Kit.open(folder)
 
@@ -109,40 +107,6 @@ def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             tensors[key] = tensor.clone()
         seen.add(tensor.data_ptr())
     return tensors
-
-
-@contextmanager
-def _written_at_once(destination: Path) -> Iterator[Path]:
-    """A temporary folder beside the destination that takes its place when all went well."""
-    temporary = None
-    try:
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
-        yield temporary
-        try:
-            os.replace(temporary, destination)
-        except OSError as error:
-            # Another process may have finished the same kit first: theirs is as good.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
-    except Exception as error:
-        if _is_disk_full(error):
-            raise ResourceError(
-                f"the disk that holds {destination.parent} is full: free some space or choose another "
-                "folder; nothing was left behind"
-            ) from error
-        raise
-    finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _is_disk_full(error: BaseException) -> bool:
-    # safetensors reports input and output errors as text.
-    codes = (errno.ENOSPC, errno.EDQUOT)
-    return (isinstance(error, OSError) and error.errno in codes) or any(
-        f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in codes
-    )
 
 
 @dataclass(frozen=True)
@@ -192,7 +156,7 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     inside = folder / KIT_FOLDER
     inside.mkdir(mode=0o700)
     secret = os.urandom(KEY_BYTES)
-    _write_private(inside / SECRET, secret)
+    write_private(inside / SECRET, secret)
     arrays: dict[str, np.ndarray] = {}
     layers: dict[str, LayerDescription] = {}
     with checkpoint.reader() as reader:
@@ -205,7 +169,7 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
                 fingerprint=integer_layer.fingerprint(),
                 head=layer.head,
             )
-    _write_private(inside / ARRAYS, b"")
+    write_private(inside / ARRAYS, b"")
     save_arrays(arrays, inside / ARRAYS)
     (inside / ARRAYS).chmod(0o600)
     with open(inside / ARRAYS, "rb") as file:
@@ -228,9 +192,3 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
 def _holds_head(checkpoint: Checkpoint, folder: Path) -> bool:
     with TensorFiles(folder) as tensors:
         return all(layer.name in tensors for layer in checkpoint.layers if layer.head)
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Writes a file that nobody else could read at any moment."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(content)

@@ -7,9 +7,9 @@ never read. All else loads as usual.
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub.constants
 import torch
@@ -25,17 +25,21 @@ from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.skeleton import frozen_layers
 from blindtune.client.config import METHOD, BlindConfig
+from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
 from blindtune.client.guard import guard_training
 from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.layer_group import LayerGroup
-from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier, RemoteMultiplier
+from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.client.prepare import cached_kit
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
+from blindtune.protocol.products import Product
 
 __all__ = ["BlindQuantizer", "multiplier_of"]
+
+Item = TypeVar("Item")
 
 _logger = logging.getLogger(__name__)
 
@@ -80,7 +84,9 @@ class BlindQuantizer(HfQuantizer):
             kit, self.multiplier = _open(config, folder, model.config._name_or_path)
         remote = self._remote_layers(model, folder, kit)
         groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
-        _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
+        built = _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
+        with torch.device("cpu"):
+            self.multiplier.ready([product for group in built for product in group.products])
         return model
 
     def _remote_layers(self, model: PreTrainedModel, folder: Path, kit: Kit) -> list[FrozenLayer]:
@@ -126,21 +132,25 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
                 f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
             )
         kit = Kit.open(folder)
-        return kit, RemoteMultiplier.connect(config, kit)
+        return kit, connect(config, kit, _hint_progress(config))
     checkpoint = Checkpoint.open(folder)
-    kit = cached_kit(
-        checkpoint,
-        progress=lambda layers: track(
-            layers,
-            f"Preparing {Path(name).name} (once)",
-            console=Console(stderr=True),
-            disable=not config.progress,
-            transient=True,
-        ),
-    )
+    what = f"Preparing {Path(name).name} (once)"
+    kit = cached_kit(checkpoint, progress=lambda layers: _track(layers, what, config))
     if config.masking == "reference":
         return kit, ReferenceMultiplier(checkpoint)
-    return kit, RemoteMultiplier.connect(config, kit)
+    return kit, connect(config, kit, _hint_progress(config))
+
+
+def _track(items: Iterable[Item], what: str, config: BlindConfig) -> Iterable[Item]:
+    return track(items, what, console=Console(stderr=True), disable=not config.progress, transient=True)
+
+
+def _hint_progress(config: BlindConfig) -> HintProgress:
+    def show(products: Sequence[Product], size: int) -> Iterable[Product]:
+        _logger.info("obtaining hints for %d products, %.1f MB, kept with the kit", len(products), size / 1e6)
+        return _track(products, f"Obtaining {size / 1e6:,.0f} MB of hints (once)", config)
+
+    return show
 
 
 def _device(device_map: Any) -> torch.device:
@@ -160,8 +170,9 @@ def _replace(
     multiplier: PrivateMultiplier,
     dtype: torch.dtype,
     device: torch.device,
-) -> None:
+) -> list[LayerGroup]:
     """Puts remote layers into a model, and strikes their weights from what loading looks for."""
+    built = []
     by_module = {layer.module: layer for layer in layers}
     ignored = set(model._keys_to_ignore_on_load_unexpected or ())
     for group in _without_repeats(groups, by_module):
@@ -169,6 +180,7 @@ def _replace(
         singles = [LayerGroup([layer.name], kit, multiplier) for layer in members]
         whole = LayerGroup([x.name for x in members], kit, multiplier) if len(members) > 1 else singles[0]
         shared = RemoteGroup(whole, singles)
+        built.append(whole)
         for index, layer in enumerate(members):
             old = model.get_submodule(layer.module)
             remote = RemoteLinear(
@@ -188,6 +200,7 @@ def _replace(
             if tied:
                 tied.pop(parameter, None)
     model._keys_to_ignore_on_load_unexpected = ignored
+    return built
 
 
 def _without_repeats(groups: list[list[str]], by_module: dict[str, FrozenLayer]) -> Iterator[list[str]]:

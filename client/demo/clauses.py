@@ -123,7 +123,8 @@ _CLASSES = {
 
     {P} may disclose confidential information to a proposed assignee. The assignor stays liable for
     sums due before the transfer. An assignment without consent allows {Q} to terminate. The
-    governing law does not change on assignment. After assignment, Fees are paid to the assignee.""",
+    governing law does not change on assignment. After assignment, Fees are paid to the
+    assignee.""",
 }
 
 

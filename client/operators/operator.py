@@ -126,27 +126,33 @@ class OperatorClient:
         for message in silent:
             _logger.warning("%s; going on with the operator's other workers", message)
 
-    def multiply(self, request: WorkRequest, check: CheckVectors) -> Residues:
+    def multiply(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Residues:
         """The product, verified.
+
+        Args:
+            request: a share for this operator.
+            check: the product's secret vectors.
+            vectors: how many of them to check with.
 
         Raises:
             OperatorUnavailableError: no worker answers, or none is left that did not lie.
         """
-        if request.share.recipient != self.index:
+        share = request.share
+        if share.recipient != self.index:
             raise ProtocolError(
-                f"a share for operator {request.share.recipient} was about to go to operator {self.index}"
+                f"a share for operator {share.recipient} was about to go to operator {self.index}"
             )
-        rows, columns = request.share.residues.shape
+        rows, columns = share.residues.shape
         step = max(1, min(self._max_rows, self._max_bytes // (4 * columns)))
         if rows <= step:
-            return self._multiply_block(request, check)
+            return self._multiply_block(request, check, vectors)
         answer = np.empty((rows, request.outputs), np.uint32)
         for start in range(0, rows, step):
-            part = replace(request, share=request.share.rows(start, start + step))
-            answer[start : start + step] = self._multiply_block(part, check)
+            part = replace(request, share=share.rows(start, start + step))
+            answer[start : start + step] = self._multiply_block(part, check, vectors)
         return answer
 
-    def _multiply_block(self, request: WorkRequest, check: CheckVectors) -> Residues:
+    def _multiply_block(self, request: WorkRequest, check: CheckVectors, vectors: int) -> Residues:
         # `request` is never changed: every attempt sends the same bytes.
         with self._lock:
             attempts = self._policy.request(self._clock())
@@ -160,7 +166,7 @@ class OperatorClient:
                 continue
             worker = decision.worker
             try:
-                answer = self._ask(worker, request, check)
+                answer = self._ask(worker, request, check, vectors)
             except TransportError as error:
                 failure, detail = error.failure, str(error)
             except VerificationError as error:
@@ -179,14 +185,14 @@ class OperatorClient:
             with self._lock:
                 self._policy.failed(attempts, worker, failure, detail, self._clock())
 
-    def _ask(self, worker: int, request: WorkRequest, check: CheckVectors) -> Residues:
+    def _ask(self, worker: int, request: WorkRequest, check: CheckVectors, vectors: int) -> Residues:
         with self._lock:
             self._statistics.requests += 1
             self._statistics.bytes_sent += request.payload_bytes
         answer = self._transports[worker].multiply(request, self._timeout)
         with self._lock:
             self._statistics.bytes_received += answer.nbytes
-        check.verify(request.share.residues, answer)
+        check.verify(request.share.residues, answer, vectors)
         return answer
 
     def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:

@@ -164,7 +164,8 @@ def mask_rows(
 def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8], out: Residues) -> None:
     """Masks rows with rows of A S that were computed before; all of one shape."""
     x, e, mask = _read_only(operand), _read_only(noise), _read_only(kept)
-    for_row_blocks(*out.shape, lambda start, stop: _mask_some(x, e, mask, out, start, stop))
+    rows, columns = out.shape
+    for_row_blocks(rows, columns, lambda start, stop: _mask_some(x, e, mask, out, start, stop))
 
 
 def unmask_rows(
@@ -190,4 +191,5 @@ def unmask_rows(
 def unmask_with(kept: Residues, response: Residues, out: Centred) -> None:
     """Unmasks rows with rows of H S that were computed before; all of one shape."""
     y, mask = _read_only(response), _read_only(kept)
-    for_row_blocks(*out.shape, lambda start, stop: _unmask_some(y, mask, out, start, stop))
+    rows, columns = out.shape
+    for_row_blocks(rows, columns, lambda start, stop: _unmask_some(y, mask, out, start, stop))

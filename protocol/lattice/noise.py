@@ -25,10 +25,10 @@ _WORDS_AT_ONCE = 1 << 14  # 128 KiB, which stay in the cache between the cipher 
 
 
 @intrinsic
-def _ones(context, word):  # type: ignore[no-untyped-def]  # noqa: ARG001
+def _ones(context, word):  # type: ignore[no-untyped-def]
     """The number of ones in a 64-bit word, in one instruction."""
 
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]  # noqa: ARG001
+    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate

@@ -47,8 +47,12 @@ class _LatticeMasked(MaskedOperand):
             raise ValueError(f"one response is needed, not {len(responses)}")
         response, hint = responses[0], self._hint
         rows, columns = response.shape
-        if rows != len(self.shares[0].residues) or -(-columns // LANES) != len(hint):
-            raise ValueError(f"a response of shape {response.shape} does not fit {self._product.label}")
+        fits = rows == len(self.shares[0].residues) and -(-columns // LANES) == len(hint)
+        if not fits or response.dtype != np.uint32:
+            raise ValueError(
+                f"a response of type {response.dtype} and shape {response.shape} does not fit "
+                f"{self._product.label}"
+            )
         runs, self._runs = self._runs, None
         if runs is None:
             raise ValueError(f"an operand of {self._product.label} was unmasked before")
@@ -70,10 +74,10 @@ class _LatticeMasked(MaskedOperand):
 class LatticeSource(MaskSource):
     """Masks R = A S + E, which a single operator cannot tell from uniform.
 
-    Guarantees that whatever one operator, or all of them, record of all operands of a run tells nothing
-    about them beyond their numbers of rows and columns, as long as Module-LWE with these parameters is
-    hard and ChaCha20's output is indistinguishable from uniform. Confidentiality does not depend on the
-    operator computing right, nor on the hint being right; results do, so both must be verified.
+    Guarantees that what operators record of all operands of a run, even together, tells nothing about
+    them beyond their products and numbers of rows, as long as Module-LWE with these parameters is
+    hard and ChaCha20's output is indistinguishable from uniform. Not guaranteed: that a response or a hint
+    is right. Both must be verified, or what the client does next tells their sender about the mask.
 
     Args:
         parameters: the lattice.

@@ -26,7 +26,7 @@ _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "PASSIVE",
     # The process that workers are forked from finds `support` by this alone.
-    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]),
 }
 
 

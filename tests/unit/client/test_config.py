@@ -157,7 +157,7 @@ def test_the_reference_cannot_be_combined_with_operators(files: Files) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"masking": "none"}, "masking is one of shares, reference, not 'none'"),
+        ({"masking": "none"}, "masking is one of shares, lattice, reference, not 'none'"),
         ({"masking": "reference", "head": "away"}, "head is one of auto, local, remote, not 'away'"),
         ({"masking": "reference", "request_timeout": 0}, "request_timeout must be positive"),
         ({"masking": "reference", "retry_seconds": -1}, "retry_seconds not negative"),

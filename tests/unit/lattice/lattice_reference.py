@@ -1,0 +1,136 @@
+"""What the lattice tests compare with: definitions, written out in big integers and nothing else."""
+
+import threading
+from functools import cache
+
+import numpy as np
+import torch
+
+from blindtune.protocol.expansion import KEY_BYTES, derive_key, expand
+from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
+from blindtune.protocol.lattice.noise import centred_binomial
+from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
+from blindtune.protocol.lattice.transform import PSI
+from blindtune.protocol.modular_product import FloatProduct, Multiplier
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Product, backward_products, forward_products
+
+HALF = (MODULUS - 1) // 2
+EXTREMES = [0, 1, MODULUS - 1, HALF - 1, HALF, HALF + 1, HALF + 2, MODULUS - 2]
+TOY = LatticeParameters(name="toy", rank=1, eta=2, security="none: a toy for tests")
+PUBLIC_SEED = bytes(range(32))
+
+
+class KnownRandomness:
+    """The same secrets in every test, each once, and a record of them. Threads may share it."""
+
+    def __init__(self, seed: bytes = b"tests of lattice masks") -> None:
+        self._secret = derive_key(seed.ljust(KEY_BYTES, b"\0"), "randomness for tests")
+        self._lock = threading.Lock()
+        self.drawn: list[bytes] = []
+
+    def __call__(self, size: int) -> bytes:
+        assert size == KEY_BYTES
+        with self._lock:
+            self.drawn.append(derive_key(self._secret, str(len(self.drawn))))
+            return self.drawn[-1]
+
+
+def product(contraction: int, layer: str = "layer") -> Product:
+    return forward_products([layer], contraction)[0]
+
+
+def backward(outputs: int, layer: str = "layer") -> Product:
+    return backward_products([(layer, outputs)])[0]
+
+
+class Worker:
+    """One layer in this process, and the hints that it computes."""
+
+    def __init__(self, integers: np.ndarray, layer: str = "layer") -> None:
+        self.integers = integers
+        layers = {layer: torch.from_numpy(np.ascontiguousarray(integers, np.int8))}
+        self._multiplier = Multiplier(layers, FloatProduct(torch.device("cpu")))
+
+    def multiply(self, which: Product, residues: np.ndarray) -> np.ndarray:
+        return self._multiplier.multiply(which, residues)
+
+    def hint(self, parameters: LatticeParameters, which: Product, seed: bytes = PUBLIC_SEED) -> np.ndarray:
+        packed = np.empty(packed_shape(parameters, self._multiplier.outputs(which)), np.int32)
+        for row in range(0, parameters.dimension, DEGREE):
+            share = hint_request(seed, which, row, DEGREE)
+            pack_rows(self.multiply(which, share.residues), packed, row)
+        return packed
+
+
+def centred(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x) % MODULUS
+    return np.where(x > HALF, x - MODULUS, x)
+
+
+@cache
+def _evaluation() -> np.ndarray:
+    """The matrix of the transform: powers of psi, in Python integers [256, 256]."""
+    powers = [pow(PSI, k, MODULUS) for k in range(2 * DEGREE)]
+    exponents = [2 * int(f"{j:08b}"[::-1], 2) + 1 for j in range(DEGREE)]
+    rows = [[powers[e * i % (2 * DEGREE)] for i in range(DEGREE)] for e in exponents]
+    return np.array(rows, object)
+
+
+def evaluate(coefficients: np.ndarray) -> np.ndarray:
+    """The transform by its definition: coefficients [256, any] at the odd powers of psi."""
+    return (_evaluation() @ coefficients.astype(object)) % MODULUS
+
+
+def interpolate(values: np.ndarray) -> np.ndarray:
+    """The inverse of `evaluate`. Its matrix is that of the inverse powers, transposed, over 256."""
+    inverse = np.array([[pow(int(x), -1, MODULUS) for x in _evaluation()[:, 1]]], object)
+    powers = [np.ones((1, DEGREE), object)]
+    for _ in range(DEGREE - 1):
+        powers.append(powers[-1] * inverse % MODULUS)
+    total = np.concatenate(powers) @ (values.astype(object) % MODULUS)
+    return total * pow(DEGREE, -1, MODULUS) % MODULUS
+
+
+def schoolbook(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b in Z_q[X] / (X^256 + 1), in Python integers."""
+    full = np.convolve(a.astype(object), b.astype(object))
+    full = np.concatenate([full, [0]])
+    return (full[:DEGREE] - full[DEGREE:]) % MODULUS
+
+
+def by_fft(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """a b in Z_q[X] / (X^256 + 1) by floating-point FFTs of 8-bit limbs: no root of unity mod q.
+
+    Sums of 256 products of 8-bit numbers are below 2^24, where double precision rounds right.
+    """
+    a, b = a.astype(np.int64) % MODULUS, b.astype(np.int64) % MODULUS
+    result = np.zeros(DEGREE, object)
+    for i in range(4):
+        for k in range(4):
+            x, y = (a >> (8 * i)) & 255, (b >> (8 * k)) & 255
+            full = np.fft.irfft(np.fft.rfft(x, 2 * DEGREE) * np.fft.rfft(y, 2 * DEGREE), 2 * DEGREE)
+            limb = np.rint(full).astype(np.int64)
+            result += (limb[:DEGREE] - limb[DEGREE:]).astype(object) << (8 * (i + k))
+    return result % MODULUS
+
+
+def secrets_of(
+    parameters: LatticeParameters, which: Product, secret: bytes, columns: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """S [rank, 256] and E [256, columns] of the block that has this secret."""
+    label = ("lattice", parameters.name, which.label)
+    s = centred_binomial(derive_key(secret, *label, "S"), 0, parameters.rank, DEGREE, parameters.eta)
+    e = centred_binomial(derive_key(secret, *label, "E"), 0, DEGREE, columns, parameters.eta)
+    return s.astype(np.int64), e.astype(np.int64)
+
+
+def block_of_masks(
+    parameters: LatticeParameters, which: Product, secret: bytes, seed: bytes = PUBLIC_SEED
+) -> np.ndarray:
+    """R = A S + E, uint32 [256, contraction], from the definition."""
+    columns = which.contraction
+    s, e = secrets_of(parameters, which, secret, columns)
+    a = expand(seed, 0, parameters.dimension, columns).reshape(parameters.rank, DEGREE, columns)
+    values = sum(a[rank].astype(object) * evaluate(s[rank][:, None]) for rank in range(parameters.rank))
+    return ((interpolate(values) + e) % MODULUS).astype(np.uint32)

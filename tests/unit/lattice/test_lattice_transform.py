@@ -1,0 +1,140 @@
+"""The transform is the one of its definition, for every residue, and comes back."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lattice_reference import EXTREMES, HALF, by_fft, evaluate, interpolate, schoolbook
+from numba import njit
+
+from blindtune.protocol.lattice.parameters import DEGREE, MAX_RANK
+from blindtune.protocol.lattice.transform import (
+    LANES,
+    PSI,
+    forward,
+    inverse,
+    reduce_sum,
+    reversed_bits,
+    transformed,
+)
+from blindtune.protocol.parameters import MODULUS
+
+
+@njit
+def reduced(totals, out):  # type: ignore[no-untyped-def]
+    for i in range(totals.shape[0]):
+        out[i] = reduce_sum(totals[i])
+
+
+def tiles(seed: int) -> dict[str, np.ndarray]:
+    """Random residues, and those where a sum, a difference or a comparison could go wrong."""
+    generator = np.random.default_rng(seed)
+    shape = (DEGREE, LANES)
+    mixed = generator.choice(np.array(EXTREMES), shape)
+    sparse = np.where(generator.random(shape) < 0.05, mixed, 0)
+    spread = generator.integers(0, MODULUS, shape)
+    near_half = HALF + generator.integers(-3, 4, shape)
+    constant = {f"all {value}": np.full(shape, value) for value in EXTREMES}
+    named = {"random": spread, "mixed": mixed, "sparse": sparse, "near q/2": near_half, **constant}
+    return {name: tile.astype(np.uint32) for name, tile in named.items()}
+
+
+NAMES = list(tiles(0))
+
+
+def test_psi_is_a_primitive_512th_root_of_unity() -> None:
+    assert pow(PSI, DEGREE, MODULUS) == MODULUS - 1
+    assert sorted(reversed_bits(j) for j in range(DEGREE)) == list(range(DEGREE))
+    assert reversed_bits(1) == 128 and reversed_bits(6) == 96
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_forward_evaluates_at_the_odd_powers_of_psi(name: str) -> None:
+    tile = tiles(1)[name]
+    expected = evaluate(tile)
+    forward(tile)
+    assert np.array_equal(tile, expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_inverse_interpolates_and_leaves_a_factor_of_256(name: str) -> None:
+    tile = tiles(2)[name]
+    expected = interpolate(tile) * DEGREE % MODULUS
+    inverse(tile)
+    assert np.array_equal(tile, expected)
+
+
+@settings(derandomize=True, deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32))
+def test_every_tile_comes_back_times_256(seed: int) -> None:
+    for name, tile in tiles(seed).items():
+        expected = tile.astype(np.int64) * DEGREE % MODULUS
+        forward(tile)
+        assert tile.max() < MODULUS, name
+        inverse(tile)
+        assert np.array_equal(tile, expected), name
+
+
+def test_lanes_do_not_touch_each_other() -> None:
+    tile = tiles(3)["random"]
+    together = tile.copy()
+    forward(together)
+    for lane in range(LANES):
+        alone = np.zeros_like(tile)
+        alone[:, lane] = tile[:, lane]
+        forward(alone)
+        assert np.array_equal(alone[:, lane], together[:, lane])
+        assert np.count_nonzero(np.delete(alone, lane, axis=1)) == 0
+
+
+def test_the_references_agree_with_each_other() -> None:
+    generator = np.random.default_rng(4)
+    for a, b in (
+        (generator.integers(0, MODULUS, DEGREE), generator.integers(0, MODULUS, DEGREE)),
+        (generator.choice(np.array(EXTREMES), DEGREE), generator.integers(-21, 22, DEGREE)),
+        (np.full(DEGREE, MODULUS - 1), np.full(DEGREE, HALF)),
+    ):
+        assert np.array_equal(schoolbook(a, b), by_fft(a, b))
+        pointwise = evaluate(a[:, None]) * evaluate(b[:, None]) % MODULUS
+        assert np.array_equal(interpolate(pointwise)[:, 0], schoolbook(a, b))
+    x = np.zeros(DEGREE, np.int64)
+    x[1] = 1
+    last = np.zeros(DEGREE, np.int64)
+    last[-1] = 5
+    wrapped = schoolbook(x, last)
+    assert wrapped[0] == MODULUS - 5 and not wrapped[1:].any()
+
+
+def test_transformed_is_the_transform_scaled_and_centred() -> None:
+    generator = np.random.default_rng(5)
+    scale = 2**32 * pow(DEGREE, -1, MODULUS)
+    for count in (1, 5, 6, LANES):
+        s = generator.integers(-32, 33, (count, DEGREE)).astype(np.int8)
+        result = transformed(s)
+        assert result.dtype == np.int32 and result.shape == s.shape
+        assert np.array_equal(result % np.int64(MODULUS), evaluate(s.T).T * scale % MODULUS)
+        assert np.abs(result).max() <= HALF
+
+
+LIMIT = 2**32 * MODULUS - 1
+WORST = MAX_RANK * HALF**2
+
+
+@settings(derandomize=True, deadline=None, max_examples=300)
+@given(total=st.integers(-LIMIT, LIMIT) | st.integers(-WORST, WORST))
+def test_a_sum_is_reduced_exactly(total: int) -> None:
+    check_reduction([total])
+
+
+def test_sums_at_the_limits_are_reduced_exactly() -> None:
+    edges = [0, 2**31, 2**32, MODULUS, HALF, HALF**2, WORST, LIMIT, 5 * HALF**2, 6 * HALF**2]
+    edges += [MODULUS * 2**32 // 2, MODULUS * HALF, (2**31) * MODULUS]
+    check_reduction([sign * (edge + step) for edge in edges for step in (-1, 0, 1) for sign in (-1, 1)])
+
+
+def check_reduction(totals: list[int]) -> None:
+    totals = [total for total in totals if abs(total) <= LIMIT]
+    out = np.empty(len(totals), np.uint32)
+    reduced(np.array(totals, np.int64), out)
+    factor = pow(2**32, -1, MODULUS)
+    assert out.tolist() == [total * factor % MODULUS for total in totals]
