@@ -71,7 +71,8 @@ def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # typ
         if not np.isfinite(square):
             return r
         if square == 0.0:
-            scales[r] = 1.0
+            # Infinitely fine: whatever noise a mask adds to the result of zeros comes back as zero.
+            scales[r] = np.inf
             out[r, :] = 0
             continue
         scale = radius / np.sqrt(square)
@@ -99,7 +100,7 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
 
     Returns:
         Integers, int32 [rows, columns], and scales, float64 [rows]: integers ~ scale * row. A row of
-        zeros stays zeros, with scale 1.
+        zeros stays zeros, and its scale is infinite, so that its result is zero under any noise.
 
     Raises:
         UnsupportedError: a value is not finite, or the rows are too wide for the budget.
@@ -111,8 +112,8 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
     if column_scale is None:
         column_scale = np.ones(columns, np.float32)
-    else:
-        _require_scales(column_scale, columns)
+    elif column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all():
+        raise ValueError(f"the column scales are not {columns} positive finite numbers")
     out = np.empty((rows, columns), np.int32)
     scales = np.empty(rows, np.float64)
     failed: list[int] = []
@@ -155,15 +156,9 @@ def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = 
     """
     if column_scale is None:
         column_scale = np.ones(y.shape[1], np.float32)
-    else:
-        _require_scales(column_scale, y.shape[1])
-    _require_scales(scales, y.shape[0])
+    if scales.shape != y.shape[:1] or column_scale.shape != y.shape[1:]:
+        raise ValueError(f"the row or column scales do not fit a matrix of shape {y.shape}")
     out = np.empty(y.shape, np.float32)
     rows, columns = y.shape
     for_row_blocks(rows, columns, lambda a, b: _dequantize(y, scales, column_scale, out, a, b))
     return out
-
-
-def _require_scales(scales: Float32 | Float64, length: int) -> None:
-    if scales.shape != (length,) or not (np.isfinite(scales).all() and (scales > 0).all()):
-        raise ValueError(f"the row or column scales are not {length} positive finite numbers")

@@ -25,9 +25,7 @@ from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred
 
-__all__ = ["LANES", "PSI", "Tile", "forward", "inverse", "reduce_sum", "reversed_bits", "transformed"]
-
-Tile = NDArray[np.uint32]
+__all__ = ["LANES", "PSI", "forward", "inverse", "reduce_sum", "reversed_bits", "transformed"]
 
 LANES = 16
 """Ring elements in a tile."""

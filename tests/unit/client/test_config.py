@@ -27,10 +27,14 @@ def files(tmp_path: Path) -> Files:
     return get
 
 
+# Each operator is at home at an address of its own, which needs no look-up.
+ADDRESSES = {"alpha": "127.0.0.1:7100", "beta": "127.0.0.2:7100"}
+
+
 def _operator(name: str, files: Files, *workers: str, **changes: Any) -> Operator:
     own = files(name)
     given: dict[str, Any] = {"ca": own.ca, "cert": own.client, "key": own.client_key}
-    return Operator(name, workers or (f"{name}.invalid:7100",), **(given | changes))
+    return Operator(name, workers or (ADDRESSES[name],), **(given | changes))
 
 
 def test_operators_with_certificates_of_their_own_are_accepted(files: Files) -> None:
@@ -45,7 +49,7 @@ def test_fewer_than_two_operators_are_refused(files: Files, count: int) -> None:
 
 
 def test_two_operators_of_one_name_are_refused(files: Files) -> None:
-    twice = [_operator("alpha", files, address) for address in ("a.invalid:1", "b.invalid:1")]
+    twice = [_operator("alpha", files, address) for address in ADDRESSES.values()]
     with pytest.raises(ConfigurationError, match="same name"):
         BlindConfig(operators=twice, allow_one_machine=True)
 
@@ -92,15 +96,15 @@ def test_one_client_certificate_in_two_files_is_refused_however_the_files_differ
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("worker.invalid:7100", "worker.invalid:7100"),
-        ("worker.invalid:7100", "WORKER.invalid:7200"),
+        ("127.0.0.1:7100", "127.0.0.1:7100"),
         ("127.0.0.1:7100", "127.0.0.1:7200"),
+        ("localhost:7100", "LOCALHOST:7200"),
         ("localhost:7100", "127.0.0.1:7100"),
         ("[::1]:7100", "[0:0:0:0:0:0:0:1]:7100"),
     ],
 )
 def test_two_operators_at_one_address_are_refused(files: Files, first: str, second: str) -> None:
-    operators = [_operator("alpha", files, "a.invalid:1", first), _operator("beta", files, second)]
+    operators = [_operator("alpha", files, "127.0.0.3:1", first), _operator("beta", files, second)]
     with pytest.raises(ConfigurationError, match="alpha and beta have the same address"):
         BlindConfig(operators=operators)
 
@@ -127,6 +131,25 @@ def test_tls_files_that_do_not_exist_are_named(files: Files, tmp_path: Path, nam
     absent = _operator("beta", files, **{name: tmp_path / "absent.pem"})
     with pytest.raises(ConfigurationError, match=f"operator beta: {name} file .*absent.pem does not exist"):
         BlindConfig(operators=[_operator("alpha", files), absent])
+
+
+@pytest.mark.parametrize("one_machine", [False, True])
+@pytest.mark.parametrize("content", [b"", b"not a certificate"], ids=["empty", "text"])
+@pytest.mark.parametrize("name", ["ca", "cert", "key"])
+def test_tls_files_that_hold_nothing_usable_are_named(
+    files: Files, tmp_path: Path, name: str, content: bytes, one_machine: bool
+) -> None:
+    """With an empty CA gRPC trusts every public CA; an empty certificate or key aborts the process."""
+    (tmp_path / "broken.pem").write_bytes(content)
+    broken = _operator("beta", files, **{name: tmp_path / "broken.pem"})
+    with pytest.raises(ConfigurationError, match="operator beta: .*broken.pem"):
+        BlindConfig(operators=[_operator("alpha", files), broken], allow_one_machine=one_machine)
+
+
+def test_a_key_that_is_not_the_certificates_is_refused(files: Files) -> None:
+    mixed = _operator("beta", files, key=files("alpha").client_key)
+    with pytest.raises(ConfigurationError, match="operator beta: .*key"):
+        BlindConfig(operators=[_operator("alpha", files), mixed])
 
 
 @pytest.mark.parametrize("address", ["worker.invalid:7100", "10.0.0.1:7100", "0.0.0.0:7100", "[::]:7100"])

@@ -82,14 +82,18 @@ def evaluate(coefficients: np.ndarray) -> np.ndarray:
     return (_evaluation() @ coefficients.astype(object)) % MODULUS
 
 
+@cache
+def _interpolation() -> np.ndarray:
+    """The inverse of `_evaluation`: inverse powers, transposed, over 256."""
+    powers = [pow(PSI, -k, MODULUS) for k in range(2 * DEGREE)]
+    exponents = [2 * int(f"{j:08b}"[::-1], 2) + 1 for j in range(DEGREE)]
+    rows = [[powers[e * i % (2 * DEGREE)] for e in exponents] for i in range(DEGREE)]
+    return np.array(rows, object) * pow(DEGREE, -1, MODULUS) % MODULUS
+
+
 def interpolate(values: np.ndarray) -> np.ndarray:
-    """The inverse of `evaluate`. Its matrix is that of the inverse powers, transposed, over 256."""
-    inverse = np.array([[pow(int(x), -1, MODULUS) for x in _evaluation()[:, 1]]], object)
-    powers = [np.ones((1, DEGREE), object)]
-    for _ in range(DEGREE - 1):
-        powers.append(powers[-1] * inverse % MODULUS)
-    total = np.concatenate(powers) @ (values.astype(object) % MODULUS)
-    return total * pow(DEGREE, -1, MODULUS) % MODULUS
+    """The inverse of `evaluate`."""
+    return (_interpolation() @ (values.astype(object) % MODULUS)) % MODULUS
 
 
 def schoolbook(a: np.ndarray, b: np.ndarray) -> np.ndarray:

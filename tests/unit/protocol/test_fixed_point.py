@@ -138,8 +138,8 @@ def test_any_finite_row_stays_within_any_budget(x: list[float], column: int) -> 
     row, budget = np.array([x], np.float32), square_budget(Q31, column)
     integers, scales = quantize_rows(row, budget)
     assert square_sums(integers)[0] <= budget
-    assert largest_rounding_error(row, integers, scales) <= 0.5 + 2.0**-21
     if np.any(row):
+        assert largest_rounding_error(row, integers, scales) <= 0.5 + 2.0**-21
         assert square_sums(integers)[0] >= (isqrt(budget) - sqrt(len(x)) - 1) ** 2
 
 
@@ -253,14 +253,16 @@ def test_a_message_about_a_bad_row_tells_no_values() -> None:
     assert "123" not in str(caught.value)
 
 
-def test_rows_of_zeros_stay_zeros_with_scale_one_between_other_rows() -> None:
+def test_rows_of_zeros_stay_zeros_whatever_noise_their_mask_leaves() -> None:
     x = gaussian(5, 20)
     x[[0, 3]] = 0
     x[3, ::2] = -0.0
     integers, scales = quantize_rows(x, 10**12)
-    assert not np.any(integers[[0, 3]]) and np.all(scales[[0, 3]] == 1)
+    assert not np.any(integers[[0, 3]])
     assert np.all(np.any(integers[[1, 2, 4]], axis=1))
-    assert not np.any(dequantize_rows(integers, scales)[[0, 3]])
+    noisy = integers + np.arange(-10, 10, dtype=np.int32)
+    assert not np.any(dequantize_rows(noisy, scales)[[0, 3]])
+    assert np.all(np.isfinite(dequantize_rows(noisy, scales)))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0)])

@@ -1,0 +1,385 @@
+"""Lattice masks come off again but for their noise, hide the operand, and say nothing about themselves."""
+
+import copy
+import gc
+import math
+import pickle
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lattice_reference import (
+    HALF,
+    PUBLIC_SEED,
+    TOY,
+    KnownRandomness,
+    Worker,
+    backward,
+    block_of_masks,
+    product,
+    secrets_of,
+)
+from scipy.stats import chi2
+
+from blindtune.protocol.fixed_point import quantize_rows, square_budget
+from blindtune.protocol.lattice.hint import PublicMatrix
+from blindtune.protocol.lattice.kernels import mask_rows, unmask_rows
+from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
+from blindtune.protocol.lattice.source import LatticeSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.products import Product
+
+SETS = pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536, TOY], ids=lambda x: x.name)
+
+
+def matrix_of(rows: int, columns: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-127, 128, (rows, columns))
+
+
+def operand_of(rows: int, columns: int, seed: int = 0, size: int = 1000) -> np.ndarray:
+    return np.random.default_rng(seed).integers(-size, size + 1, (rows, columns)).astype(np.int32)
+
+
+def source_for(
+    parameters: LatticeParameters, worker: Worker, *products: Product, **options: object
+) -> tuple[LatticeSource, KnownRandomness]:
+    randomness = KnownRandomness()
+    hints = {which: worker.hint(parameters, which) for which in products}
+    return LatticeSource(parameters, PUBLIC_SEED, hints.__getitem__, randomness, **options), randomness
+
+
+def noise_of(parameters: LatticeParameters, which: Product, secrets: list[bytes], rows: int) -> np.ndarray:
+    """E of the first rows of some blocks."""
+    e = [secrets_of(parameters, which, secret, which.contraction)[1] for secret in secrets]
+    return np.concatenate(e)[:rows]
+
+
+# Right results.
+
+
+@SETS
+@pytest.mark.parametrize("forward", [True, False])
+@pytest.mark.parametrize("rows", [1, 5, 255, 256, 257, 600])
+def test_the_result_is_the_product_and_the_product_of_the_noise(
+    parameters: LatticeParameters, forward: bool, rows: int
+) -> None:
+    integers = matrix_of(23, 40)
+    worker, which = Worker(integers), product(40) if forward else backward(23)
+    source, randomness = source_for(parameters, worker, which)
+    matrix = integers.T if forward else integers
+    x = operand_of(rows, matrix.shape[0])
+    masked = source.mask(x, which)
+    assert len(randomness.drawn) == math.ceil(rows / DEGREE)
+    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    noise = noise_of(parameters, which, randomness.drawn, rows)
+    assert result.dtype == np.int32
+    assert np.array_equal(result, (x + noise) @ matrix)
+
+
+@SETS
+def test_the_masked_operand_is_the_operand_and_a_s_and_e(parameters: LatticeParameters) -> None:
+    which = product(18)
+    source, randomness = source_for(parameters, Worker(matrix_of(3, 18)), which)
+    x = operand_of(300, 18, size=HALF)
+    share = source.mask(x, which).shares[0]
+    masks = np.concatenate([block_of_masks(parameters, which, secret) for secret in randomness.drawn])
+    assert np.array_equal(share.residues, (x + masks[:300].astype(np.int64)) % MODULUS)
+
+
+@settings(derandomize=True, deadline=None, max_examples=30)
+@given(data=st.data())
+def test_any_sequence_of_operands_comes_back_right(data: st.DataObject) -> None:
+    columns, outputs = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    integers = matrix_of(outputs, columns)
+    worker, which = Worker(integers), product(columns)
+    kept = data.draw(st.sampled_from([0, 20_000, 1 << 28]))
+    source, _ = source_for(TOY, worker, which, kept_bytes=kept)
+    waiting = []
+    bound = source.noise(int(np.abs(integers.T).sum(0).max()))
+    for rows in data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=8)):
+        x = operand_of(rows, columns, seed=rows)
+        masked = source.mask(x, which)
+        waiting.append((x, masked))
+        # Operands come back in any order, some only after others were masked.
+        while waiting and data.draw(st.booleans()):
+            finish(*waiting.pop(data.draw(st.integers(0, len(waiting) - 1))), worker, which, bound)
+    for x, masked in waiting:
+        finish(x, masked, worker, which, bound)
+
+
+def finish(x: np.ndarray, masked: MaskedOperand, worker: Worker, which: Product, bound: int) -> None:
+    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    error = result - x.astype(np.int64) @ worker.integers.T
+    assert np.abs(error).max(initial=0) <= bound
+
+
+@pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536], ids=lambda x: x.name)
+def test_an_operand_as_large_as_the_budget_allows_never_wraps(parameters: LatticeParameters) -> None:
+    # The worst matrix and operands that point along its columns use all of the range.
+    columns = 64
+    integers = np.where(np.random.default_rng(0).integers(0, 2, (30, columns)) == 1, 127, -127)
+    worker, which = Worker(integers), product(columns)
+    source, _ = source_for(parameters, worker, which)
+    largest = int(np.abs(integers).sum(1).max())
+    bound = source.noise(largest)
+    assert bound == parameters.eta * 127 * columns
+    budget = square_budget(Q31, int((integers**2).sum(1).max()), bound)
+    x = np.concatenate([integers, -integers]).astype(np.float32)
+    operand, _ = quantize_rows(x, budget)
+    exact = operand.astype(np.int64) @ integers.T
+    assert np.abs(exact).max() > 0.999 * (HALF - bound)
+    masked = source.mask(operand, which)
+    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    error = result - exact
+    assert np.abs(error).max() <= bound
+    assert error.std() == pytest.approx((parameters.eta / 2 * columns) ** 0.5 * 127, rel=0.1)
+
+
+def test_the_noise_bound_is_reached_by_the_worst_noise_and_no_more() -> None:
+    # E = +-eta along the signs of a column: nothing that the sampler can draw does worse.
+    rng = np.random.default_rng(2)
+    integers = matrix_of(16, 48, seed=5)
+    worker, which = Worker(integers), product(48)
+    sums = np.abs(integers).sum(1)
+    worst = int(np.argmax(sums))
+    bound = MLWE1280.noise(int(sums.max()))
+    x = operand_of(2, 48)
+    e = (21 * np.sign(integers[worst]) * np.array([[1], [-1]])).astype(np.int8)
+    factors = rng.integers(-HALF, HALF + 1, (1, 5, DEGREE)).astype(np.int32)
+    runs, nothing = np.array([[0, 7, 2]]), np.empty((0, 0), np.uint32)
+    sent, out = np.empty((2, 48), np.uint32), np.empty((2, 16), np.int32)
+    mask_rows(PublicMatrix(MLWE1280, PUBLIC_SEED).packed(48), factors, runs, x, e, sent, nothing)
+    hint = worker.hint(MLWE1280, which)
+    unmask_rows(hint, factors, runs, worker.multiply(which, sent), out, nothing)
+    error = out - x.astype(np.int64) @ integers.T
+    assert error[0, worst] == bound and error[1, worst] == -bound
+    assert np.abs(error).max() == bound
+
+
+@pytest.mark.parametrize(("columns", "expected"), [(384, 14), (2048, 12)])
+def test_the_relative_error_of_a_product_is_the_predicted_one(columns: int, expected: float) -> None:
+    generator = np.random.default_rng(columns)
+    weights = generator.standard_normal((96, columns)).astype(np.float32)
+    scale = np.abs(weights).max(1, keepdims=True) / 127
+    integers = np.rint(weights / scale).astype(int)
+    worker, which = Worker(integers), product(columns)
+    source, _ = source_for(MLWE1280, worker, which)
+    squares = (integers**2).sum(1)
+    noise = source.noise(int(np.abs(integers).sum(1).max()))
+    x = generator.standard_normal((256, columns)).astype(np.float32)
+    operand, scales = quantize_rows(x, square_budget(Q31, int(squares.max()), noise))
+    masked = source.mask(operand, which)
+    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    exact = x.astype(np.float64) @ integers.T
+    error = result / scales[:, None] - exact
+    relative = np.linalg.norm(error) / np.linalg.norm(exact)
+    # E has variance eta/2, rounding 1/12; the operand has the norm (q/2 - noise) / max ||M_j||.
+    operand_norm = (HALF - noise) / squares.max() ** 0.5
+    predicted = (21 / 2 + 1 / 12) ** 0.5 * columns**0.5 / operand_norm
+    assert relative == pytest.approx(predicted, rel=0.03)
+    assert -math.log2(relative) == pytest.approx(expected, abs=0.25)
+
+
+def test_the_bound_of_the_noise_costs_little_of_the_range() -> None:
+    # Gaussian weights of 2048 columns, as the design has it: 0.14 %.
+    weights = np.random.default_rng(0).standard_normal((64, 2048))
+    integers = np.rint(weights / np.abs(weights).max(1, keepdims=True) * 127)
+    share = MLWE1280.noise(int(np.abs(integers).sum(1).max())) / HALF
+    assert 0.001 < share < 0.0018
+
+
+# What is sent.
+
+
+def test_one_operator_gets_one_share_without_a_seed() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    assert isinstance(source, MaskSource) and source.operators == 1
+    assert source.parameters is Q31 and source.lattice is TOY
+    masked = source.mask(operand_of(7, 20), which)
+    (share,) = masked.shares
+    assert isinstance(share, Share) and share.recipient == 0 and share.seed is None
+    assert share.residues.shape == (7, 20) and share.residues.dtype == np.uint32
+    assert share.residues.flags.c_contiguous and share.residues.max() < MODULUS
+
+
+def test_masking_leaves_the_operand_as_it_was_and_needs_no_write_access() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    x = operand_of(300, 20)
+    before = x.copy()
+    x.flags.writeable = False
+    source.mask(x, which)
+    assert np.array_equal(x, before)
+
+
+def assert_uniform(residues: np.ndarray) -> None:
+    """Chi-square of the high byte, of the lowest byte, and of differences of neighbours."""
+    wide = residues.astype(np.int64)
+    high = wide * 256 // MODULUS
+    across = (wide[:, 1:] - wide[:, :-1]) % MODULUS * 256 // MODULUS
+    down = (wide[1:] - wide[:-1]) % MODULUS * 256 // MODULUS
+    for part in (high, wide & 255, across, down):
+        counts = np.bincount(part.ravel(), minlength=256)
+        statistic = ((counts - part.size / 256) ** 2).sum() * 256 / part.size
+        assert 1e-5 < chi2.sf(statistic, 255) < 1 - 1e-5
+
+
+@pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536], ids=lambda x: x.name)
+@pytest.mark.parametrize("value", [0, 1, HALF, -HALF])
+def test_constant_operands_look_uniform(parameters: LatticeParameters, value: int) -> None:
+    which = product(300)
+    hint = np.zeros((1, parameters.rank, DEGREE, 16), np.int32)
+    source = LatticeSource(parameters, PUBLIC_SEED, lambda _: hint, KnownRandomness())
+    masked = source.mask(np.full((700, 300), value, np.int32), which)
+    assert_uniform(masked.shares[0].residues)
+
+
+def test_whoever_knows_a_still_sees_two_blocks_differ_uniformly() -> None:
+    which = product(300)
+    hint = np.zeros((1, 5, DEGREE, 16), np.int32)
+    source = LatticeSource(MLWE1280, PUBLIC_SEED, lambda _: hint, KnownRandomness())
+    zero = np.zeros((2 * DEGREE, 300), np.int32)
+    sent = source.mask(zero, which).shares[0].residues.astype(np.int64)
+    assert_uniform((sent[:DEGREE] - sent[DEGREE:]) % MODULUS)
+
+
+# Secrets.
+
+
+@pytest.mark.parametrize("version", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_neither_source_nor_masked_operand_is_pickled(version: int) -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    masked = source.mask(operand_of(7, 20), which)
+    for holder in (source, masked, [source], {"model": (masked,)}):
+        with pytest.raises(TypeError, match="cannot be pickled"):
+            pickle.dumps(holder, version)
+
+
+def test_a_masked_operand_is_not_copied_and_a_source_is_its_copy() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    masked = source.mask(operand_of(7, 20), which)
+    for make in (copy.copy, copy.deepcopy):
+        assert make(source) is source
+        with pytest.raises(TypeError, match="copied"):
+            make(masked)
+    assert copy.deepcopy({"model": [source]})["model"][0] is source
+
+
+def test_an_operand_is_unmasked_once_and_its_secrets_go_with_it() -> None:
+    which, worker = product(20), Worker(matrix_of(3, 20))
+    source, _ = source_for(TOY, worker, which)
+    masked = source.mask(operand_of(DEGREE, 20), which)
+    block = weakref.ref(masked._runs[0].block)  # type: ignore[attr-defined]
+    answer = worker.multiply(which, masked.shares[0].residues)
+    gc.collect()
+    assert block() is not None
+    masked.unmask([answer])
+    gc.collect()
+    assert block() is None
+    with pytest.raises(ValueError, match="unmasked before"):
+        masked.unmask([answer])
+
+
+def test_a_block_that_is_used_up_goes_when_its_operands_go() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    first = source.mask(operand_of(200, 20), which)
+    second = source.mask(operand_of(56, 20), which)
+    block = weakref.ref(second._runs[0].block)  # type: ignore[attr-defined]
+    del first
+    gc.collect()
+    assert block() is not None
+    del second
+    gc.collect()
+    assert block() is None
+
+
+def test_nothing_that_is_printed_shows_a_secret() -> None:
+    which, worker = product(4), Worker(matrix_of(3, 4))
+    source, randomness = source_for(MLWE1280, worker, which)
+    x = np.full((2, 4), 987_654, np.int32)
+    masked = source.mask(x, which)
+    runs = masked._runs  # type: ignore[attr-defined]
+    block = runs[0].block
+    secrets = {"987654"}
+    for secret in (*randomness.drawn, block.noise_key):
+        secrets |= {repr(secret)[2:-1], secret.hex(), str(list(secret))[1:-1]}
+    words = np.concatenate([masked.shares[0].residues.ravel(), np.abs(block.factors).ravel().view(np.uint32)])
+    secrets |= {str(int(word)) for word in words if word > 10**6}
+    for thing in (source, masked, masked.shares, runs, block, source._stock, [source], {"x": masked}):
+        printed = f"{thing!r} {thing!s}"
+        for secret in secrets:
+            assert secret not in printed
+
+
+# Misuse.
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33])
+def test_a_random_source_that_returns_the_wrong_number_of_bytes_is_refused(length: int) -> None:
+    which = product(4)
+    hint = np.zeros((1, 1, DEGREE, 16), np.int32)
+    source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint, lambda size: bytes(length))
+    with pytest.raises(ValueError, match=f"32 random bytes, not {length}"):
+        source.mask(operand_of(2, 4), which)
+
+
+@pytest.mark.parametrize(
+    "operand",
+    [np.zeros((2, 5), np.int32), np.zeros((2, 3), np.int32), np.zeros((2, 4)), np.zeros((2, 4), np.int64)],
+)
+def test_an_operand_that_does_not_fit_its_product_is_not_masked(operand: np.ndarray) -> None:
+    which = product(4)
+    source, randomness = source_for(TOY, Worker(matrix_of(3, 4)), which)
+    with pytest.raises(ValueError, match="int32 operands of 4 columns"):
+        source.mask(operand, which)
+    assert randomness.drawn == []
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 256, 16), (1, 1, 256, 8), (1, 1, 128, 16)])
+def test_a_hint_of_another_parameter_set_is_refused_before_anything_is_drawn(shape: tuple) -> None:
+    randomness = KnownRandomness()
+    source = LatticeSource(TOY, PUBLIC_SEED, lambda _: np.zeros(shape, np.int32), randomness)
+    with pytest.raises(ValueError, match="parameter set toy"):
+        source.mask(operand_of(2, 4), product(4))
+    assert randomness.drawn == []
+
+
+def test_without_a_hint_nothing_is_drawn_or_sent() -> None:
+    randomness = KnownRandomness()
+    source = LatticeSource(TOY, PUBLIC_SEED, {}.__getitem__, randomness)
+    with pytest.raises(KeyError):
+        source.mask(operand_of(2, 4), product(4))
+    assert randomness.drawn == []
+
+
+def test_responses_that_do_not_fit_are_refused_and_do_not_use_up_the_operand() -> None:
+    which, worker = product(20), Worker(matrix_of(35, 20))
+    source, _ = source_for(TOY, worker, which)
+    x = operand_of(7, 20)
+    masked = source.mask(x, which)
+    answer = worker.multiply(which, masked.shares[0].residues)
+    for wrong in ([], [answer, answer], [answer[:6]], [answer[:, :32]], [answer.astype(np.int64)]):
+        with pytest.raises(ValueError, match="response"):
+            masked.unmask(wrong)
+    error = masked.unmask([answer]) - x @ worker.integers.T
+    assert np.abs(error).max() <= source.noise(int(np.abs(worker.integers).sum(1).max()))
+
+
+def test_a_wrong_hint_is_not_close_to_right() -> None:
+    # Why hints are verified: nothing else would notice.
+    which, worker = product(20), Worker(matrix_of(16, 20))
+    hint = worker.hint(TOY, which)
+    hint[0, 0, 100, 3] ^= 1
+    source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint)
+    x = operand_of(DEGREE, 20)
+    masked = source.mask(x, which)
+    error = masked.unmask([worker.multiply(which, masked.shares[0].residues)]) - x @ worker.integers.T
+    wrong = np.abs(error.astype(np.int64)) > source.noise(int(np.abs(worker.integers).sum(1).max()))
+    assert wrong[:, 3].mean() > 0.9 and not np.delete(wrong, 3, axis=1).any()
