@@ -51,25 +51,83 @@ def prepare(
             "embedding)."
         ),
     ] = "auto",
+    estimate: Annotated[
+        bool, typer.Option("--estimate", help="Only show the sizes of the kit and of its hints.")
+    ] = False,
+    hints: Annotated[
+        bool,
+        typer.Option("--hints", help="Obtain the hints of masking 'lattice' too; goes on where it was."),
+    ] = False,
+    parameter_set: Annotated[str, typer.Option(help="Of masking 'lattice'.")] = "mlwe1280",
+    worker: Annotated[
+        list[str] | None, typer.Option("--worker", help="HOST:PORT to obtain hints from; repeatable.")
+    ] = None,
+    ca: Annotated[Path | None, typer.Option(help="The operator's CA (PEM).")] = None,
+    cert: Annotated[Path | None, typer.Option(help="Your certificate for the operator (PEM).")] = None,
+    key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext, on loopback only.")] = False,
 ) -> None:
     """Make a client kit: all that from_pretrained needs of a model, without its big weights.
 
     The kit holds a verification secret: keep it on machines that you trust.
     """
     from blindtune.checkpoint import Checkpoint
+    from blindtune.client.config import BlindConfig, Operator
+    from blindtune.client.connect import connect
+    from blindtune.client.groups import all_products
     from blindtune.client.head import checked_head
+    from blindtune.client.hints import hint_bytes
+    from blindtune.client.kit import Kit, is_kit, product_outputs
+    from blindtune.client.prepare import kit_bytes
     from blindtune.client.prepare import prepare as prepare_kit
+    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 
+    if parameter_set not in LATTICE_PARAMETER_SETS:
+        raise ConfigurationError(
+            f"--parameter-set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {parameter_set}"
+        )
+    chosen = checked_head(head)
     checkpoint = Checkpoint.open(model, revision)
-    kit = prepare_kit(
-        checkpoint,
-        output,
-        checked_head(head),
-        lambda layers: track(layers, "Reading layers", console=_messages, transient=True),
-    )
+    products = all_products(checkpoint, chosen)
+    if estimate:
+        shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
+        lattice = LATTICE_PARAMETER_SETS[parameter_set]
+        size = sum(hint_bytes(lattice, product_outputs(x, shapes)) for x in products)
+        weights = sum(a * b for a, b in shapes.values())
+        typer.echo(f"kit     {kit_bytes(checkpoint, chosen) / 1e6:12,.1f} MB")
+        typer.echo(f"hints   {size / 1e6:12,.1f} MB  ({parameter_set}, for masking 'lattice' alone)")
+        typer.echo(f"weights {weights / 1e6:12,.1f} MB  (int8, at each worker)")
+        return
+    config = None
+    if hints:
+        if not worker:
+            raise ConfigurationError("--hints needs a --worker to obtain them from")
+        operator = Operator("operator", worker, ca, cert, key)
+        config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
+    if hints and is_kit(output):
+        kit = Kit.open(output)
+    else:
+        kit = prepare_kit(
+            checkpoint,
+            output,
+            chosen,
+            lambda layers: track(layers, "Reading layers", console=_messages, transient=True),
+        )
     _messages.print(
         f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}"
     )
+    if config is not None:
+        multiplier = connect(
+            config,
+            kit,
+            lambda missing, size: track(
+                missing, f"Obtaining {size / 1e6:,.1f} MB of hints", console=_messages, transient=True
+            ),
+        )
+        multiplier.ready(products)
+        multiplier.close()
+        _messages.print(f"{output}: hints of {len(products)} products")
 
 
 @app.command()

@@ -13,9 +13,26 @@ import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["trace_groups"]
+from blindtune.checkpoint import Checkpoint
+from blindtune.checkpoint.skeleton import build_skeleton
+from blindtune.client.head import Head, head_is_remote
+from blindtune.protocol.products import Product, backward_products, forward_products
+
+__all__ = ["all_products", "trace_groups"]
 
 _logger = logging.getLogger(__name__)
+
+
+def all_products(checkpoint: Checkpoint, head: Head) -> list[Product]:
+    """Everything that a checkpoint's own model asks for, forward and backward."""
+    remote = {x.module: x for x in checkpoint.layers if not x.head or head_is_remote(x, head)}
+    model_class = type(build_skeleton(checkpoint.config))
+    products: list[Product] = []
+    for group in trace_groups(model_class, checkpoint.config, list(remote)):
+        layers = [remote[module] for module in group]
+        products += forward_products([x.name for x in layers], layers[0].in_features)
+        products += backward_products([(x.name, x.out_features) for x in layers])
+    return products
 
 
 def trace_groups(

@@ -12,6 +12,7 @@ is readable by its owner only. It protects integrity, not privacy.
 
 import hashlib
 import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -29,7 +30,15 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.verification import CheckVectors, secret_vectors
 from blindtune.protocol.weights import SCHEME
 
-__all__ = ["KIT_FOLDER", "KIT_VERSION", "Kit", "KitDescription", "LayerDescription", "is_kit"]
+__all__ = [
+    "KIT_FOLDER",
+    "KIT_VERSION",
+    "Kit",
+    "KitDescription",
+    "LayerDescription",
+    "is_kit",
+    "product_outputs",
+]
 
 KIT_FOLDER = "blindtune"
 KIT_VERSION = 1
@@ -68,6 +77,13 @@ class KitDescription(BaseModel):
         key = derive_key(secret, "kit description")
         content = self.model_copy(update={"keyed_digest": ""}).model_dump_json()
         return hmac.digest(key, content.encode(), "sha256").hex()
+
+
+def product_outputs(product: Product, shapes: Mapping[str, tuple[int, int]]) -> int:
+    """Columns of a product's results, given the shape [out, in] of each layer."""
+    if product.direction is Direction.FORWARD:
+        return sum(shapes[span.layer][0] for span in product.spans)
+    return shapes[product.spans[0].layer][1]
 
 
 def is_kit(folder: Path) -> bool:
@@ -161,10 +177,9 @@ class Kit:
 
     def outputs(self, product: Product) -> int:
         """Columns of the product's results."""
-        layers = [self.layers[span.layer] for span in product.spans]
-        if product.direction is Direction.FORWARD:
-            return sum(layer.out_features for layer in layers)
-        return layers[0].in_features
+        return product_outputs(
+            product, {name: (x.out_features, x.in_features) for name, x in self.layers.items()}
+        )
 
     def derive_key(self, *label: str) -> bytes:
         """A key for one more purpose of this kit, from its verification secret."""

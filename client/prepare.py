@@ -34,7 +34,7 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
-__all__ = ["Progress", "cached_kit", "prepare"]
+__all__ = ["Progress", "cached_kit", "kit_bytes", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
@@ -64,14 +64,28 @@ def prepare(
             for path in checkpoint.folder.glob(pattern):
                 if path.is_file() and not any(path.match(x) for x in _NOT_COPIED):
                     shutil.copyfile(path, folder / path.name)
-        remote = {layer.name for layer in checkpoint.layers if not layer.head}
-        remote |= {x.name for x in checkpoint.layers if x.head and head_is_remote(x, head) and not x.tied}
+        remote = _not_in_the_kit(checkpoint, head)
         with TensorFiles(checkpoint.folder) as tensors:
             stay = {key: tensors.get(key).contiguous() for key in tensors if key not in remote}
             save_tensors(_unshared(stay), folder / "model.safetensors", {"format": "pt"})
         del stay
         _write(checkpoint, folder, progress)
     return Kit.open(destination)
+
+
+def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:
+    """About how large a kit will be: parameters that stay here, and what is kept of each layer."""
+    remote = _not_in_the_kit(checkpoint, head)
+    with TensorFiles(checkpoint.folder) as tensors:
+        stay = sum(tensors.get(key).nbytes for key in tensors if key not in remote)
+    vectors = sum(4 * 3 * x.out_features + 8 * 3 * x.in_features for x in checkpoint.layers)
+    return stay + vectors
+
+
+def _not_in_the_kit(checkpoint: Checkpoint, head: Head) -> set[str]:
+    """Names of the weights that only workers need; a tied head is the embedding, which stays."""
+    remote = {layer.name for layer in checkpoint.layers if not layer.head}
+    return remote | {x.name for x in checkpoint.layers if x.head and head_is_remote(x, head) and not x.tied}
 
 
 def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = lambda x: x) -> Kit:

@@ -249,6 +249,17 @@ def test_a_damaged_kit_is_refused_with_the_command_that_makes_it_again(
         Kit.open(folder)
 
 
+def test_the_advice_for_a_damaged_kit_works(prepared: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """It is read by somebody who follows it to the letter."""
+    folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
+    (folder / "blindtune" / "verification.key").unlink()
+    with pytest.raises(KitError) as caught:
+        Kit.open(folder)
+    if f"remove {folder}" in str(caught.value):
+        shutil.rmtree(folder)
+    prepare(checkpoint, folder)
+
+
 def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
     file = folder / "blindtune" / "kit.json"
