@@ -29,6 +29,8 @@ __all__ = ["OperatorClient", "OperatorStatistics"]
 
 _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 32 << 20
+_MANIFEST_SECONDS = 10.0
+_PAUSE_SECONDS = 0.25
 
 
 @dataclass
@@ -102,13 +104,19 @@ class OperatorClient:
             OperatorUnavailableError: no worker answers.
         """
 
+        deadline = self._clock() + self._retry_seconds
+
         def ask(worker: int) -> Exception | None:
-            try:
-                manifest = self._transports[worker].manifest(max(1.0, self._retry_seconds))
-            except TransportError as error:
-                if error.failure is Failure.INCOMPATIBLE:
-                    raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
-                return error
+            while True:
+                try:
+                    manifest = self._transports[worker].manifest(min(_MANIFEST_SECONDS, self._timeout))
+                    break
+                except TransportError as error:
+                    if error.failure is Failure.INCOMPATIBLE:
+                        raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
+                    if self._clock() >= deadline:
+                        return error
+                self._sleep(_PAUSE_SECONDS)
             check_manifest(manifest, self._expected, self._who(worker))
             with self._lock:
                 self._max_rows = min(self._max_rows, manifest.limits.max_rows or self._max_rows)

@@ -142,9 +142,7 @@ class GrpcTransport:
 
     def manifest(self, timeout: float) -> worker_pb2.Manifest:
         try:
-            return self._stub().GetManifest(
-                worker_pb2.GetManifestRequest(), timeout=timeout, wait_for_ready=True
-            )
+            return self._stub().GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
         except grpc.RpcError as error:
             raise _transport_error(error) from None
 

@@ -11,8 +11,8 @@ Kernels read both packed: int32 [feature tile][rank][256][16], centred, the last
 """
 
 import numpy as np
-from numba import njit
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import LANES
@@ -33,7 +33,7 @@ def packed_shape(parameters: LatticeParameters, columns: int) -> tuple[int, int,
     return -(-columns // LANES), parameters.rank, DEGREE, LANES
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _pack(rows, packed, first_row, start, stop):  # type: ignore[no-untyped-def]
     for t in range(start, stop):
         width = min(LANES, rows.shape[1] - LANES * t)

@@ -16,9 +16,10 @@ Then tiles side by side meet the operand, so that its rows, which lie far apart,
 from typing import Any
 
 import numpy as np
-from numba import njit, uint32
+from numba import uint32
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.lattice.transform import LANES, inverse, reduce_sum
 from blindtune.protocol.parameters import MODULUS
@@ -32,7 +33,7 @@ _HALF = np.uint32((MODULUS - 1) // 2)
 _TILES = 16  # side by side
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _pointwise(packed, factors, ranks, tile):  # type: ignore[no-untyped-def]
     for j in range(DEGREE):
         for f in range(LANES):
@@ -43,14 +44,14 @@ def _pointwise(packed, factors, ranks, tile):  # type: ignore[no-untyped-def]
             tile[j, f] = reduce_sum(total)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _place(tile, rows, column):  # type: ignore[no-untyped-def]
     for j in range(DEGREE):
         for f in range(LANES):
             rows[j, column + f] = tile[j, f]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
     for i in range(out.shape[0]):
         residue = uint32(np.int32(x[i] + np.int32(e[i])))
@@ -59,7 +60,7 @@ def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
         out[i] = min(total, uint32(total - _Q))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
     for i in range(out.shape[0]):
         difference = uint32(y[i] - mask[i])
@@ -67,19 +68,19 @@ def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
         out[i] = np.int32(uint32(residue - _Q) if residue > _HALF else residue)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mask_some(x, e, mask, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         _mask_row(x[r], e[r], mask[r], out[r])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _unmask_some(y, mask, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         _unmask_row(y[r], mask[r], out[r])
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _ring_rows(packed, factors, ranks, tile, rows):  # type: ignore[no-untyped-def]
     """The products of some tiles with one block's S, as 256 rows."""
     for t in range(packed.shape[0]):
@@ -88,7 +89,7 @@ def _ring_rows(packed, factors, ranks, tile, rows):  # type: ignore[no-untyped-d
         _place(tile, rows, LANES * t)
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
     tile = np.empty((DEGREE, LANES), np.uint32)
     rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
@@ -104,7 +105,7 @@ def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: 
             rest[r, i:k] = rows[DEGREE - rest.shape[0] + r, : k - i]
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: ignore[no-untyped-def]
     tile = np.empty((DEGREE, LANES), np.uint32)
     rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
@@ -127,13 +128,13 @@ def _read_only(x: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _for_tiles(kernel, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
+def _for_tiles(run_tiles, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
     """Runs a kernel over the feature tiles, in threads when it pays."""
     packed, ranks = _read_only(packed), (0,) * packed.shape[1]
     for_row_blocks(
         packed.shape[0],
         len(runs) * DEGREE * LANES,
-        lambda start, stop: kernel(packed, factors, ranks, runs, *arrays, start, stop),
+        lambda start, stop: run_tiles(packed, factors, ranks, runs, *arrays, start, stop),
     )
 
 

@@ -12,10 +12,11 @@ nothing about the noise shows in how much of the stream was used. w makes each r
 import numpy as np
 from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from numba import njit, types, uint64
+from numba import types, uint64
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["centred_binomial"]
@@ -34,7 +35,7 @@ def _ones(context, word):  # type: ignore[no-untyped-def]
     return types.uint64(types.uint64), generate
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _sample(words, eta, out):  # type: ignore[no-untyped-def]
     # a - b = a + (eta - b) - eta: inverting the second half of the bits leaves one sum to count.
     kept = (uint64(1) << uint64(2 * eta)) - uint64(1) if eta < 32 else ~uint64(0)

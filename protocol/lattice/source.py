@@ -12,7 +12,6 @@ Vaikuntanathan, Waters 2008).
 
 import os
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,9 +65,6 @@ class _LatticeMasked(MaskedOperand):
 
         self._stock.for_rows("hint", runs, columns, compute, serve)
         return out
-
-    def __reduce__(self) -> NoReturn:
-        raise TypeError("a masked operand cannot be pickled or copied: its mask serves once")
 
 
 class LatticeSource(MaskSource):

@@ -55,8 +55,6 @@ class _Block:
     """
 
     def __init__(self, parameters: LatticeParameters, product: Product, secret: bytes) -> None:
-        if len(secret) != KEY_BYTES:
-            raise ValueError(f"a block needs {KEY_BYTES} random bytes, not {len(secret)}")
         label = "lattice", parameters.name, product.label
         s = centred_binomial(derive_key(secret, *label, "S"), 0, parameters.rank, DEGREE, parameters.eta)
         self.factors = transformed(s)

@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred
@@ -80,7 +81,7 @@ def reduce_sum(total):  # type: ignore[no-untyped-def]
     return min(difference, uint32(difference + _Q))
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def forward(tile):  # type: ignore[no-untyped-def]
     """Transforms a tile in place."""
     length = DEGREE // 2
@@ -97,7 +98,7 @@ def forward(tile):  # type: ignore[no-untyped-def]
         length //= 2
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def inverse(tile):  # type: ignore[no-untyped-def]
     """Transforms a tile back in place, and leaves it n times too large."""
     length = 1
@@ -114,7 +115,7 @@ def inverse(tile):  # type: ignore[no-untyped-def]
         length *= 2
 
 
-@njit(nogil=True, cache=True)
+@kernel
 def _scaled_and_centred(tile, out):  # type: ignore[no-untyped-def]
     for p in range(out.shape[0]):
         for j in range(DEGREE):

@@ -1,5 +1,7 @@
 """Models trained and used through worker processes: exactly the reference, whatever happens to a worker."""
 
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
@@ -399,6 +401,27 @@ def test_data_loaders_that_fork_do_not_disturb_open_connections(
         steps += 1
     assert steps == 3
     assert all(x.lies == () for x in multiplier_of(model).statistics().values())
+
+
+def test_a_forked_child_has_connections_and_masks_of_its_own(
+    operators: RunningOperators, load: Load, tmp_path: Path
+) -> None:
+    model = load("llama", operators=operators.operators("llama", [0])).eval()
+    for worker in operators.workers[::2]:
+        worker.record(tmp_path / worker.spec.host)
+    with torch.no_grad():
+        expected = model(**batch("llama")).logits
+        child = os.fork()
+        if not child:
+            signal.alarm(60)  # should it hang, it ends
+            torch.set_num_threads(1)  # torch's own threads do not survive a fork
+            os._exit(0 if torch.equal(model(**batch("llama")).logits, expected) else 3)
+        assert os.waitpid(child, 0)[1] == 0
+        assert torch.equal(model(**batch("llama")).logits, expected)
+    for worker in operators.workers[::2]:
+        received = read_recording(tmp_path / worker.spec.host)
+        assert len(received) == 3 * 9
+        assert len({x.operand for x in received}) == len(received)
 
 
 def test_closing_ends_every_connection_and_thread(operators: RunningOperators, load: Load) -> None:

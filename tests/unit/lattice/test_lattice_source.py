@@ -266,7 +266,7 @@ def test_a_masked_operand_is_not_copied_and_a_source_is_its_copy() -> None:
     masked = source.mask(operand_of(7, 20), which)
     for make in (copy.copy, copy.deepcopy):
         assert make(source) is source
-        with pytest.raises(TypeError, match="copied"):
+        with pytest.raises(TypeError, match="cannot be pickled"):
             make(masked)
     assert copy.deepcopy({"model": [source]})["model"][0] is source
 
@@ -326,7 +326,7 @@ def test_a_random_source_that_returns_the_wrong_number_of_bytes_is_refused(lengt
     which = product(4)
     hint = np.zeros((1, 1, DEGREE, 16), np.int32)
     source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint, lambda size: bytes(length))
-    with pytest.raises(ValueError, match=f"32 random bytes, not {length}"):
+    with pytest.raises(ValueError, match=f"32 bytes, not {length}"):
         source.mask(operand_of(2, 4), which)
 
 
