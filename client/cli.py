@@ -1,5 +1,6 @@
 """The command ``blindtune``."""
 
+import logging
 import os
 import sys
 from importlib.metadata import version
@@ -179,6 +180,8 @@ def main() -> NoReturn:
         os.environ.setdefault(name, "1")
     # Threads that spin while they wait would take the cores that gRPC and local workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # It complains about optional kernels for 4-bit weights, which are not used here.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
     except BlindtuneError as error:

@@ -36,7 +36,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def _session_operators(
+def session_operators(
     checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator["RunningOperators"]:
     from support.operators import running_operators
@@ -47,11 +47,11 @@ def _session_operators(
 
 @pytest.fixture
 def operators(
-    _session_operators: "RunningOperators", checkpoints: dict[str, Path]
+    session_operators: "RunningOperators", checkpoints: dict[str, Path]
 ) -> Iterator["RunningOperators"]:
     """Two operators of two workers each, which serve every checkpoint and are honest to begin with."""
-    yield _session_operators
-    for worker in _session_operators.workers:
+    yield session_operators
+    for worker in session_operators.workers:
         for model in checkpoints:
             worker.lie(model, None)
         worker.record(None)

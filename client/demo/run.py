@@ -4,6 +4,7 @@ import json
 import logging
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from contextlib import ExitStack
 from importlib.resources import files
@@ -57,6 +58,7 @@ def run_demo(model: str | None, data: Path | None, masking: str, json_file: Path
     console = Console()
     # A lie is expected here, and shown in the demo's own words.
     logging.getLogger("blindtune.client.operators").setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     examples = write_clauses(seed) if data is None else read_examples(data)

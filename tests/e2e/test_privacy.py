@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -54,15 +55,15 @@ def _train(model: PreTrainedModel, folder: Path, operators: RunningOperators, **
 
 @pytest.fixture(scope="module")
 def recorded(
-    _session_operators: RunningOperators,
+    session_operators: RunningOperators,
     checkpoints: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[Received]]:
     """All that the two operators' workers got during three steps on one and the same batch."""
     folder = tmp_path_factory.mktemp("recorded")
-    config = BlindConfig(operators=_session_operators.operators("llama", [0]), progress=False)
+    config = BlindConfig(operators=session_operators.operators("llama", [0]), progress=False)
     model = CLASSES["llama"].from_pretrained(checkpoints["llama"], quantization_config=config)
-    _train(model, folder, _session_operators, rows=8, tokens=16)
+    _train(model, folder, session_operators, rows=8, tokens=16)
     multiplier_of(model).close()
     return {name: read_recording(folder / name) for name in ("alpha", "beta")}
 
@@ -230,6 +231,7 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
         secrets.numbers(f"tokens {row}", ids, "<i8", "<i4", "<i2", "u1")
         secrets.known[f"tokens {row} in words"] = str(ids.tolist()).encode()
         secrets.known[f"tokens {row} in digits"] = " ".join(map(str, ids)).encode()
+    secrets.known["where the client keeps its files"] = str(tmp_path.parent).encode()
     embedding = model.get_input_embeddings().weight.detach()
     secrets.numbers("embedding", embedding[inputs["input_ids"][0, 0], :8].numpy(), "<f4", "<f8")
     folders = [tmp_path / operator.name for operator in operators]
@@ -397,7 +399,7 @@ def test_a_training_process_holds_no_frozen_weight_and_contacts_only_its_workers
         try:
             found.append(found_in_memory(pid, needles))
         except PermissionError:
-            found.append({"embedding"})
+            warnings.warn("one process may not look into another here: memory was not searched", stacklevel=1)
 
     chosen = operators.operators("llama", [0])
     # Nobody listens there: should anything ask a hub, it is seen, and goes nowhere.
@@ -405,7 +407,7 @@ def test_a_training_process_holds_no_frozen_weight_and_contacts_only_its_workers
     result = _run_training(_settings(chosen, kit.folder, tmp_path / "out"), tmp_path, hub, look)
     assert len(result["losses"]) == 3
     assert (tmp_path / "out" / "adapter" / "adapter_model.safetensors").is_file()
-    assert found == [{"embedding"}], "of all weights only the embedding, which stays here, is in memory"
+    assert found in ([], [{"embedding"}]), "of all weights only the embedding, which stays here, is in memory"
 
     addresses = {address for operator in chosen for address in operator.workers}
     names = {address.rpartition(":")[0] for address in addresses}

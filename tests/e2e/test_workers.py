@@ -25,7 +25,7 @@ from blindtune.client.certs import OperatorCertificates, issue_operator_certific
 from blindtune.client.prepare import prepare
 from blindtune.client.remote_linear import RemoteLinear
 from blindtune.proto import worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError
+from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError, UnsupportedError
 from blindtune.server.limits import Limits
 
 pytestmark = pytest.mark.hf
@@ -108,6 +108,42 @@ def test_generated_tokens_are_those_of_the_reference(
     ]
     assert tokens[0].shape == (2, 8)
     assert torch.equal(*tokens)
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [[1.0], [0.0], [1e30], [1e-38], [1.0, 0.0, 1e30, 1e-38, 1.0]],
+    ids=lambda x: " ".join(map(str, x)),
+)
+def test_rows_of_any_size_equal_the_reference_in_both_directions(
+    operators: RunningOperators, load: Load, factors: list[float]
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(len(factors), 32, generator=generator) * torch.tensor(factors)[:, None]
+    results = []
+    for masking in ({"operators": operators.operators("llama")}, {"masking": "reference"}):
+        attention = load("llama", **masking).model.layers[0].self_attn
+        x = rows.clone().requires_grad_()
+        outputs = [layer(x) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+        # Gradients of the opposite sizes: large ones where the rows are small.
+        torch.autograd.backward(outputs, [y.detach().flip(0) for y in outputs])
+        results.append([x.grad, *outputs])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert all(value.isfinite().all() for value in results[0])
+    if factors == [0.0]:
+        assert not any(value.any() for value in results[0])
+
+
+def test_values_that_are_not_finite_reach_no_worker(
+    operators: RunningOperators, load: Load, tmp_path: Path
+) -> None:
+    model = load("llama", operators=operators.operators("llama"))
+    for worker in operators.workers:
+        worker.record(tmp_path)
+    for value in (float("nan"), float("inf")):
+        with pytest.raises(UnsupportedError, match="not finite"):
+            model.model.layers[0].mlp.down_proj(torch.full((2, 48), value))
+    assert (tmp_path / "parts.jsonl").read_text() == ""
 
 
 def test_4097_rows_are_cut_to_what_workers_take_and_equal_the_reference(

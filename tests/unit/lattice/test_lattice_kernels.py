@@ -71,10 +71,10 @@ def test_the_largest_possible_sums_do_not_overflow(rank: int, signs: str) -> Non
     assert np.array_equal(result, ring_rows(packed, factors, 2 * LANES))
 
 
-@settings(derandomize=True, deadline=None, max_examples=12)
+@settings(derandomize=True, deadline=None, max_examples=8)
 @given(
     seed=st.integers(0, 2**32),
-    rank=st.integers(1, MAX_RANK),
+    rank=st.sampled_from([1, 5, 6, MAX_RANK]),
     columns=st.integers(1, 40),
 )
 def test_random_and_extreme_factors_meet_right(seed: int, rank: int, columns: int) -> None:
@@ -92,7 +92,7 @@ def test_random_and_extreme_factors_meet_right(seed: int, rank: int, columns: in
 @pytest.mark.parametrize("columns", [1, 15, 16, 17, 255, 256, 257, 600, 1700])
 def test_rows_of_several_blocks_go_where_the_runs_say(columns: int) -> None:
     generator = np.random.default_rng(columns)
-    rank = 2
+    rank = 5
     packed = packed_of(generator.integers(0, MODULUS, (rank * DEGREE, columns)), rank)
     factors = generator.integers(-HALF, HALF + 1, (3, rank, DEGREE)).astype(np.int32)
     masks = [whole_block(packed, x, columns).astype(np.int64) for x in factors]
@@ -118,11 +118,11 @@ def test_rows_of_several_blocks_go_where_the_runs_say(columns: int) -> None:
 
 def test_a_matrix_packed_for_wider_operands_serves_narrow_ones() -> None:
     generator = np.random.default_rng(0)
-    rows = generator.integers(0, MODULUS, (2 * DEGREE, 100))
-    factors = generator.integers(-HALF, HALF + 1, (2, DEGREE)).astype(np.int32)
-    wide = whole_block(packed_of(rows, 2), factors, 100)
+    rows = generator.integers(0, MODULUS, (5 * DEGREE, 100))
+    factors = generator.integers(-HALF, HALF + 1, (5, DEGREE)).astype(np.int32)
+    wide = whole_block(packed_of(rows, 5), factors, 100)
     for columns in (1, 16, 37, 99):
-        assert np.array_equal(whole_block(packed_of(rows, 2), factors, columns), wide[:, :columns])
+        assert np.array_equal(whole_block(packed_of(rows, 5), factors, columns), wide[:, :columns])
 
 
 def test_operands_and_responses_of_any_memory_layout_give_the_same() -> None:
