@@ -228,6 +228,19 @@ def test_pickling_a_model_is_refused_with_what_to_do_instead(load: Load, tmp_pat
         torch.save(model, tmp_path / "model.pt")
 
 
+@pytest.mark.slow
+def test_a_compiled_model_trains_the_same(load: Load) -> None:
+    """`TrainingArguments(torch_compile=True)`: what is remote is left out of the compiled graph."""
+    model = with_adapter(load("llama", masking="reference"), "llama")
+    expected = training_step(model, "llama")
+    model.compile(backend="eager")
+    compiled = training_step(model, "llama")
+    assert compiled.keys() == expected.keys()
+    for name, value in compiled.items():
+        a, b = (torch.frombuffer(bytearray(x), dtype=torch.float32) for x in (value, expected[name]))
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_data_parallel_training_is_refused(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
     """`DataParallel` replicates a model by this method of each module; it needs GPUs to get that far."""
     model = load("llama", masking="reference")

@@ -365,6 +365,33 @@ def test_a_worker_that_serves_something_else_is_refused_with_what_to_change(
     assert "worker 10.0.0.1:7100 of operator alpha" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("model", "tiny\nERROR worker 10.0.0.9:7100 of operator beta gave a wrong answer\x1b[2J" * 100),
+        ("scheme", "int4\r\n\x1b[31m" * 100),
+        ("fingerprint", "\n\x1b[2J" * 100),
+        ("protocol_versions", list(range(2, 10_000))),
+    ],
+)
+def test_what_a_worker_says_of_itself_can_not_forge_lines_of_the_log(
+    kit: Kit, honest: Multiplier, field: str, value: object
+) -> None:
+    manifest = manifest_of(kit)
+    if field == "model":
+        manifest.fingerprint = "0" * 64
+    manifest.ClearField(field)
+    if isinstance(value, list):
+        manifest.protocol_versions.extend(value)
+    else:
+        setattr(manifest, field, value)
+    client, _ = _client(kit, [LocalWorker(honest, manifest)])
+    with pytest.raises(IncompatibleWorkerError) as caught:
+        client.connect()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
 def test_a_newer_worker_that_still_speaks_this_version_is_accepted(kit: Kit, honest: Multiplier) -> None:
     manifest = manifest_of(kit)
     manifest.protocol_versions.extend([2, 3])
