@@ -9,12 +9,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.client.head import Head, checked_head
+from blindtune.client.tls_files import public_keys, require_key_of
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 
@@ -159,6 +158,10 @@ class BlindConfig(QuantizationConfigMixin):
         self._validate_connections()
         if not self.allow_one_machine:
             self._require_independence()
+        for operator in self.operators:
+            if operator.ca and operator.cert and operator.key:
+                public_keys(Path(operator.ca), operator.name)
+                require_key_of(Path(operator.cert), Path(operator.key), operator.name)
 
     def _validate_connections(self) -> None:
         for operator in self.operators:
@@ -186,7 +189,7 @@ class BlindConfig(QuantizationConfigMixin):
         users: dict[tuple[str, object], set[str]] = defaultdict(set)
         for operator in self.operators:
             for name, path in (("CA", operator.ca), ("certificate", operator.cert)):
-                for key in [] if path is None else _public_keys(Path(path), operator.name):
+                for key in [] if path is None else public_keys(Path(path), operator.name):
                     users[name, key].add(operator.name)
             for address in operator.workers:
                 for resolved in _resolve(split_address(address, operator.name)[0]):
@@ -199,18 +202,6 @@ class BlindConfig(QuantizationConfigMixin):
                     "that are not independent can put the shares together and read the data. Use operators "
                     "of different organisations (allow_one_machine=True is for demonstrations only)"
                 )
-
-
-def _public_keys(path: Path, operator: str) -> set[bytes]:
-    """The public keys of a file of certificates: whoever holds one of them can pass for its owner."""
-    try:
-        certificates = x509.load_pem_x509_certificates(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"operator {operator}: {path} holds no usable certificate: {error}"
-        ) from error
-    encoding, layout = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return {x.public_key().public_bytes(encoding, layout) for x in certificates}
 
 
 def _resolve(host: str) -> set[str]:

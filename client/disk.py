@@ -5,23 +5,25 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from blindtune.protocol.errors import ResourceError
+from blindtune.protocol.errors import ConfigurationError, ResourceError
 
-__all__ = ["disk_full_is_an_error", "file_written_at_once", "folder_written_at_once", "write_private"]
+__all__ = ["disk_errors_are_clear", "file_written_at_once", "folder_written_at_once", "write_private"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def disk_full_is_an_error(folder: Path) -> Iterator[None]:
-    """Turns what libraries raise when a disk is full into one clear error.
+def disk_errors_are_clear(folder: Path) -> Iterator[None]:
+    """Turns what libraries raise when a folder can't take more into one clear error.
 
     Raises:
         ResourceError: the disk is full.
+        ConfigurationError: the folder can't be written to.
     """
     try:
         yield
@@ -31,6 +33,8 @@ def disk_full_is_an_error(folder: Path) -> Iterator[None]:
                 f"the disk that holds {folder} is full: free some space or choose another folder; nothing "
                 "incomplete was left behind"
             ) from error
+        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
+            raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from error
         raise
 
 
@@ -50,7 +54,7 @@ def folder_written_at_once(destination: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
-        with disk_full_is_an_error(destination.parent):
+        with disk_errors_are_clear(destination.parent):
             destination.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
             yield temporary
@@ -76,7 +80,7 @@ def file_written_at_once(path: Path, write: Callable[[BinaryIO], object], replac
     Raises:
         ResourceError: the disk is full.
     """
-    with disk_full_is_an_error(path.parent):
+    with disk_errors_are_clear(path.parent):
         number, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         temporary = Path(name)
         try:
@@ -86,8 +90,9 @@ def file_written_at_once(path: Path, write: Callable[[BinaryIO], object], replac
                 os.fsync(file.fileno())
             if replace:
                 os.replace(temporary, path)
-            elif not path.exists():
-                os.link(temporary, path)
+            else:
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
 

@@ -14,7 +14,6 @@ Each file appears when it is complete, so that making hints can be interrupted a
 
 import hashlib
 import hmac
-import json
 import os
 import threading
 from collections.abc import Callable, Iterable
@@ -22,8 +21,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
 
-from blindtune.client.disk import disk_full_is_an_error, file_written_at_once
+from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
 from blindtune.client.kit import KIT_FOLDER, Kit
 from blindtune.protocol.errors import KitError
 from blindtune.protocol.expansion import KEY_BYTES
@@ -91,7 +91,7 @@ class HintStore:
 
     def _public_seed(self) -> bytes:
         path = self._folder / "public.seed"
-        with disk_full_is_an_error(self._folder):
+        with disk_errors_are_clear(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if not path.exists():
                 file_written_at_once(path, lambda file: file.write(os.urandom(KEY_BYTES)), replace=False)
@@ -103,19 +103,18 @@ class HintStore:
     def _path(self, product: Product) -> Path:
         return self._folder / f"{hashlib.sha256(product.label.encode()).hexdigest()[:40]}.hint"
 
-    def _binding(self, product: Product) -> dict[str, object]:
-        return {
-            "version": _VERSION,
-            "fingerprint": self._kit.description.fingerprint,
-            "product": product.label,
-            "parameter_set": self._parameters.name,
-            "public_seed": self.public_seed.hex(),
-            "shape": list(packed_shape(self._parameters, self._kit.outputs(product))),
-        }
+    def _binding(self, product: Product) -> "_Binding":
+        return _Binding(
+            version=_VERSION,
+            fingerprint=self._kit.description.fingerprint,
+            product=product.label,
+            parameter_set=self._parameters.name,
+            public_seed=self.public_seed.hex(),
+            shape=packed_shape(self._parameters, self._kit.outputs(product)),
+        )
 
-    def _digest(self, binding: dict[str, object], packed: Centred) -> str:
-        key = self._kit.derive_key("hint")
-        digest = hmac.new(key, json.dumps(binding, sort_keys=True).encode(), "sha256")
+    def _digest(self, binding: "_Binding", packed: Centred) -> str:
+        digest = hmac.new(self._kit.derive_key("hint"), binding.model_dump_json().encode(), "sha256")
         flat = packed.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, _HASHED_AT_ONCE):
             digest.update(flat[start : start + _HASHED_AT_ONCE])
@@ -128,12 +127,12 @@ class HintStore:
             share = hint_request(self.public_seed, product, first, DEGREE)
             pack_rows(self._ask(product, share), packed, first)
         binding = self._binding(product)
-        header = json.dumps(binding | {"keyed_digest": self._digest(binding, packed)}).encode()
-        if len(header) > _HEADER_BYTES:
+        header = _Header(binding=binding, keyed_digest=self._digest(binding, packed)).model_dump_json()
+        if len(header.encode()) > _HEADER_BYTES:
             raise KitError(f"the layer names of a hint take more than {_HEADER_BYTES} bytes: {product.label}")
 
         def write(file: BinaryIO) -> None:
-            file.write(header.ljust(_HEADER_BYTES))
+            file.write(header.encode().ljust(_HEADER_BYTES))
             file.write(packed.data)
 
         file_written_at_once(self._path(product), write)
@@ -142,20 +141,41 @@ class HintStore:
         path = self._path(product)
         remedy = f"delete {path}, and it is made again"
         binding = self._binding(product)
-        shape = tuple(binding["shape"])  # type: ignore[arg-type]
         try:
             with open(path, "rb") as file:
-                header = json.loads(file.read(_HEADER_BYTES))
-            packed = np.memmap(path, np.int32, "r", _HEADER_BYTES, shape)
-        except (OSError, ValueError) as error:
-            raise KitError(f"hint {path} cannot be read ({error}): {remedy}") from error
-        stored = header.pop("keyed_digest", "") if isinstance(header, dict) else ""
-        if header != binding:
-            found = header if isinstance(header, dict) else {}
-            differing = [name for name in binding if found.get(name) != binding[name]]
+                header = _Header.model_validate_json(file.read(_HEADER_BYTES))
+        except (OSError, ValidationError) as error:
+            raise KitError(f"hint {path} cannot be read, its header is damaged: {remedy}") from error
+        if differing := [name for name, value in binding if getattr(header.binding, name) != value]:
             raise KitError(f"hint {path} belongs to another {', '.join(differing)}: {remedy}")
-        if path.stat().st_size != _HEADER_BYTES + packed.nbytes or not hmac.compare_digest(
-            str(stored), self._digest(binding, packed)
-        ):
+        try:
+            packed = np.memmap(path, np.int32, "r", _HEADER_BYTES, binding.shape)
+        except (OSError, ValueError) as error:
+            raise KitError(f"hint {path} is damaged, it cannot be mapped ({error}): {remedy}") from error
+        whole = path.stat().st_size == _HEADER_BYTES + packed.nbytes
+        expected = self._digest(binding, packed).encode()
+        if not (whole and hmac.compare_digest(header.keyed_digest.encode(), expected)):
             raise KitError(f"hint {path} is damaged, its digest differs: {remedy}")
         return packed
+
+
+class _Binding(BaseModel):
+    """What a hint belongs to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int
+    fingerprint: str
+    product: str
+    parameter_set: str
+    public_seed: str
+    shape: tuple[int, int, int, int]
+
+
+class _Header(BaseModel):
+    """The first page of a hint file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    binding: _Binding
+    keyed_digest: str

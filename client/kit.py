@@ -112,7 +112,7 @@ class Kit:
             KitError: it is missing, damaged, or of another version or quantization scheme.
         """
         inside = folder / KIT_FOLDER
-        again = f"make it again with: blindtune prepare MODEL --output {folder}"
+        again = f"remove {folder} and make it again with: blindtune prepare MODEL --output {folder}"
         try:
             description = KitDescription.model_validate_json((inside / DESCRIPTION).read_bytes())
             secret = (inside / SECRET).read_bytes()

@@ -61,8 +61,8 @@ def operators(
 def load(checkpoints: dict[str, Path]) -> Iterator[Callable[..., "PreTrainedModel"]]:
     """Loads a family's checkpoint with remote layers: ``load("llama", masking="reference")``.
 
-    Other arguments are those of `BlindConfig`, but for ``dtype``, ``folder`` and ``seed`` (of what the
-    checkpoint lacks). Connections are closed when the test ends.
+    Other arguments are those of `BlindConfig`, but for ``dtype`` and ``folder`` (of another checkpoint).
+    Connections are closed when the test ends.
     """
     import torch
     from support.checkpoints import CLASSES

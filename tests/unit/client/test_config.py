@@ -61,7 +61,9 @@ def test_two_operators_with_one_ca_are_refused(files: Files) -> None:
 
 
 def test_two_operators_with_one_certificate_are_refused(files: Files) -> None:
-    operators = [_operator("alpha", files), _operator("beta", files, cert=files("alpha").client)]
+    alpha = files("alpha")
+    same = _operator("beta", files, cert=alpha.client, key=alpha.client_key)
+    operators = [_operator("alpha", files), same]
     with pytest.raises(ConfigurationError, match="alpha and beta have the same certificate"):
         BlindConfig(operators=operators)
 
@@ -88,7 +90,8 @@ def test_one_client_certificate_in_two_files_is_refused_however_the_files_differ
     files: Files, tmp_path: Path
 ) -> None:
     (tmp_path / "other.pem").write_bytes(b"certificate of beta\n" + files("alpha").client.read_bytes())
-    operators = [_operator("alpha", files), _operator("beta", files, cert=tmp_path / "other.pem")]
+    same = _operator("beta", files, cert=tmp_path / "other.pem", key=files("alpha").client_key)
+    operators = [_operator("alpha", files), same]
     with pytest.raises(ConfigurationError, match="alpha and beta have the same certificate"):
         BlindConfig(operators=operators)
 
