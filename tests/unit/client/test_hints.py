@@ -572,7 +572,7 @@ def test_a_header_that_claims_what_the_array_is_not_is_refused(full_kit: Kit) ->
     theirs = json.loads(content[:HEADER])
     path = _path(full_kit, SQUARE)
     ours = json.loads(path.read_bytes()[:HEADER])
-    assert ours["shape"] == theirs["shape"]
+    assert ours["binding"]["shape"] == theirs["binding"]["shape"]
     claim = json.dumps(ours | {"keyed_digest": theirs["keyed_digest"]}).encode().ljust(HEADER)
     path.write_bytes(claim + content[HEADER:])
     assert "is damaged, its digest differs" in _refusal(full_kit, SQUARE)
