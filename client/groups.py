@@ -5,6 +5,7 @@ receive the same tensor object, which needs no table of module names. The run ha
 with one, most architectures fail on the meta device.
 """
 
+import copy
 import logging
 from collections.abc import Collection
 from typing import Any
@@ -51,6 +52,8 @@ def trace_groups(
     """
     groups: dict[tuple[int, int], list[str]] = {}
     inputs: list[torch.Tensor] = []  # kept alive, so that no two of them get the same id
+    config = copy.deepcopy(config)
+    config.use_cache = True  # without a cache, masks depend on the values of positions, which are not there
     try:
         with torch.device("meta"):
             skeleton = model_class(config)

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +108,10 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
             return Kit.open(folder)
         except KitError as error:
             _logger.warning("making the cached kit again: %s", error)
-            shutil.rmtree(folder)
+            # Moved out of the way first: another process may be about to put a good one in its place.
+            damaged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+            os.replace(folder, damaged)
+            shutil.rmtree(damaged)
     with folder_written_at_once(folder) as unfinished:
         _write(checkpoint, unfinished, progress)
     return Kit.open(folder)

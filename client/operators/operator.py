@@ -31,6 +31,7 @@ _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 32 << 20
 _MANIFEST_SECONDS = 10.0
 _PAUSE_SECONDS = 0.25
+_GRACE_SECONDS = 5.0
 
 
 @dataclass
@@ -104,7 +105,8 @@ class OperatorClient:
             OperatorUnavailableError: no worker answers.
         """
 
-        deadline = self._clock() + self._retry_seconds
+        started = self._clock()
+        answered = threading.Event()
 
         def ask(worker: int) -> Exception | None:
             while True:
@@ -114,9 +116,12 @@ class OperatorClient:
                 except TransportError as error:
                     if error.failure is Failure.INCOMPATIBLE:
                         raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
-                    if self._clock() >= deadline:
+                    # Once a replica has answered, the others are not worth a long wait.
+                    patience = _GRACE_SECONDS if answered.is_set() else self._retry_seconds
+                    if self._clock() >= started + min(patience, self._retry_seconds):
                         return error
                 self._sleep(_PAUSE_SECONDS)
+            answered.set()
             check_manifest(manifest, self._expected, self._who(worker))
             with self._lock:
                 self._max_rows = min(self._max_rows, manifest.limits.max_rows or self._max_rows)
