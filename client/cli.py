@@ -108,6 +108,8 @@ def prepare(
         config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
     if hints and is_kit(output):
         kit = Kit.open(output)
+        if set(kit.layers) != {x.name for x in checkpoint.layers}:
+            raise ConfigurationError(f"{output} is the kit of another model ({kit.description.model})")
     else:
         kit = prepare_kit(
             checkpoint,

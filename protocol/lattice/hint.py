@@ -98,11 +98,13 @@ class PublicMatrix:
         Columns of A beyond the operand's own fill the last tile; nothing reads their products.
         """
         shape = packed_shape(self._parameters, columns)
-        # Threads that both find A too narrow both expand it, and arrive at the same.
-        if self._packed.shape[0] < shape[0]:
+        packed = self._packed
+        if packed.shape[0] < shape[0]:
+            # Each thread that finds A too narrow expands its own and returns that one, whichever is kept:
+            # a lock would be held for ever in a child forked meanwhile.
             packed = np.empty(shape, np.int32)
             for row in range(0, self._parameters.dimension, _ROWS_AT_ONCE):
                 seed = Seed(self._seed.key, row)
                 pack_rows(seed.expand(_ROWS_AT_ONCE, shape[0] * LANES), packed, row)
             self._packed = packed
-        return self._packed
+        return packed

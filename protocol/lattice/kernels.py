@@ -157,8 +157,13 @@ def mask_rows(
         noise: E for the operand's rows, [rows, columns].
         out: uint32 [rows, columns], receives the masked rows.
         rest: uint32 [some, columns], receives the last rows of the last block's A S.
+
+    Raises:
+        ValueError: A has too few tiles, which would leave columns without a mask.
     """
     tiles = -(-operand.shape[1] // LANES)
+    if packed.shape[0] < tiles:
+        raise ValueError(f"{packed.shape[0]} tiles of A do not cover {operand.shape[1]} columns")
     _for_tiles(_mask, packed[:tiles], factors, runs, _read_only(operand), _read_only(noise), out, rest)
 
 

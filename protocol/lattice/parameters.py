@@ -11,9 +11,10 @@ magnitude is at most
 
 for every outcome of E, not just with high probability.
 
-The estimates count all blocks of a run, since they allow an attacker unlimited samples under one A.
-They are those of the public lattice estimator (primal attacks bdd and usvp) and the core-SVP model.
-Rank 4 (2^118 gates) and eta = 2 (core-SVP 2^106) are too little.
+The estimates are for one block's secret and unlimited samples under one A. All blocks of all runs under
+one public seed share A, and their number enters the security argument as a factor. The estimates are
+those of the public lattice estimator (primal attacks bdd and usvp) and the core-SVP model. Rank 4
+(2^118 gates) and eta = 2 (core-SVP 2^106) are too little.
 """
 
 from dataclasses import dataclass

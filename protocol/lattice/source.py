@@ -24,7 +24,7 @@ from blindtune.protocol.lattice.stock import Run, Stock
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.residues import Centred, Residues, require_centred
 
 __all__ = ["LatticeSource"]
 
@@ -71,9 +71,12 @@ class LatticeSource(MaskSource):
     """Masks R = A S + E, which a single operator cannot tell from uniform.
 
     Guarantees that what operators record of all operands of a run, even together, tells nothing about
-    them beyond their products and numbers of rows, as long as Module-LWE with these parameters is
-    hard and ChaCha20's output is indistinguishable from uniform. Not guaranteed: that a response or a hint
-    is right. Both must be verified, or what the client does next tells their sender about the mask.
+    them beyond their products and numbers of rows, as long as Module-LWE with these parameters is hard
+    and ChaCha20 and HKDF-SHA256 are pseudorandom. Rows of a block that are left over mask a later
+    operand, which may depend on results that hold noise of the block's first rows; that this tells
+    nothing either is an assumption of its own, like circular security. Not guaranteed: that a response
+    or a hint is right. Both must be verified, or what the client does next tells their sender about the
+    mask.
 
     Args:
         parameters: the lattice.
@@ -112,6 +115,7 @@ class LatticeSource(MaskSource):
                 f"{product.label} takes int32 operands of {product.contraction} columns, "
                 f"not {operand.dtype} of {columns}"
             )
+        require_centred(operand)
         hint = self._hints(product)
         if hint.shape[1:] != packed_shape(self.lattice, 0)[1:] or hint.dtype != np.int32:
             raise ValueError(

@@ -75,7 +75,7 @@ def _step(model: PreTrainedModel, family: str = "llama", inputs: Any = None) -> 
     return training_step(with_adapter(model, family), family, inputs)
 
 
-def _assert_close(private: Step, expected: Step) -> None:
+def _assert_close(private: Step, expected: Step, gradient_error: float = CLOSE) -> None:
     """Loss and gradients agree but for the noise, and are not the very same."""
     assert private.keys() == expected.keys()
     loss, reference = (float(np.frombuffer(x["loss"], np.float32)[0]) for x in (private, expected))
@@ -84,7 +84,7 @@ def _assert_close(private: Step, expected: Step) -> None:
     a, b = (
         np.concatenate([np.frombuffer(x[name], np.float32) for name in names]) for x in (private, expected)
     )
-    assert 0 < np.linalg.norm(a - b) < CLOSE * np.linalg.norm(b)
+    assert 0 < np.linalg.norm(a - b) < gradient_error * np.linalg.norm(b)
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def test_a_bf16_model_trains_as_the_reference_does(operators: RunningOperators, 
 def test_generated_tokens_are_those_of_the_reference(
     operators: RunningOperators, load: Load, family: str
 ) -> None:
-    prompts = torch.tensor([[5, 17, 31], [8, 3, 90], [70, 2, 44]])
+    prompts = torch.randint(3, VOCABULARY, (8, 3), generator=torch.Generator().manual_seed(1))
     options: dict[str, Any] = {
         "max_new_tokens": 12,
         "min_new_tokens": 12,
@@ -194,7 +194,7 @@ def test_generated_tokens_are_those_of_the_reference(
     # A choice stands if noise in both candidates can't turn it; what follows one that doesn't is free.
     margins = (top[..., 0] - top[..., 1]) / logits.norm(dim=-1)
     stands = (margins > 2 * CLOSE).int().cumprod(dim=1).bool()
-    assert stands.sum() >= 24, "the prompts were chosen badly"
+    assert stands.sum() >= 40, "the prompts were chosen badly"
     new = tokens[:, prompts.shape[1] :]
     assert torch.equal(new[stands], expected.sequences[:, prompts.shape[1] :][stands])
 
@@ -364,14 +364,14 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def recorded(
-    _session_operators: RunningOperators,
+    session_operators: RunningOperators,
     checkpoints: dict[str, Path],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Kit, list[Received]]:
     """All that the only worker got, hints included, until the third step on one and the same batch."""
     folder = tmp_path_factory.mktemp("recorded")
-    worker = _session_operators[0].workers[0]
-    config = BlindConfig(**_lattice(_session_operators), progress=False)
+    worker = session_operators[0].workers[0]
+    config = BlindConfig(**_lattice(session_operators), progress=False)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLINDTUNE_CACHE", str(folder / "cache"))
         worker.record(folder / "alpha")
@@ -876,12 +876,10 @@ def test_forked_processes_never_use_a_row_of_their_parents(
     received = read_recording(tmp_path / "received")
     assert len({x.operand for x in received}) == len(received)
     counts = ledger.assert_each_row_has_a_mask_of_its_own(received)
-    # Once before; twice in each of two children, and each of their own; and in the parent.
-    uses = 1 + 2 * 2 + 2 * (2 + 2) + 2 + 2 * 2
-    assert set(counts.values()) == {uses * 33} or set(counts.values()) == {len(received) // len(counts) * 33}
-    drawing = Counter(pid for pid, _ in lines)
-    assert len(drawing) == 5, "the parent, two children and two grandchildren"
-    assert all(blocks >= len(counts) for blocks in drawing.values())
+    # The parent asks 7 times, each child 4 times, each child's child twice.
+    assert set(counts.values()) == {(7 + 2 * 4 + 2 * 2) * 33}
+    drawing = Counter(process for process, _ in lines)
+    assert list(drawing.values()) == 5 * [len(counts)], "each of five processes drew blocks of its own"
 
 
 # Larger models.
@@ -908,7 +906,8 @@ def test_a_vocabulary_that_is_cut_into_spans_is_close_to_the_reference(load: Loa
         model = load("llama", folder=folder, masking="lattice", operators=operators.operators("wide"))
         head = model.get_output_embeddings()
         assert isinstance(head, RemoteLinear) and head.out_features > MAX_CONTRACTION
-        _assert_close(_step(model), _step(load("llama", folder=folder, masking="reference")))
+        # By the same reckoning, the ratio of a product with 32,768 terms is 2^-8.
+        _assert_close(_step(model), _step(load("llama", folder=folder, masking="reference")), 2**-6)
 
 
 @pytest.mark.slow
