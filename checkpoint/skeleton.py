@@ -9,8 +9,10 @@ layers outside the base model, such as a classification head, are small and ofte
 on the client.
 """
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import transformers
@@ -24,7 +26,7 @@ from blindtune.protocol.errors import UnsupportedError
 
 __all__ = ["FrozenLayer", "build_skeleton", "checkpoint_keys", "frozen_layers", "require_supported"]
 
-_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+_EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,19 +57,26 @@ def require_supported(config: PretrainedConfig) -> None:
     Raises:
         UnsupportedError: mixture of experts, or weights that are quantized already.
     """
-    text = config.get_text_config()
-    experts = next((name for name in _EXPERTS if (getattr(text, name, 0) or 0) > 1), None)
-    if experts:
-        raise UnsupportedError(
-            f"{config.model_type} is a mixture of experts ({experts} = {getattr(text, experts)}): which "
-            "expert is asked would show the workers how tokens are routed. Use a dense model"
-        )
+    for name, count in _settings(config.to_dict()):
+        if _EXPERTS.fullmatch(name) and isinstance(count, int) and count > 1:
+            raise UnsupportedError(
+                f"{config.model_type} is a mixture of experts ({name} = {count}): which expert is asked would "
+                "show the workers how tokens are routed. Use a dense model"
+            )
     quantized = getattr(config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     if method:
         raise UnsupportedError(
             f"the checkpoint is already quantized with {method}; use the checkpoint it was made from"
         )
+
+
+def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Every setting of a configuration, those of its parts included."""
+    for name, value in config.items():
+        yield name, value
+        if isinstance(value, dict):
+            yield from _settings(value)
 
 
 def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
