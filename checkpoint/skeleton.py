@@ -60,8 +60,8 @@ def require_supported(config: PretrainedConfig) -> None:
     for name, count in _settings(config.to_dict()):
         if _EXPERTS.fullmatch(name) and isinstance(count, int) and count > 1:
             raise UnsupportedError(
-                f"{config.model_type} is a mixture of experts ({name} = {count}): which expert is asked would "
-                "show the workers how tokens are routed. Use a dense model"
+                f"{config.model_type} is a mixture of experts ({name} = {count}): which expert is asked "
+                "would show the workers how tokens are routed. Use a dense model"
             )
     quantized = getattr(config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
@@ -74,7 +74,7 @@ def require_supported(config: PretrainedConfig) -> None:
 def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Every setting of a configuration, those of its parts included."""
     for name, value in config.items():
-        yield name, value
+        yield str(name), value
         if isinstance(value, dict):
             yield from _settings(value)
 
