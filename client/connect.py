@@ -84,7 +84,7 @@ def _lattice(
     def ready(products: Sequence[Product]) -> None:
         missing = hints.missing(products)
         if missing:
-            for product in progress(missing, hints.bytes(missing)):
+            for product in progress(missing, hints.total_bytes(missing)):
                 hints.get(product)
         for product in products:
             hints.get(product)  # a damaged one shows now, and not in the middle of a step

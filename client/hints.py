@@ -70,7 +70,7 @@ class HintStore:
         """Those that have to be obtained."""
         return [x for x in products if x not in self._open and not self._path(x).exists()]
 
-    def bytes(self, products: Iterable[Product]) -> int:
+    def total_bytes(self, products: Iterable[Product]) -> int:
         """Bytes of the hints of these products."""
         return sum(hint_bytes(self._parameters, self._kit.outputs(x)) for x in products)
 
@@ -117,7 +117,7 @@ class HintStore:
         digest = hmac.new(self._kit.derive_key("hint"), binding.model_dump_json().encode(), "sha256")
         flat = packed.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, _HASHED_AT_ONCE):
-            digest.update(flat[start : start + _HASHED_AT_ONCE])
+            digest.update(flat[start : start + _HASHED_AT_ONCE].data)
         return digest.hexdigest()
 
     def _make(self, product: Product) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 from blindtune.client.operators.manifest import Expectations, check_manifest
 from blindtune.client.operators.policy import Ask, Failure, GiveUp, WorkerPolicy
 from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import (
     IncompatibleWorkerError,
     OperatorUnavailableError,
@@ -112,7 +113,6 @@ class OperatorClient:
             while True:
                 try:
                     manifest = self._transports[worker].manifest(min(_MANIFEST_SECONDS, self._timeout))
-                    break
                 except TransportError as error:
                     if error.failure is Failure.INCOMPATIBLE:
                         raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
@@ -120,13 +120,11 @@ class OperatorClient:
                     patience = _GRACE_SECONDS if answered.is_set() else self._retry_seconds
                     if self._clock() >= started + min(patience, self._retry_seconds):
                         return error
-                self._sleep(_PAUSE_SECONDS)
-            answered.set()
-            check_manifest(manifest, self._expected, self._who(worker))
-            with self._lock:
-                self._max_rows = min(self._max_rows, manifest.limits.max_rows or self._max_rows)
-                self._max_bytes = min(self._max_bytes, manifest.limits.max_operand_bytes or self._max_bytes)
-            return None
+                    self._sleep(_PAUSE_SECONDS)
+                else:
+                    answered.set()
+                    self._accept(worker, manifest)
+                    return None
 
         with ThreadPoolExecutor(len(self._transports)) as pool:
             problems = list(pool.map(ask, range(len(self._transports))))
@@ -138,6 +136,12 @@ class OperatorClient:
             )
         for message in silent:
             _logger.warning("%s; going on with the operator's other workers", message)
+
+    def _accept(self, worker: int, manifest: worker_pb2.Manifest) -> None:
+        check_manifest(manifest, self._expected, self._who(worker))
+        with self._lock:
+            self._max_rows = min(self._max_rows, manifest.limits.max_rows or self._max_rows)
+            self._max_bytes = min(self._max_bytes, manifest.limits.max_operand_bytes or self._max_bytes)
 
     def multiply(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Residues:
         """The product, verified.

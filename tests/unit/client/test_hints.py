@@ -600,13 +600,13 @@ def test_hints_are_readable_by_their_owner_only(kit: Kit, honest: Multiplier) ->
 def test_sizes_are_told_beforehand_and_are_those_of_the_files(kit: Kit, honest: Multiplier) -> None:
     for parameters in (MLWE1280, MLWE1536):
         store = HintStore(kit, parameters, Asked(honest))
-        told = store.bytes(PRODUCTS)
+        told = store.total_bytes(PRODUCTS)
         for product in PRODUCTS:
-            assert store.bytes([product]) == hint_bytes(parameters, kit.outputs(product))
+            assert store.total_bytes([product]) == hint_bytes(parameters, kit.outputs(product))
             store.get(product)
         files = [path.stat().st_size - HEADER for path in _folder(kit, parameters).glob("*.hint")]
         assert sum(files) == told
-        assert store.bytes([]) == 0
+        assert store.total_bytes([]) == 0
     # 1280 words for each output; outputs count in sixteens.
     assert hint_bytes(MLWE1280, 64) == 64 * 1280 * 4
     assert hint_bytes(MLWE1280, 99) == 112 * 1280 * 4
