@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -72,14 +73,14 @@ def prepare(
 
     The kit holds a verification secret: keep it on machines that you trust.
     """
-    from blindtune.checkpoint import Checkpoint
+    from blindtune.checkpoint import Checkpoint, FrozenLayer
     from blindtune.client.config import BlindConfig, Operator
     from blindtune.client.connect import connect
     from blindtune.client.groups import all_products
     from blindtune.client.head import checked_head
     from blindtune.client.hints import hint_bytes
     from blindtune.client.kit import Kit, is_kit, product_outputs
-    from blindtune.client.prepare import kit_bytes
+    from blindtune.client.prepare import fingerprint, kit_bytes
     from blindtune.client.prepare import prepare as prepare_kit
     from blindtune.protocol.errors import ConfigurationError
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
@@ -106,17 +107,18 @@ def prepare(
             raise ConfigurationError("--hints needs a --worker to obtain them from")
         operator = Operator("operator", worker, ca, cert, key)
         config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
+
+    def reading(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
+        return track(layers, "Reading layers", console=_messages, transient=True)
+
     if hints and is_kit(output):
         kit = Kit.open(output)
-        if set(kit.layers) != {x.name for x in checkpoint.layers}:
-            raise ConfigurationError(f"{output} is the kit of another model ({kit.description.model})")
+        if kit.description.fingerprint != fingerprint(checkpoint, reading):
+            raise ConfigurationError(
+                f"{output} is the kit of another model ({kit.description.model}): choose another folder"
+            )
     else:
-        kit = prepare_kit(
-            checkpoint,
-            output,
-            chosen,
-            lambda layers: track(layers, "Reading layers", console=_messages, transient=True),
-        )
+        kit = prepare_kit(checkpoint, output, chosen, reading)
     _messages.print(
         f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}"
     )

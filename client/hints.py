@@ -62,7 +62,7 @@ class HintStore:
         self._parameters = parameters
         self._ask = ask
         self._folder = kit.folder / KIT_FOLDER / "hints" / parameters.name
-        self._lock = threading.Lock()
+        self._lock = (os.getpid(), threading.Lock())
         self._open: dict[Product, Centred] = {}
         self.public_seed = self._public_seed()
 
@@ -82,12 +82,20 @@ class HintStore:
             ResourceError: the disk is full.
             ProtocolError: the operator cannot answer.
         """
-        with self._lock:
+        if product in self._open:
+            return self._open[product]
+        with self._lock_of_this_process():
             if product not in self._open:
                 if not self._path(product).exists():
                     self._make(product)
                 self._open[product] = self._read(product)
             return self._open[product]
+
+    def _lock_of_this_process(self) -> threading.Lock:
+        """A lock that another thread held when this process was forked would never be released here."""
+        if self._lock[0] != os.getpid():
+            self._lock = (os.getpid(), threading.Lock())
+        return self._lock[1]
 
     def _public_seed(self) -> bytes:
         path = self._folder / "public.seed"

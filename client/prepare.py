@@ -35,7 +35,7 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
-__all__ = ["Progress", "cached_kit", "kit_bytes", "prepare"]
+__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
@@ -72,6 +72,12 @@ def prepare(
         del stay
         _write(checkpoint, folder, progress)
     return Kit.open(destination)
+
+
+def fingerprint(checkpoint: Checkpoint, progress: Progress = lambda x: x) -> str:
+    """The fingerprint of a checkpoint's frozen layers, which takes a pass over all of them."""
+    with checkpoint.reader() as reader:
+        return model_fingerprint({x.name: reader.read(x).fingerprint() for x in progress(checkpoint.layers)})
 
 
 def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:

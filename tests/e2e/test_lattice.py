@@ -48,10 +48,10 @@ Load = Callable[..., PreTrainedModel]
 CAUSAL = ["llama", "llama_tied", "qwen3", "gpt2"]
 
 # One product of these widths, d < 128, is off by the noise E M, of standard deviation sqrt(21 / 2) |M_j|,
-# where a typical result is q / 2 / sqrt(d), since |z| = q / 2 / max |M_j|: a ratio of about
-# 3.2 * 127 * 128 / 2 / (q / 2) < 2^-14. Every gradient went through at most 16 products in a row, each of
-# which may enlarge an error a little. The same arithmetic with wrong hints or masks is off by 1 and more,
-# and int8 weights by 2^-6.
+# where a typical result is |z| |M_j| / sqrt(d) with |z| = q / 2 / max |M_j|. As |M_j| <= 127 sqrt(d), that is
+# a ratio below 3.3 * 127 d / (q / 2) < 2^-14. A gradient went through at most 18 products in a row, each of
+# which may enlarge an error a little. With a wrong hint or mask it is off by 1 and more, and by int8 weights
+# alone by 2^-6.
 CLOSE = 2**-10
 # A test that an honest build fails once in a million runs.
 UNLIKELY = 1e-6
@@ -515,10 +515,13 @@ class Ledger:
             rows = np.concatenate(parts)
             used = self._matches(rows, np.concatenate([masks for _, masks in blocks[label]]))
             assert len(set(used)) == len(used), f"a mask's row served twice for {label}"
-            for secret in {blocks[label][row // DEGREE][0] for row in used}:
+            of_block: dict[bytes, list[int]] = defaultdict(list)
+            for block, row in (divmod(row, DEGREE) for row in used):
+                of_block[blocks[label][block][0]].append(row)
+            for secret, handed_out in of_block.items():
                 assert owners.setdefault(secret, label) == label, "a secret served two products"
-        counts = {label: sum(map(len, parts)) for label, parts in operands.items()}
-        return counts
+                assert sorted(handed_out) == list(range(len(handed_out))), "rows were drawn for nothing"
+        return {label: sum(map(len, parts)) for label, parts in operands.items()}
 
     def _blocks(self, products: Sequence[Product]) -> dict[str, list[tuple[bytes, Residues]]]:
         """All masks that any of the secrets gives for each product."""
@@ -906,7 +909,7 @@ def test_a_vocabulary_that_is_cut_into_spans_is_close_to_the_reference(load: Loa
         model = load("llama", folder=folder, masking="lattice", operators=operators.operators("wide"))
         head = model.get_output_embeddings()
         assert isinstance(head, RemoteLinear) and head.out_features > MAX_CONTRACTION
-        # By the same reckoning, the ratio of a product with 32,768 terms is 2^-8.
+        # By the same reckoning, a product with 32,768 terms is off by no more than this.
         _assert_close(_step(model), _step(load("llama", folder=folder, masking="reference")), 2**-6)
 
 

@@ -26,6 +26,7 @@ from support.transports import LocalWorker, manifest_of
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import connect as connect_module
+from blindtune.client.cli import main
 from blindtune.client.config import BlindConfig, Operator
 from blindtune.client.connect import connect
 from blindtune.client.hints import HintStore, hint_bytes
@@ -44,6 +45,7 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.server.hooks import Multiplying
+from blindtune.server.limits import Limits
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 OTHER_ATTENTION = [name.replace("layers.0", "layers.1") for name in ATTENTION]
@@ -83,7 +85,7 @@ def connected(monkeypatch: pytest.MonkeyPatch) -> Connect:
     def connect_to(kit: Kit, *workers: LocalWorker, parameter_set: str = "mlwe1280") -> RemoteMultiplier:
         transports = dict(zip(ADDRESSES, workers, strict=False))
         for worker in workers:
-            worker.stated = manifest_of(kit)
+            worker.stated = worker.stated or manifest_of(kit)
         monkeypatch.setattr(
             connect_module, "GrpcTransport", lambda operator, address, insecure: transports[address]
         )
@@ -150,7 +152,7 @@ def _operand(product: Product, rows: int = 3) -> Centred:
 # Processes that may die, or mount file systems.
 
 
-def _in_a_child(work: Callable[[], Any]) -> Any:
+def _in_a_child(work: Callable[[], Any], patience: float = 60) -> Any:
     """What ``work`` returns in a forked child; None if it died."""
     context = multiprocessing.get_context("fork")
     reading, writing = context.Pipe(duplex=False)
@@ -163,7 +165,7 @@ def _in_a_child(work: Callable[[], Any]) -> Any:
     process.start()
     writing.close()
     try:
-        assert reading.poll(60), "the child hangs"
+        assert reading.poll(patience), "the child hangs"
         return reading.recv()
     except EOFError:
         return None
@@ -294,6 +296,15 @@ def test_requests_for_hints_carry_the_public_seed_and_ask_for_each_row_once(
         assert starts == list(range(0, MLWE1280.dimension, DEGREE))
         assert all(len(x.residues) == DEGREE for x in shares)
     assert len(worker.requests) == BLOCKS * len(PRODUCTS)
+
+
+def test_a_hint_longer_than_a_worker_takes_is_asked_for_in_parts(
+    kit: Kit, honest: Multiplier, connected: Connect
+) -> None:
+    worker = LocalWorker(honest, manifest_of(kit, Limits(max_rows=100)))
+    connected(kit, worker).ready([FORWARD])
+    assert {len(x.share.residues) for x in worker.requests} == {100, DEGREE - 200}
+    assert np.array_equal(HintStore(kit, MLWE1280, _not_asked).get(FORWARD), _expected(kit, honest, FORWARD))
 
 
 def test_hints_are_there_before_the_first_operand_and_not_asked_for_again(
@@ -796,6 +807,51 @@ def test_processes_that_make_the_same_hints_get_the_same_and_disturb_nobody(
     assert len(_names(kit)) == len(PRODUCTS) + 1
     store = HintStore(kit, MLWE1280, _not_asked)
     assert all(np.array_equal(store.get(x), _expected(kit, honest, x)) for x in PRODUCTS)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_child_forked_while_a_hint_is_obtained_does_not_hang(kit: Kit, honest: Multiplier) -> None:
+    asked, asking, go_on = Asked(honest), threading.Event(), threading.Event()
+
+    def slowly(product: Product, share: Share) -> Residues:
+        if product == BACKWARD and threading.current_thread() is thread:
+            asking.set()
+            go_on.wait(60)
+        return asked(product, share)
+
+    store = HintStore(kit, TOY, slowly)
+    store.get(FORWARD)
+    thread = threading.Thread(target=store.get, args=(BACKWARD,))
+    thread.start()
+    try:
+        assert asking.wait(60)
+        assert _in_a_child(lambda: [bool(store.get(x).any()) for x in (FORWARD, BACKWARD)], 20) == [
+            True,
+            True,
+        ]
+    finally:
+        go_on.set()
+        thread.join()
+
+
+def test_hints_are_not_made_for_a_kit_of_another_model_of_the_same_shapes(
+    kit: Kit,
+    honest: Multiplier,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Another revision, say. Whoever asked for its hints would go on to train another model."""
+    other = save_checkpoint("llama", tmp_path / "other", seed=6)
+    worker = LocalWorker(honest, manifest_of(kit))
+    monkeypatch.setattr(connect_module, "GrpcTransport", lambda *arguments: worker)
+    options = ["--output", str(kit.folder), "--hints", "--worker", ADDRESSES[0], "--insecure"]
+    monkeypatch.setattr(sys, "argv", ["blindtune", "prepare", str(other), *options])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 1, capsys.readouterr().err
+    assert "another model" in capsys.readouterr().err
+    assert worker.requests == []
 
 
 # Disks.
