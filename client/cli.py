@@ -91,8 +91,8 @@ def prepare(
         )
     chosen = checked_head(head)
     checkpoint = Checkpoint.open(model, revision)
-    products = all_products(checkpoint, chosen)
     if estimate:
+        products = all_products(checkpoint, chosen)
         shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
         lattice = LATTICE_PARAMETER_SETS[parameter_set]
         size = sum(hint_bytes(lattice, product_outputs(x, shapes)) for x in products)
@@ -130,6 +130,7 @@ def prepare(
                 missing, f"Obtaining {size / 1e6:,.1f} MB of hints", console=_messages, transient=True
             ),
         )
+        products = all_products(checkpoint, chosen)
         multiplier.ready(products)
         multiplier.close()
         _messages.print(f"{output}: hints of {len(products)} products")

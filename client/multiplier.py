@@ -15,7 +15,7 @@ from blindtune.client.operators.transport import WorkRequest
 from blindtune.protocol.masks import MaskSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet
-from blindtune.protocol.products import MAX_CONTRACTION, Product
+from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred
 
 __all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier"]
@@ -142,9 +142,8 @@ class ReferenceMultiplier(PrivateMultiplier):
         self.source = UnmaskedSource(parameters)
         with checkpoint.reader() as reader:
             layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
-        widths = {min(x, MAX_CONTRACTION) for layer in layers.values() for x in layer.shape}
-        remainders = {x % MAX_CONTRACTION for layer in layers.values() for x in layer.shape} - {0}
-        self._multiplier = Multiplier(layers, exact_method(widths | remainders, log=_logger.warning))
+        lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
+        self._multiplier = Multiplier(layers, exact_method(lengths, log=_logger.warning))
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         masked = self.source.mask(operand, product)

@@ -27,6 +27,7 @@ __all__ = [
     "Product",
     "Span",
     "backward_products",
+    "contraction_lengths",
     "forward_products",
 ]
 
@@ -96,6 +97,13 @@ def forward_products(layers: Sequence[str], in_features: int) -> list[Product]:
         Product(Direction.FORWARD, tuple(Span(name, start, stop) for name in layers))
         for start, stop in _cuts(in_features)
     ]
+
+
+def contraction_lengths(shapes: Iterable[tuple[int, int]]) -> frozenset[int]:
+    """The lengths of all spans that layers of these shapes are cut into, in both directions."""
+    return frozenset(
+        stop - start for shape in shapes for features in shape for start, stop in _cuts(features)
+    )
 
 
 def backward_products(layers: Iterable[tuple[str, int]]) -> list[Product]:

@@ -10,7 +10,7 @@ import torch
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.errors import ConfigurationError, ResourceError
 from blindtune.protocol.modular_product import Method, Multiplier, exact_method
-from blindtune.protocol.products import backward_products, forward_products
+from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import IntegerLayer, model_fingerprint
 from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory
 
@@ -125,7 +125,7 @@ class LayerStore:
                     raise ResourceError(
                         f"{device} ran out of memory at layer {name} ({len(stored)} layers are loaded)"
                     ) from error
-        contractions = _contractions(stored)
+        contractions = contraction_lengths((x.out_features, x.in_features) for x in stored.values())
         try:
             method = exact_method(contractions, device, log=_logger.warning)
         except RuntimeError as error:
@@ -158,15 +158,3 @@ def _read(checkpoint: Checkpoint) -> Iterator[tuple[str, IntegerLayer]]:
             yield layer.name, reader.read(layer)
             if index * 10 // count != (index - 1) * 10 // count:
                 _logger.info("reading layers", extra={"done": index, "of": count})
-
-
-def _contractions(layers: Mapping[str, StoredLayer]) -> frozenset[int]:
-    """The contraction lengths of all spans that the layers are cut into, in both directions."""
-    lengths: set[int] = set()
-    for name, layer in layers.items():
-        products = [
-            *forward_products([name], layer.in_features),
-            *backward_products([(name, layer.out_features)]),
-        ]
-        lengths.update(len(span) for product in products for span in product.spans)
-    return frozenset(lengths)
