@@ -79,6 +79,10 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
         """The weight files, each once."""
         return sorted(set(self._files.values()))
 
+    def keys_of(self, path: Path) -> list[str]:
+        """The keys of the tensors in one weight file."""
+        return [key for key, file in self._files.items() if file == path]
+
     def _find(self) -> dict[str, Path]:
         for single, index in (_SAFETENSORS, _PICKLED):
             if (self.folder / index).is_file():

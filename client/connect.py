@@ -16,7 +16,7 @@ from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 
-__all__ = ["HintProgress", "connect"]
+__all__ = ["HintProgress", "connect", "expectations"]
 
 HintProgress = Callable[[Sequence[Product], int], Iterable[Product]]
 """Shows products as their hints are obtained; told the products and the bytes of their hints."""
@@ -45,13 +45,18 @@ def connect(
     return multiplier
 
 
-def _operators(config: BlindConfig, kit: Kit) -> list[OperatorClient]:
-    expected = Expectations(
+def expectations(kit: Kit) -> Expectations:
+    """What every worker must serve, for a run with this kit."""
+    return Expectations(
         model=kit.description.model,
         fingerprint=kit.description.fingerprint,
         parameter_set=Q31.name,
         layers={name: layer.fingerprint for name, layer in kit.layers.items()},
     )
+
+
+def _operators(config: BlindConfig, kit: Kit) -> list[OperatorClient]:
+    expected = expectations(kit)
     return [
         OperatorClient(
             index,

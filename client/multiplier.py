@@ -2,9 +2,12 @@
 
 import logging
 import os
+import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, Self
 
@@ -18,9 +21,26 @@ from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred
 
-__all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier"]
+__all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier", "Rounds"]
 
 _logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Round trips of a multiplier.
+
+    Attributes:
+        count: products that were asked for, each of all operators at once.
+        seconds: time from asking to the last verified answer, summed over rounds.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+
+    def plus(self, seconds: float) -> "Rounds":
+        """One more."""
+        return Rounds(self.count + 1, self.seconds + seconds)
 
 
 class PrivateMultiplier(ABC):
@@ -49,6 +69,10 @@ class PrivateMultiplier(ABC):
     def statistics(self) -> dict[str, OperatorStatistics]:
         """Figures for each operator by name."""
         return {}
+
+    def rounds(self) -> Rounds:
+        """How often workers were asked, and how long for."""
+        return Rounds()
 
     def close(self) -> None:  # noqa: B027 - not every multiplier has connections
         """Lets go of all connections."""
@@ -89,6 +113,8 @@ class RemoteMultiplier(PrivateMultiplier):
         self._check_vectors = cache(kit.check_vectors)
         self._ready = ready
         self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._lock = threading.Lock()
+        self._rounds = Rounds()
 
     def ready(self, products: Sequence[Product]) -> None:
         self._ready(products)
@@ -102,6 +128,7 @@ class RemoteMultiplier(PrivateMultiplier):
             for share in masked.shares
         ]
         pool = self._executor()
+        started = time.monotonic()
         answers = [
             pool.submit(self._operators[request.share.recipient].multiply, request, check)
             for request in requests
@@ -111,10 +138,16 @@ class RemoteMultiplier(PrivateMultiplier):
         errors = [error for answer in answers if (error := answer.exception())]
         if errors:
             raise errors[0]
+        with self._lock:
+            self._rounds = self._rounds.plus(time.monotonic() - started)
         return masked.unmask([answer.result() for answer in answers])
 
     def statistics(self) -> dict[str, OperatorStatistics]:
         return {operator.name: operator.statistics for operator in self._operators}
+
+    def rounds(self) -> Rounds:
+        with self._lock:
+            return self._rounds
 
     def close(self) -> None:
         for operator in self._operators:

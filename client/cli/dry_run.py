@@ -1,0 +1,79 @@
+"""``blindtune train --dry-run``: what a configuration comes to, without connecting to anything."""
+
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from blindtune.client.cli.console import emit, messages
+from blindtune.client.cli.progress import LineObserver, JsonObserver
+from blindtune.client.data.chat import IGNORED
+from blindtune.client.data.prepared import PreparedData
+from blindtune.client.recipe import Recipe
+from blindtune.client.training.estimate import Estimate, estimate
+from blindtune.client.training.models import blind_config, load_tokenizer
+from blindtune.client.training.trainer import training_arguments
+
+__all__ = ["show_dry_run"]
+
+_EXAMPLES = 2
+
+
+def show_dry_run(recipe: Recipe, json: bool) -> None:
+    """Resolves everything that can be resolved here, and shows it.
+
+    Raises:
+        BlindtuneError: as a real run would, but for what only the workers know.
+    """
+    blind_config(recipe)
+    training_arguments(recipe, recipe.output.dir)
+    tokenizer = load_tokenizer(recipe)
+    from blindtune.client.data.prepared import prepare_data
+
+    data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
+    expected = estimate(recipe, data)
+    if json:
+        JsonObserver().data(data)
+        emit("estimate", **vars(expected))
+        return
+    LineObserver().data(data)
+    for index in range(min(_EXAMPLES, len(data.train.rows))):
+        messages.print(Text(f"\nexample {index + 1}", style="bold"), Text(f"({data.train.parsed[index].where})"))
+        messages.print(_rendered(data, index, tokenizer), soft_wrap=True)
+    messages.print()
+    messages.print(_table(recipe, expected))
+    messages.print("Nothing was connected to. Next: blindtune check", highlight=False)
+
+
+def _rendered(data: PreparedData, index: int, tokenizer: Any) -> Text:
+    """An example as the model reads it; what carries loss stands between ⟦ and ⟧."""
+    row = data.train.rows[index]
+    if isinstance(row["labels"], int):
+        label = Text(f"⟦{data.labels[row['labels']]}⟧", style="bold green")
+        return Text(tokenizer.decode(row["input_ids"])) + Text("  ->  ") + label
+    shown = Text()
+    start = 0
+    carries = [label != IGNORED for label in row["labels"]]
+    for end in range(1, len(carries) + 1):
+        if end == len(carries) or carries[end] != carries[start]:
+            text = tokenizer.decode(row["input_ids"][start:end])
+            shown += Text(f"⟦{text}⟧", style="bold green") if carries[start] else Text(text, style="dim")
+            start = end
+    return shown
+
+
+def _table(recipe: Recipe, expected: Estimate) -> Table:
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    operators = ", ".join(x.name for x in recipe.operators) or "none"
+    for name, value in (
+        ("model", f"{recipe.model.name}, {recipe.quantization.scheme}, head {recipe.quantization.head}"),
+        ("masking", f"{recipe.masking.mode}, operators: {operators}"),
+        ("adapter", f"rank {recipe.adapter.r} on {recipe.adapter.target_modules}"),
+        ("steps", f"{expected.steps:,}, {expected.epochs:.2f} epochs"),
+        ("tokens", f"{expected.tokens:,} trained on; {expected.padding_share:.1%} of all rows are padding"),
+        ("rounds", f"{expected.rounds:,}, measuring before and after included"),
+        ("traffic", f"{expected.bytes_up / 1e6:,.1f} MB up, {expected.bytes_down / 1e6:,.1f} MB down"),
+        ("output", str(recipe.output.dir)),
+    ):
+        table.add_row(name, Text(value))
+    return table

@@ -1,0 +1,175 @@
+"""The data of a recipe as a model takes it, and what was found on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from blindtune.client.data.chat import IGNORED, encode
+from blindtune.client.data.formats import Completion, Conversation, Labelled, Parsed, parse, recognise
+from blindtune.client.data.records import read_records, sample
+from blindtune.client.recipe.schema import DataFormat, DataSection
+from blindtune.protocol.errors import DataError
+
+__all__ = ["PreparedData", "Split", "prepare_data", "read_split"]
+
+
+@dataclass(frozen=True)
+class Split:
+    """One file's examples.
+
+    Attributes:
+        path: of the file.
+        layout: format of its records.
+        parsed: what they say, in the order of ``rows``.
+        rows: for each example ``input_ids`` and ``labels``: a list of the same length for instructions,
+            the class's number for classification.
+        cut: how many examples were longer than allowed.
+        dropped: how many had no token left that carries loss, and are not used.
+    """
+
+    path: Path
+    layout: DataFormat
+    parsed: Sequence[Parsed]
+    rows: Sequence[dict[str, Any]]
+    cut: int
+    dropped: int
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(row["input_ids"]) for row in self.rows]
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss; texts for classification."""
+        if self.rows and isinstance(self.rows[0]["labels"], int):
+            return len(self.rows)
+        return sum(label != IGNORED for row in self.rows for label in row["labels"][1:])
+
+
+@dataclass(frozen=True)
+class PreparedData:
+    """All data of a recipe.
+
+    Attributes:
+        labels: class names; empty for instructions.
+    """
+
+    train: Split
+    validation: Split | None
+    labels: Sequence[str]
+
+
+def prepare_data(section: DataSection, tokenizer: Any, seed: int) -> PreparedData:
+    """Reads and encodes the data of a recipe.
+
+    Raises:
+        DataError: see `read_split`.
+    """
+    labels = section.labels
+    train = read_split(section, section.train, tokenizer, labels, section.train_examples, seed)
+    if section.task == "classification" and labels is None:
+        labels = sorted({x.label for x in train.parsed if isinstance(x, Labelled)})
+        if len(labels) < 2:
+            raise DataError(f"{section.train}: all {len(train.rows)} examples have the same label: nothing to learn")
+    validation = None
+    if section.validation is not None:
+        validation = read_split(
+            section, section.validation, tokenizer, labels, section.validation_examples, seed
+        )
+    return PreparedData(train, validation, labels or [])
+
+
+def read_split(
+    section: DataSection,
+    path: Path,
+    tokenizer: Any,
+    labels: Sequence[str] | None,
+    limit: int | None,
+    seed: int,
+) -> Split:
+    """Reads and encodes one file.
+
+    Args:
+        labels: class names; None for those in the file.
+        limit: take a random sample of so many.
+
+    Raises:
+        DataError: a record is malformed, has a label that is none of ``labels``, or no record teaches
+            anything.
+    """
+    # All records are read and checked, and then sampled: a broken line shows at every run.
+    records = read_records(path)
+    layout = recognise(records[0], section.task) if section.format == "auto" else section.format
+    parsed: list[Parsed] = [parse(record, layout) for record in records]
+    chosen = sample(len(parsed), limit, seed)
+    parsed = [parsed[i] for i in chosen]
+    if layout == "text-label":
+        return _classification(path, layout, parsed, tokenizer, labels, section.max_length)
+    return _instructions(section, path, layout, parsed, tokenizer)
+
+
+def _classification(
+    path: Path,
+    layout: DataFormat,
+    parsed: Sequence[Parsed],
+    tokenizer: Any,
+    labels: Sequence[str] | None,
+    max_length: int,
+) -> Split:
+    examples = [x for x in parsed if isinstance(x, Labelled)]
+    names = sorted({x.label for x in examples}) if labels is None else labels
+    numbers = {name: number for number, name in enumerate(names)}
+    for example in examples:
+        if example.label not in numbers:
+            raise DataError(
+                f"{example.where}: the label is none of the {len(numbers)} that are trained on: correct it, "
+                "or list all of them in data.labels"
+            )
+    whole = tokenizer([x.text for x in examples])["input_ids"]
+    ids = tokenizer([x.text for x in examples], truncation=True, max_length=max_length)["input_ids"]
+    rows = [{"input_ids": i, "labels": numbers[x.label]} for i, x in zip(ids, examples, strict=True)]
+    cut = sum(len(a) > len(b) for a, b in zip(whole, ids, strict=True))
+    return Split(path, layout, parsed, rows, cut, 0)
+
+
+def _instructions(
+    section: DataSection, path: Path, layout: DataFormat, parsed: Sequence[Parsed], tokenizer: Any
+) -> Split:
+    kept: list[Parsed] = []
+    rows = []
+    cut = 0
+    for example in parsed:
+        if isinstance(example, Labelled):
+            raise DataError(f"{example.where}: a labelled text is no instruction")
+        example = _with_system(example, section.system)
+        encoded = encode(example, tokenizer, section.max_length)
+        cut += len(encoded.input_ids) == section.max_length
+        if encoded.learns:
+            kept.append(example)
+            rows.append({"input_ids": encoded.input_ids, "labels": encoded.labels})
+    if not rows:
+        raise DataError(
+            f"{path}: every token of all {len(parsed)} examples is masked, so nothing would be learned: "
+            + (
+                f"the answers begin after {section.max_length} tokens; raise data.max_length"
+                if cut
+                else "the model's chat template marks no token as the assistant's; check it, or use format "
+                "prompt-completion"
+            )
+        )
+    return Split(path, layout, kept, rows, cut, len(parsed) - len(rows))
+
+
+def _with_system(example: Conversation | Completion, system: str | None) -> Conversation | Completion:
+    if system is None:
+        return example
+    if isinstance(example, Completion):
+        raise DataError(
+            f"{example.where}: data.system needs conversations, and this record is two plain texts: write "
+            "them as messages"
+        )
+    if example.messages[0]["role"] == "system":
+        return example
+    return replace(example, messages=[{"role": "system", "content": system}, *example.messages])

@@ -1,0 +1,105 @@
+"""Reading records, each with the place it came from, so that a message can say which one is wrong."""
+
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from blindtune.protocol.errors import DataError
+
+__all__ = ["Record", "digest", "read_records", "sample"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record.
+
+    Attributes:
+        fields: its values by name. They are private: messages name ``where``, never what is in here.
+        where: file and line, or folder and row, both counted from 1.
+    """
+
+    fields: Mapping[str, Any]
+    where: str
+
+
+def read_records(path: Path) -> list[Record]:
+    """The records of a JSONL file, or of a folder that ``datasets.Dataset.save_to_disk`` wrote.
+
+    Raises:
+        DataError: there is no such file or folder, a line is malformed, or there are no records.
+    """
+    if path.is_dir():
+        records = _saved_dataset(path)
+    elif path.is_file():
+        records = _json_lines(path)
+    else:
+        raise DataError(f"there is no data file {path}: name a JSONL file, or a folder of datasets.save_to_disk")
+    if not records:
+        raise DataError(f"{path} holds no records: a JSONL file has one JSON object on each line")
+    return records
+
+
+def _json_lines(path: Path) -> list[Record]:
+    records = []
+    number = 0
+    try:
+        # The file is split at line feeds alone: JSON strings may hold what else counts as a line's end.
+        with open(path, encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    records.append(Record(_object(line, f"{path}, line {number}"), f"{path}, line {number}"))
+    except UnicodeDecodeError:
+        raise DataError(f"{path}, after line {number}: this is no UTF-8: save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from None
+    return records
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        # Only what is wrong and where: the text around it is private.
+        raise DataError(f"{where}, column {error.colno}: this is no JSON: {error.msg}") from None
+    except RecursionError:
+        raise DataError(f"{where}: this is no record: it is nested too deeply") from None
+    if not isinstance(fields, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(fields).__name__}")
+    return fields
+
+
+def _saved_dataset(path: Path) -> list[Record]:
+    from datasets import Dataset, DatasetDict, load_from_disk
+
+    try:
+        dataset = load_from_disk(str(path))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{path} is no folder of datasets.save_to_disk ({type(error).__name__}): name such a folder or a "
+            "JSONL file"
+        ) from None
+    if isinstance(dataset, DatasetDict):
+        splits = ", ".join(str(path / name) for name in dataset)
+        raise DataError(f"{path} holds several splits: name one of {splits}")
+    if not isinstance(dataset, Dataset):
+        raise DataError(f"{path} holds a {type(dataset).__name__}, not a Dataset")
+    return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(dataset, 1)]
+
+
+def sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
+    """Indices of a random sample in random order, the same for the same seed; all in order without a limit."""
+    if limit is None or limit >= count:
+        return range(count)
+    return random.Random(seed).sample(range(count), limit)  # noqa: S311 - it protects nothing
+
+
+def digest(examples: Sequence[Mapping[str, Any]]) -> str:
+    """SHA-256 over encoded examples in order, to notice that the data changed between two runs."""
+    state = hashlib.sha256()
+    for example in examples:
+        state.update(json.dumps(example, sort_keys=True).encode() + b"\n")
+    return state.hexdigest()

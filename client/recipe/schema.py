@@ -1,0 +1,169 @@
+"""What a recipe can say, section by section.
+
+Descriptions here become the configuration reference and the JSON schema for editors.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from blindtune.client.head import Head
+from blindtune.client.recipe.hf_arguments import TrainingSection
+from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
+
+__all__ = [
+    "AdapterSection",
+    "DataFormat",
+    "DataSection",
+    "MaskingSection",
+    "ModelSection",
+    "OperatorSection",
+    "OutputSection",
+    "QuantizationSection",
+    "Recipe",
+    "Task",
+]
+
+Task = Literal["instructions", "classification"]
+DataFormat = Literal["auto", "messages", "prompt-completion", "instruction", "question", "text-label"]
+
+
+def _absolute(value: Any) -> Any:
+    """Paths are resolved once, against the current folder, so that a run can go on from another one."""
+    return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
+
+
+FilePath = Annotated[Path, BeforeValidator(_absolute)]
+
+
+class Section(BaseModel):
+    """Base of all sections: an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelSection(Section):
+    """The public base model."""
+
+    name: str = Field(description="A checkpoint folder, a client kit, or a model on the Hugging Face hub.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="Type of what the client computes itself."
+    )
+
+
+class QuantizationSection(Section):
+    """How the frozen weights become integers, at the workers and for the client's checks."""
+
+    scheme: Literal["int8"] = Field("int8", description="One byte for each weight, one scale for each output.")
+    head: Head = Field(
+        "auto",
+        description="Where a language model's output head is computed: on the client (local), by the workers "
+        "(remote), or on the client when it is the input embedding anyway (auto).",
+    )
+
+
+class MaskingSection(Section):
+    """How operands are hidden from the workers, and how long to wait for them."""
+
+    mode: Literal["shares", "lattice", "reference"] = Field(
+        "shares",
+        description="shares: two or more operators, of which one does not collude; exact. lattice: one "
+        "operator, under the Module-LWE assumption. reference: the same integers in this process, without "
+        "workers and without masks, for comparisons.",
+    )
+    parameter_set: Literal[tuple(LATTICE_PARAMETER_SETS)] = Field(  # type: ignore[valid-type]
+        MLWE1280.name, description="Of the lattice."
+    )
+    insecure: bool = Field(False, description="Plaintext connections, to loopback addresses only.")
+    allow_one_machine: bool = Field(
+        False,
+        description="Accept operators that share an address or certificates. Nothing is private then: for "
+        "trials only.",
+    )
+    request_timeout: float = Field(300.0, gt=0, description="Seconds that one request may take.")
+    retry_seconds: float = Field(
+        60.0, ge=0, description="Seconds to keep trying when no worker of an operator answers."
+    )
+
+
+class OperatorSection(Section):
+    """An organisation that runs workers."""
+
+    name: str = Field(description="What messages call it.")
+    workers: list[str] = Field(min_length=1, description="Addresses of its workers, host:port; they are replicas.")
+    ca: FilePath | None = Field(None, description="The operator's certificate authority (PEM).")
+    cert: FilePath | None = Field(None, description="Your certificate for this operator (PEM).")
+    key: FilePath | None = Field(None, repr=False, description="Its private key (PEM).")
+
+
+class AdapterSection(Section):
+    """The LoRA adapter, as in PEFT's LoraConfig."""
+
+    r: int = Field(8, ge=1, description="Rank.")
+    lora_alpha: float = Field(16, gt=0, description="Scale: updates are multiplied by lora_alpha / r.")
+    lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
+    target_modules: str | list[str] = Field(
+        "all-linear", description="Layers that get an adapter: all-linear, names, or a regular expression."
+    )
+    exclude_modules: str | list[str] | None = Field(None, description="Layers that get none.")
+    bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
+    use_rslora: bool = Field(False, description="Multiply by lora_alpha / sqrt(r) instead.")
+    modules_to_save: list[str] | None = Field(
+        None, description="Modules on the client that are trained whole; a classifier's head always is."
+    )
+    layers_to_transform: list[int] | None = Field(None, description="Indices of the blocks that get an adapter.")
+    rank_pattern: dict[str, int] = Field(default_factory=dict, description="Ranks for some layers.")
+    alpha_pattern: dict[str, int] = Field(default_factory=dict, description="Alphas for some layers.")
+
+
+class DataSection(Section):
+    """The private data: JSONL files, or folders that ``datasets.Dataset.save_to_disk`` wrote."""
+
+    task: Task = Field(
+        description="instructions: a language model learns to answer. classification: a text gets a label."
+    )
+    train: FilePath = Field(description="What to train on.")
+    validation: FilePath | None = Field(None, description="Measured before and after, never trained on.")
+    format: DataFormat = Field("auto", description="Layout of the records; auto recognises it by the first one.")
+    labels: list[str] | None = Field(None, description="Class names in order; by default those in train, sorted.")
+    system: str | None = Field(None, description="System message put before every conversation.")
+    max_length: int = Field(512, ge=2, description="Tokens of one example; what is longer is cut off.")
+    train_examples: int | None = Field(None, ge=1, description="Train on a random sample of so many.")
+    validation_examples: int | None = Field(None, ge=1, description="Measure on a random sample of so many.")
+    group_by_length: bool = Field(
+        True, description="Batches of similar lengths, so that little padding is computed and sent."
+    )
+
+
+class OutputSection(Section):
+    """Where the results go."""
+
+    dir: FilePath = Field(description="A folder of its own: the adapter, its checkpoints, summary.json.")
+
+
+class Recipe(Section):
+    """One fine-tuning run."""
+
+    model: ModelSection
+    quantization: QuantizationSection = QuantizationSection()
+    masking: MaskingSection = MaskingSection()
+    operators: list[OperatorSection] = Field(default_factory=list)
+    adapter: AdapterSection = AdapterSection()
+    data: DataSection
+    training: TrainingSection = Field(default_factory=TrainingSection)  # type: ignore[valid-type]
+    output: OutputSection
+
+    @model_validator(mode="after")
+    def _validate_task(self) -> "Recipe":
+        data = self.data
+        if data.labels is not None and data.task != "classification":
+            raise ValueError("data.labels belongs to data.task: classification")
+        if data.system is not None and data.task != "instructions":
+            raise ValueError("data.system belongs to data.task: instructions")
+        if data.format == "text-label" and data.task != "classification":
+            raise ValueError("data.format: text-label belongs to data.task: classification")
+        if data.task == "classification" and data.format not in ("auto", "text-label"):
+            raise ValueError(f"data.task: classification takes format text-label, not {data.format}")
+        return self

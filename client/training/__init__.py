@@ -1,0 +1,1 @@
+"""Training, measuring and resuming the run that a recipe describes."""

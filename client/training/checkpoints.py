@@ -1,0 +1,93 @@
+"""Checkpoints that are whole or not there, and the newest of them."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
+
+from blindtune.client.disk import file_written_at_once
+
+__all__ = ["RandomState", "forget_unfinished", "install", "newest", "read_json", "staging", "write_json"]
+
+_STAGING = ".unfinished"
+
+
+class RandomState:
+    """Where the random number generators are that training draws from."""
+
+    def __init__(self) -> None:
+        self._python, self._numpy = random.getstate(), np.random.get_state()
+        self._torch = torch.random.get_rng_state()
+        self._cuda = torch.cuda.random.get_rng_state() if torch.cuda.is_available() else None
+
+    def restore(self) -> None:
+        """Puts them back there."""
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)
+        torch.random.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.random.set_rng_state(self._cuda)
+
+
+def staging(folder: Path) -> Path:
+    """An empty folder inside ``folder`` to write a checkpoint to, before `install`."""
+    unfinished = folder / _STAGING
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    return unfinished
+
+
+def install(written: Path, folder: Path, keep: int | None, best: str | None) -> None:
+    """Gives a checkpoint that is completely written its name, then removes older ones.
+
+    Args:
+        written: the checkpoint in its staging folder.
+        keep: how many to keep; None for all.
+        best: one that is kept in any case.
+    """
+    for path in written.iterdir():
+        _sync(path)
+    _sync(written)
+    final = folder / written.name
+    if final.exists():  # of the same step of this run, and so the same
+        shutil.rmtree(final)
+    os.replace(written, final)
+    _sync(folder)
+    rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)
+
+
+def _sync(path: Path) -> None:
+    """Makes sure that what was written survives a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Removes what a killed process was writing."""
+    shutil.rmtree(folder / _STAGING, ignore_errors=True)
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the latest step; an older one may be half removed, this one is whole."""
+    found = sort_checkpoints(str(folder), PREFIX_CHECKPOINT_DIR) if folder.is_dir() else []
+    return Path(found[-1]) if found else None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """An object that `write_json` wrote; empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes JSON that is whole or not there."""
+    text = json.dumps(content, indent=1) + "\n"
+    file_written_at_once(path, lambda file: file.write(text.encode()))

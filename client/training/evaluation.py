@@ -1,0 +1,144 @@
+"""Measuring a run's adapter on other data, and asking it for answers: privately, with the same workers."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from blindtune.client.data.chat import prompt_text
+from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation, Message, Parsed
+from blindtune.client.data.prepared import read_split
+from blindtune.client.quantizer import multiplier_of
+from blindtune.client.recipe import Recipe, load_recipe
+from blindtune.client.training.checkpoints import read_json
+from blindtune.client.training.folder import RECIPE, STATE
+from blindtune.client.training.models import blind_config, load_base, load_tokenizer, trained_adapter
+from blindtune.client.training.trainer import RecipeTrainer, Rows
+from blindtune.protocol.errors import ConfigurationError
+
+__all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
+
+
+class Tuned:
+    """A run's result, ready to be used.
+
+    Attributes:
+        recipe: of the run.
+        labels: class names.
+        tokenizer: that the run wrote.
+        model: the base with remote layers, and the adapter unless the base alone was asked for.
+    """
+
+    def __init__(self, recipe: Recipe, labels: Sequence[str], tokenizer: Any, model: Any) -> None:
+        self.recipe = recipe
+        self.labels = labels
+        self.tokenizer = tokenizer
+        self.model = model.eval()
+
+    def measure(self, path: Path, limit: int | None) -> dict[str, float]:
+        """The task's figures on a data file; see `blindtune.client.training.metrics`."""
+        data, seed = self.recipe.data, self.recipe.training.seed
+        split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed)
+        trainer = RecipeTrainer(self.recipe, self.recipe.output.dir, self.model, self.tokenizer, None)
+        return {"examples": len(split.rows), **trainer.measure(Rows(split.rows))}
+
+    def questions(self, path: Path, limit: int | None) -> Sequence[Parsed]:
+        """The examples of a data file, for `exact_match`."""
+        data, seed = self.recipe.data, self.recipe.training.seed
+        return read_split(data, path, self.tokenizer, None, limit, seed).parsed
+
+    @torch.no_grad()
+    def answer(
+        self, prompt: str | Sequence[Message], max_new_tokens: int, temperature: float = 0.0, streamer: Any = None
+    ) -> str:
+        """What the model says after a prompt.
+
+        Args:
+            prompt: a text as it is, or messages for the chat template.
+            max_new_tokens: at most so many.
+            temperature: of sampling; 0 takes the most likely token each time.
+            streamer: is given tokens as they come.
+        """
+        text = prompt if isinstance(prompt, str) else prompt_text(prompt, self.tokenizer)
+        # A chat template writes the special tokens itself.
+        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=isinstance(prompt, str))
+        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        output = self.model.generate(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            streamer=streamer,
+            **sampling,
+        )
+        new = output[0][inputs["input_ids"].shape[1] :]
+        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+
+
+@contextmanager
+def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True) -> Iterator[Tuned]:
+    """Opens a run's result.
+
+    Args:
+        folder: output folder of a run.
+        settings: changes to its recipe, ``section.key=value``; other operators, for example.
+        adapter: False for the base model alone.
+
+    Raises:
+        ConfigurationError: the folder is no output folder, or has no adapter yet.
+        ProtocolError: the workers can't be reached, or hold something else.
+    """
+    if not (folder / RECIPE).is_file():
+        raise ConfigurationError(
+            f"{folder} is not the output folder of a run: name output.dir of one that blindtune train finished"
+        )
+    if not (folder / "adapter_config.json").is_file():
+        raise ConfigurationError(
+            f"{folder} holds a run that is not finished: go on with blindtune train {folder / RECIPE} --resume"
+        )
+    recipe = load_recipe(folder / RECIPE, settings)
+    labels = read_json(folder / STATE).get("labels", [])
+    tokenizer = load_tokenizer(recipe, folder)
+    base = load_base(recipe, labels, tokenizer, blind_config(recipe))
+    multiplier = multiplier_of(base)
+    try:
+        yield Tuned(recipe, labels, tokenizer, trained_adapter(base, folder) if adapter else base)
+    finally:
+        multiplier.close()
+
+
+def exact_match(
+    tuned: Tuned, examples: Iterable[Parsed], max_new_tokens: int, on_answer: Callable[[bool], None]
+) -> float:
+    """Share of examples whose generated answer is the right one.
+
+    Args:
+        examples: conversations that end with the assistant, or completions.
+        max_new_tokens: at most so many for each answer.
+        on_answer: is told of each, whether it was right.
+    """
+    right = []
+    for example in examples:
+        if isinstance(example, Conversation):
+            said = tuned.answer(example.messages[:-1], max_new_tokens)
+            expected = example.answer or example.messages[-1]["content"]
+        elif isinstance(example, Completion):
+            said, expected = tuned.answer(example.prompt, max_new_tokens), example.completion
+        else:
+            raise ConfigurationError("exact match is for language models: classification has accuracy")
+        right.append(same_answer(said, expected))
+        on_answer(right[-1])
+    return sum(right) / len(right) if right else 0.0
+
+
+def same_answer(said: str, expected: str) -> bool:
+    """Whether two answers agree, but for case, spaces, commas in numbers and what precedes ``####``."""
+    return _normal(said) == _normal(expected)
+
+
+def _normal(answer: str) -> str:
+    last = answer.rsplit(ANSWER_MARK, 1)[-1].strip().casefold()
+    return " ".join(re.sub(r"(?<=\d),(?=\d{3})", "", last).rstrip(".").split())

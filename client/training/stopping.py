@@ -1,0 +1,43 @@
+"""Ending a run on request, after the step under way and with a checkpoint."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+__all__ = ["StopRequest", "stop_on_signals"]
+
+
+class StopRequest(TrainerCallback):
+    """Stops the training after the step under way once `wanted` is set."""
+
+    def __init__(self) -> None:
+        self.wanted = False
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        if self.wanted and state.global_step < state.max_steps:
+            control.should_save = True
+            control.should_training_stop = True
+
+
+@contextmanager
+def stop_on_signals(request: StopRequest, say: Callable[[str], None]) -> Iterator[None]:
+    """SIGINT and SIGTERM set the request; a second one interrupts at once."""
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if request.wanted:
+            raise KeyboardInterrupt
+        request.wanted = True
+        say("stopping after this step, with a checkpoint; again to stop at once")
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

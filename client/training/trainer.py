@@ -1,0 +1,225 @@
+"""Hugging Face's trainer, so that what a run computes depends on nothing but its recipe.
+
+Three things differ from the stock trainer: the order of the examples follows from the epoch's number
+alone, measuring leaves the random number generators as they were, and checkpoints appear whole.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import (
+    DataCollatorForSeq2Seq,
+    DataCollatorWithPadding,
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+from transformers.trainer import TRAINER_STATE_NAME
+
+from blindtune.client.data.chat import IGNORED
+from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.recipe.schema import Recipe
+from blindtune.client.training import checkpoints
+from blindtune.client.training.batches import EpochSampler
+from blindtune.client.training.figures import Figures
+from blindtune.client.training.metrics import metrics_of
+from blindtune.protocol.errors import BlindtuneError, ConfigurationError
+
+__all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "Rows", "training_arguments"]
+
+CHECKPOINTS = "checkpoints"
+FIGURES = "figures.json"
+
+
+class Rows(Dataset[dict[str, Any]]):
+    """Encoded examples."""
+
+    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.rows[index])
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each example."""
+        return [len(row["input_ids"]) for row in self.rows]
+
+
+def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+    """The section ``training`` as Hugging Face takes it.
+
+    Raises:
+        ConfigurationError: Hugging Face refuses a combination of its values.
+    """
+    given = recipe.training.model_dump(exclude_none=True)
+    given.pop("save_total_limit", None)  # older checkpoints are removed once the new one is complete
+    try:
+        return TrainingArguments(
+            output_dir=str(folder / CHECKPOINTS),
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            batch_eval_metrics=True,
+            label_names=["labels"],
+            **given,
+        )
+    except (ValueError, TypeError, ImportError) as error:
+        raise ConfigurationError(f"training: {' '.join(str(error).split())}") from None
+
+
+class RecipeTrainer(Trainer):
+    """Trains and measures the model of a recipe.
+
+    Args:
+        recipe: what to do.
+        folder: where checkpoints go.
+        model: with its adapter.
+        tokenizer: pads batches.
+        train: what to train on; None to measure only.
+        so_far: figures of the run when a checkpoint is written, kept with it.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        folder: Path,
+        model: Any,
+        tokenizer: Any,
+        train: Rows | None,
+        so_far: Callable[[], Figures] = Figures,
+    ) -> None:
+        self._recipe = recipe
+        self._metrics = metrics_of(recipe.data.task)
+        self._so_far = so_far
+        self._staging: Path | None = None
+        self._after_step: checkpoints.RandomState | None = None
+        self.trained = Figures()
+        collator: Any
+        if recipe.data.task == "classification":
+            collator = DataCollatorWithPadding(tokenizer)
+        else:
+            collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+        super().__init__(
+            model=model,
+            args=training_arguments(recipe, folder),
+            train_dataset=train,
+            data_collator=collator,
+            processing_class=tokenizer,
+            compute_metrics=self._metrics.add,
+            preprocess_logits_for_metrics=self._reduce,
+        )
+        self.remove_callback(PrinterCallback)
+        self.add_callback(_AfterStep(self))
+
+    def measure(self, rows: Rows) -> dict[str, float]:
+        """The task's figures on some examples; see `blindtune.client.training.metrics`."""
+        found = self.evaluate(rows)
+        names = ("accuracy", "macro_f1", "perplexity", "token_accuracy")
+        figures = {"loss": found["eval_nll"]}
+        return figures | {name: found[f"eval_{name}"] for name in names if f"eval_{name}" in found}
+
+    def train_from(self, checkpoint: Path | None) -> None:
+        """Trains to the end, from the start or from a checkpoint.
+
+        When workers fail in the middle of a step, the state after the last complete step is saved first.
+        """
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except BlindtuneError:
+            self._save_last_step()
+            raise
+
+    def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
+        before = checkpoints.RandomState()
+        try:
+            return super().evaluate(*args, **options)
+        finally:
+            before.restore()
+
+    def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
+        mask = inputs["attention_mask"]
+        loss = super().training_step(model, inputs, *args, **options)
+        self.trained += Figures(tokens=int(mask.sum()), padded_tokens=mask.numel())
+        return loss
+
+    def _reduce(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
+        return self._metrics.reduce(logits[0] if isinstance(logits, tuple) else logits, labels)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        rows = train_dataset or self.train_dataset
+        args = self.args
+        seed = args.seed if args.data_seed is None else args.data_seed
+        return EpochSampler(rows.lengths, args.train_batch_size, seed, self._recipe.data.group_by_length)
+
+    def _get_eval_sampler(self, eval_dataset: Any) -> Sampler[int]:
+        return _ByLength(eval_dataset.lengths)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging or super()._get_output_dir(trial))
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir)
+        with disk_errors_are_clear(folder):
+            self._staging = checkpoints.staging(folder)
+            try:
+                super()._save_checkpoint(model, trial)
+                written = self._staging / f"checkpoint-{self.state.global_step}"
+            finally:
+                self._staging = None
+            best = self.state.best_global_step
+            if best:
+                self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
+                self.state.save_to_json(str(written / TRAINER_STATE_NAME))
+            checkpoints.write_json(written / FIGURES, vars(self._so_far() + self.trained))
+            checkpoints.install(
+                written, folder, self._recipe.training.save_total_limit, self.state.best_model_checkpoint
+            )
+
+    def _save_last_step(self) -> None:
+        """Saves the state after the last complete step, where no checkpoint has it already."""
+        step = self.state.global_step
+        if self._after_step is None or (Path(self.args.output_dir) / f"checkpoint-{step}").exists():
+            return
+        # The step that failed used random numbers, and will use the same ones again.
+        self._after_step.restore()
+        self._save_checkpoint(self.model, None)
+
+    def after_step(self) -> None:
+        """Remembers where the generators are, and counts."""
+        self._after_step = checkpoints.RandomState()
+        self.trained += Figures(steps=1)
+
+
+class _AfterStep(TrainerCallback):
+    def __init__(self, trainer: RecipeTrainer) -> None:
+        self._trainer = trainer
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self._trainer.after_step()
+
+
+class _ByLength(Sampler[int]):
+    """Longest first, so that padding is little and a batch that is too large shows at once."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self._order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def __iter__(self) -> Any:
+        return iter(self._order)
+
+
