@@ -62,7 +62,8 @@ def through_workers(recipe: Recipe, folder: Path, kind: str) -> dict[str, Any]:
         ]
         asked = [x.operator() for x in started]
         sections = [
-            OperatorSection(name=x.name, workers=list(x.workers), ca=x.ca, cert=x.cert, key=x.key) for x in asked
+            OperatorSection(name=x.name, workers=list(x.workers), ca=x.ca, cert=x.cert, key=x.key)
+            for x in asked
         ]
         return run(recipe, folder / kind, kind, sections)
 

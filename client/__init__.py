@@ -1,6 +1,18 @@
 """The client: everything private happens here."""
 
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.client.quantizer import BlindQuantizer, multiplier_of
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from blindtune.client.config import BlindConfig, Operator
+    from blindtune.client.quantizer import BlindQuantizer, multiplier_of
 
 __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of"]
+
+
+def __getattr__(name: str) -> Any:
+    # Looked up at first use, so that the command starts fast and sets its environment before libraries load.
+    # All of them come with the quantizer, since a configuration is of no use before that is registered.
+    if name in __all__:
+        return getattr(import_module("blindtune.client.quantizer"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

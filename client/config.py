@@ -208,7 +208,7 @@ def _resolve(host: str) -> set[str]:
     """The addresses of a host; the name itself when it does not resolve here."""
     try:
         return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except OSError:
+    except (OSError, UnicodeError):  # a label of a name can be too long to be asked for
         return {host.lower()}
 
 

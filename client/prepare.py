@@ -28,6 +28,7 @@ from blindtune.client.kit import (
     Kit,
     KitDescription,
     LayerDescription,
+    is_kit,
 )
 from blindtune.protocol.errors import ConfigurationError, KitError
 from blindtune.protocol.expansion import KEY_BYTES
@@ -35,7 +36,7 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
-__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "prepare"]
+__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "kit_of", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
@@ -121,6 +122,11 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
     with folder_written_at_once(folder) as unfinished:
         _write(checkpoint, unfinished, progress)
     return Kit.open(folder)
+
+
+def kit_of(folder: Path, progress: Progress = lambda x: x) -> Kit:
+    """The kit that a folder is, or the one of the checkpoint that it holds."""
+    return Kit.open(folder) if is_kit(folder) else cached_kit(Checkpoint.open(folder), progress=progress)
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -24,7 +24,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.skeleton import frozen_layers
-from blindtune.client.config import METHOD, BlindConfig
+from blindtune.client.config import METHOD, BlindConfig, Operator
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
 from blindtune.client.guard import guard_training
@@ -37,7 +37,7 @@ from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.products import Product
 
-__all__ = ["BlindQuantizer", "multiplier_of"]
+__all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of"]
 
 Item = TypeVar("Item")
 

@@ -38,7 +38,9 @@ def show_dry_run(recipe: Recipe, json: bool) -> None:
         return
     LineObserver().data(data)
     for index in range(min(_EXAMPLES, len(data.train.rows))):
-        messages.print(Text(f"\nexample {index + 1}", style="bold"), Text(f"({data.train.parsed[index].where})"))
+        messages.print(
+            Text(f"\nexample {index + 1}", style="bold"), Text(f"({data.train.parsed[index].where})")
+        )
         messages.print(_rendered(data, index, tokenizer), soft_wrap=True)
     messages.print()
     messages.print(_table(recipe, expected))

@@ -50,7 +50,7 @@ def _show(findings: Iterable[Finding], json: bool) -> None:
     count = {status: sum(x.status == status for x in seen) for status in _STYLES}
     if not json:
         messages.print(
-            f"{count['ok']} ok, {count['warning']} warnings, {count['problem']} problems", highlight=False
+            f"ok {count['ok']}, warnings {count['warning']}, problems {count['problem']}", highlight=False
         )
     if count["problem"]:
         raise typer.Exit(ExitCode.FINDINGS)
@@ -60,7 +60,9 @@ def _line(finding: Finding) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     table.add_column(width=8, no_wrap=True)
     table.add_column(ratio=1)
-    table.add_row(Text(finding.status, style=_STYLES[finding.status]), Text(f"{finding.check}: {finding.detail}"))
+    table.add_row(
+        Text(finding.status, style=_STYLES[finding.status]), Text(f"{finding.check}: {finding.detail}")
+    )
     if finding.fix:
         table.add_row("", Text(f"-> {finding.fix}", style="italic"))
     return table

@@ -13,7 +13,9 @@ __all__ = ["Config", "Settings", "init", "schema", "train"]
 Config = Annotated[Path, typer.Argument(help="The configuration, a YAML file.", show_default=False)]
 Settings = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a value: training.learning_rate=1e-4; repeatable."),
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Change a value: training.learning_rate=1e-4; repeatable."
+    ),
 ]
 
 
@@ -69,9 +71,7 @@ def train(
 
     observer = JsonObserver() if json else LineObserver()
     try:
-        summary = train_recipe(
-            recipe, observer, resume=resume, prices=Prices(price_per_hour, price_per_gb)
-        )
+        summary = train_recipe(recipe, observer, resume=resume, prices=Prices(price_per_hour, price_per_gb))
     finally:
         observer.close()
     if json:

@@ -21,8 +21,12 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Data file; the validation file of the run unless given.")
     ] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Measure on a random sample of so many.")] = None,
-    base: Annotated[bool, typer.Option("--base", help="Measure the base model, without the adapter.")] = False,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Measure on a random sample of so many.")
+    ] = None,
+    base: Annotated[
+        bool, typer.Option("--base", help="Measure the base model, without the adapter.")
+    ] = False,
     exact_match: Annotated[
         int | None,
         typer.Option(
@@ -55,7 +59,9 @@ def evaluate(
 
                 def on_answer(right: bool) -> None:
                     seen.append(right)
-                    status.update(f"Generating answers: {sum(seen)} of {len(seen)} right, {len(asked)} in all")
+                    status.update(
+                        f"Generating answers: {sum(seen)} of {len(seen)} right, {len(asked)} in all"
+                    )
 
                 figures["exact_match"] = evaluation.exact_match(tuned, asked, max_new_tokens, on_answer)
                 figures["exact_match_examples"] = len(asked)
@@ -75,7 +81,9 @@ def generate(
         Path | None, typer.Option(help="Data file; each record's question is answered, as JSON lines.")
     ] = None,
     examples: Annotated[int | None, typer.Option(min=1, help="Answer a random sample of so many.")] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Go on with the prompt as it is: no chat template.")] = False,
+    raw: Annotated[
+        bool, typer.Option("--raw", help="Go on with the prompt as it is: no chat template.")
+    ] = False,
     base: Annotated[bool, typer.Option("--base", help="Ask the base model, without the adapter.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 256,
     temperature: Annotated[
@@ -155,4 +163,6 @@ def merge(
         labels=labels,
         progress=lambda shards: track(shards, "Merging", console=messages, transient=True),
     )
-    messages.print(f"{output}: {merged.layers:,} layers merged", markup=False, highlight=False, soft_wrap=True)
+    messages.print(
+        f"{output}: {merged.layers:,} layers merged", markup=False, highlight=False, soft_wrap=True
+    )

@@ -124,7 +124,9 @@ def _messages(record: Record, name: str) -> list[Message]:
                 f"{record.where}: message {number} of {name!r} should have a role and a content, both texts"
             )
         if message.get("role") not in _ROLES:
-            raise DataError(f"{record.where}: the role of message {number} should be one of {', '.join(_ROLES)}")
+            raise DataError(
+                f"{record.where}: the role of message {number} should be one of {', '.join(_ROLES)}"
+            )
         found.append({"role": str(message["role"]), "content": str(message["content"])})
     return found
 
@@ -132,7 +134,9 @@ def _messages(record: Record, name: str) -> list[Message]:
 def _from_messages(record: Record) -> Conversation:
     messages = _messages(record, "messages")
     if not any(x["role"] == "assistant" and x["content"].strip() for x in messages):
-        raise DataError(f"{record.where}: no message of role assistant says anything: there is nothing to learn")
+        raise DataError(
+            f"{record.where}: no message of role assistant says anything: there is nothing to learn"
+        )
     return Conversation(messages, record.where)
 
 

@@ -72,7 +72,9 @@ def prepare_data(section: DataSection, tokenizer: Any, seed: int) -> PreparedDat
     if section.task == "classification" and labels is None:
         labels = sorted({x.label for x in train.parsed if isinstance(x, Labelled)})
         if len(labels) < 2:
-            raise DataError(f"{section.train}: all {len(train.rows)} examples have the same label: nothing to learn")
+            raise DataError(
+                f"{section.train}: all {len(train.rows)} examples have the same label: nothing to learn"
+            )
     validation = None
     if section.validation is not None:
         validation = read_split(

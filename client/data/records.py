@@ -37,7 +37,9 @@ def read_records(path: Path) -> list[Record]:
     elif path.is_file():
         records = _json_lines(path)
     else:
-        raise DataError(f"there is no data file {path}: name a JSONL file, or a folder of datasets.save_to_disk")
+        raise DataError(
+            f"there is no data file {path}: name a JSONL file, or a folder of datasets.save_to_disk"
+        )
     if not records:
         raise DataError(f"{path} holds no records: a JSONL file has one JSON object on each line")
     return records

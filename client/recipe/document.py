@@ -97,7 +97,9 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
     key, separator, text = setting.partition("=")
     path = tuple(key.strip().split("."))
     if not separator or not all(path):
-        raise ConfigurationError(f"--set {setting}: expected section.key=value, as in training.learning_rate=1e-4")
+        raise ConfigurationError(
+            f"--set {setting}: expected section.key=value, as in training.learning_rate=1e-4"
+        )
     try:
         value = _plain(YAML(typ="rt").load(text))
     except (YAMLError, ValueError):
@@ -123,7 +125,9 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
     return path
 
 
-def _explain(error: ErrorDetails, document: CommentedMap, name: str, changed: Sequence[tuple[str, ...]]) -> str:
+def _explain(
+    error: ErrorDetails, document: CommentedMap, name: str, changed: Sequence[tuple[str, ...]]
+) -> str:
     """One line about one finding."""
     location = tuple(str(x) for x in error["loc"])
     path, key, line = _locate(document, location)
@@ -200,5 +204,3 @@ def _description(location: Sequence[str]) -> str:
     if inner is not None:
         return f"a section with {', '.join(inner.model_fields)}"
     return (field.description if field else None) or "it has no default"
-
-

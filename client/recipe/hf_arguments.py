@@ -31,7 +31,9 @@ REFUSED: dict[str, str] = {
     "gradient_checkpointing_kwargs": "write gradient_checkpointing alone",
     **dict.fromkeys(("report_to", "project", "run_name", "push_to_hub"), _HERE),
     **dict.fromkeys(("fp16", "fp16_full_eval"), _PRECISION),
-    **dict.fromkeys(("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config"), _ONE_DEVICE),
+    **dict.fromkeys(
+        ("fsdp", "fsdp_config", "deepspeed", "parallelism_config", "accelerator_config"), _ONE_DEVICE
+    ),
     **dict.fromkeys(("do_train", "do_eval", "do_predict", "local_rank", "disable_tqdm", "log_level"), _OURS),
     **dict.fromkeys(("remove_unused_columns", "label_names", "length_column_name", "debug"), _OURS),
     **dict.fromkeys(("batch_eval_metrics", "include_for_metrics", "prediction_loss_only"), _OURS),
@@ -55,7 +57,9 @@ DEFAULTS: dict[str, Any] = {
 
 
 def _reason(name: str) -> str | None:
-    return REFUSED.get(name) or next((why for start, why in _REFUSED_FAMILIES.items() if name.startswith(start)), None)
+    return REFUSED.get(name) or next(
+        (why for start, why in _REFUSED_FAMILIES.items() if name.startswith(start)), None
+    )
 
 
 def _accepted(annotation: Any) -> Any:

@@ -56,7 +56,9 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     """How the frozen weights become integers, at the workers and for the client's checks."""
 
-    scheme: Literal["int8"] = Field("int8", description="One byte for each weight, one scale for each output.")
+    scheme: Literal["int8"] = Field(
+        "int8", description="One byte for each weight, one scale for each output."
+    )
     head: Head = Field(
         "auto",
         description="Where a language model's output head is computed: on the client (local), by the workers "
@@ -92,7 +94,9 @@ class OperatorSection(Section):
     """An organisation that runs workers."""
 
     name: str = Field(description="What messages call it.")
-    workers: list[str] = Field(min_length=1, description="Addresses of its workers, host:port; they are replicas.")
+    workers: list[str] = Field(
+        min_length=1, description="Addresses of its workers, host:port; they are replicas."
+    )
     ca: FilePath | None = Field(None, description="The operator's certificate authority (PEM).")
     cert: FilePath | None = Field(None, description="Your certificate for this operator (PEM).")
     key: FilePath | None = Field(None, repr=False, description="Its private key (PEM).")
@@ -113,7 +117,9 @@ class AdapterSection(Section):
     modules_to_save: list[str] | None = Field(
         None, description="Modules on the client that are trained whole; a classifier's head always is."
     )
-    layers_to_transform: list[int] | None = Field(None, description="Indices of the blocks that get an adapter.")
+    layers_to_transform: list[int] | None = Field(
+        None, description="Indices of the blocks that get an adapter."
+    )
     rank_pattern: dict[str, int] = Field(default_factory=dict, description="Ranks for some layers.")
     alpha_pattern: dict[str, int] = Field(default_factory=dict, description="Alphas for some layers.")
 
@@ -126,8 +132,12 @@ class DataSection(Section):
     )
     train: FilePath = Field(description="What to train on.")
     validation: FilePath | None = Field(None, description="Measured before and after, never trained on.")
-    format: DataFormat = Field("auto", description="Layout of the records; auto recognises it by the first one.")
-    labels: list[str] | None = Field(None, description="Class names in order; by default those in train, sorted.")
+    format: DataFormat = Field(
+        "auto", description="Layout of the records; auto recognises it by the first one."
+    )
+    labels: list[str] | None = Field(
+        None, description="Class names in order; by default those in train, sorted."
+    )
     system: str | None = Field(None, description="System message put before every conversation.")
     max_length: int = Field(512, ge=2, description="Tokens of one example; what is longer is cut off.")
     train_examples: int | None = Field(None, ge=1, description="Train on a random sample of so many.")

@@ -62,7 +62,9 @@ class EpochSampler(Sampler[int]):
         return [i for batch in [*whole, rest] for i in batch]
 
 
-def batches(sampler: EpochSampler, lengths: Sequence[int], batch: int, drop_last: bool = False) -> list[list[int]]:
+def batches(
+    sampler: EpochSampler, lengths: Sequence[int], batch: int, drop_last: bool = False
+) -> list[list[int]]:
     """Lengths of the examples of each batch of the sampler's epoch."""
     ordered = [lengths[i] for i in sampler]
     cut = [ordered[i : i + batch] for i in range(0, len(ordered), batch)]

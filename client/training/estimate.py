@@ -32,7 +32,7 @@ from blindtune.protocol.errors import CheckpointError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import Product, backward_products, forward_products
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "estimate", "remote_products"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,10 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     Raises:
         CheckpointError, UnsupportedError: the model can't be read or served.
     """
+    per_epoch = max(
+        1, ceil(_batches_in_epoch(recipe, data.train) / recipe.training.gradient_accumulation_steps)
+    )
+    steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
     model, layers = _layers(recipe, data.labels)
     forward, backward = _products(recipe, model, layers)
@@ -104,20 +108,42 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
         size = recipe.training.per_device_eval_batch_size
         ordered = sorted(data.validation.lengths, reverse=True)
         measured = [ordered[i : i + size] for i in range(0, len(ordered), size)]
-        add(ahead, [*measured, *measured])
+        for _ in range(2 + _measured_while_training(recipe, steps, per_epoch)):
+            add(ahead, measured)
     rows = sum(padded_rows(x) for x in taken)
     tokens = sum(map(sum, taken))
-    accumulated = recipe.training.gradient_accumulation_steps
-    per_epoch = max(1, ceil(_batches_in_epoch(recipe, data.train) / accumulated))
-    steps = _steps(recipe, per_epoch)
-    return Estimate(
-        steps, steps / per_epoch, tokens, 1 - tokens / rows if rows else 0.0, rounds, up, down
-    )
+    return Estimate(steps, steps / per_epoch, tokens, 1 - tokens / rows if rows else 0.0, rounds, up, down)
+
+
+def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
+    """All products of a recipe's layer groups, forward and backward."""
+    model, layers = _layers(recipe, labels)
+    by_module = {x.module: x for x in layers}
+    products = []
+    for group in trace_groups(type(model), model.config, list(by_module)):
+        members = [by_module[module] for module in group]
+        products += forward_products([x.name for x in members], members[0].in_features)
+        products += backward_products([(x.name, x.out_features) for x in members])
+    return products
 
 
 def _batches_in_epoch(recipe: Recipe, split: Split) -> int:
     count, size = len(split.rows), recipe.training.per_device_train_batch_size
     return count // size if recipe.training.dataloader_drop_last else ceil(count / size)
+
+
+def _measured_while_training(recipe: Recipe, steps: int, per_epoch: int) -> int:
+    """How often Hugging Face's trainer measures, by ``eval_strategy``."""
+    training = recipe.training
+    times = int(training.eval_on_start)
+    if training.eval_strategy == "epoch":
+        return times + sum(epoch >= training.eval_delay for epoch in range(1, ceil(steps / per_epoch) + 1))
+    if training.eval_strategy == "steps":
+        every = training.eval_steps or training.logging_steps
+        every = ceil(steps * every) if every < 1 else int(every)
+        at = {*range(every, steps + 1, every), steps}
+        return times + sum(step >= training.eval_delay for step in at)
+    return times
 
 
 def _steps(recipe: Recipe, per_epoch: int) -> int:

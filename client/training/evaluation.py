@@ -52,7 +52,11 @@ class Tuned:
 
     @torch.no_grad()
     def answer(
-        self, prompt: str | Sequence[Message], max_new_tokens: int, temperature: float = 0.0, streamer: Any = None
+        self,
+        prompt: str | Sequence[Message],
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        streamer: Any = None,
     ) -> str:
         """What the model says after a prompt.
 
@@ -65,7 +69,9 @@ class Tuned:
         text = prompt if isinstance(prompt, str) else prompt_text(prompt, self.tokenizer)
         # A chat template writes the special tokens itself.
         inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=isinstance(prompt, str))
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        sampling = (
+            {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        )
         output = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

@@ -1,10 +1,10 @@
 """The output folder of a run: one run at a time, and what says whether it can be gone on with.
 
-    OUTPUT/recipe.yaml            the configuration with everything that it resolved to
-    OUTPUT/run.json               what makes the run this one: digests, and the figures before training
-    OUTPUT/checkpoints/           checkpoint-STEP folders
-    OUTPUT/adapter_model.safetensors, adapter_config.json, tokenizer ...   the result
-    OUTPUT/summary.json           written last: the run is complete
+OUTPUT/recipe.yaml            the configuration with everything that it resolved to
+OUTPUT/run.json               what makes the run this one: digests, and the figures before training
+OUTPUT/checkpoints/           checkpoint-STEP folders
+OUTPUT/adapter_model.safetensors, adapter_config.json, tokenizer ...   the result
+OUTPUT/summary.json           written last: the run is complete
 """
 
 import os
@@ -132,7 +132,9 @@ class RunFolder:
                     "output.dir"
                 )
         if list(data.labels) != state["labels"]:
-            raise ConfigurationError(f"{self.path}: the labels are not those that the run began with: restore them")
+            raise ConfigurationError(
+                f"{self.path}: the labels are not those that the run began with: restore them"
+            )
         write_recipe(recipe, self.path / RECIPE)
         forget_unfinished(self.path / CHECKPOINTS)
 

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from blindtune.checkpoint.files import resolve
-from blindtune.client.config import BlindConfig, Operator
+from blindtune.client import BlindConfig, Operator
 from blindtune.client.recipe.schema import Recipe
 from blindtune.protocol.errors import CheckpointError, ConfigurationError
 
@@ -58,7 +58,9 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
         raise CheckpointError(f"{folder} has no usable tokenizer: {' '.join(str(error).split())}") from None
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise CheckpointError(f"the tokenizer in {folder} has no token to pad with and none that ends a text")
+            raise CheckpointError(
+                f"the tokenizer in {folder} has no token to pad with and none that ends a text"
+            )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
@@ -110,9 +112,7 @@ def new_adapter(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
     """
     section = recipe.adapter.model_dump()
     try:
-        lora = LoraConfig(
-            task_type=_TASK_TYPES[recipe.data.task], revision=recipe.model.revision, **section
-        )
+        lora = LoraConfig(task_type=_TASK_TYPES[recipe.data.task], revision=recipe.model.revision, **section)
         set_seed(recipe.training.seed)
         return get_peft_model(base, lora)
     except ValueError as error:
@@ -126,5 +126,7 @@ def trained_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
         ConfigurationError: the folder holds none.
     """
     if not (folder / "adapter_config.json").is_file():
-        raise ConfigurationError(f"{folder} holds no adapter: train one with blindtune train, or name another folder")
+        raise ConfigurationError(
+            f"{folder} holds no adapter: train one with blindtune train, or name another folder"
+        )
     return PeftModel.from_pretrained(base, folder)

@@ -128,12 +128,14 @@ class _Run:
                 self._multiplier.close()
 
     def _finish(self, prices: Prices) -> dict[str, Any]:
+        validation = self._data.validation
         trainer = RecipeTrainer(
             self._recipe,
             self._folder.path,
             self._model,
             self._tokenizer,
             Rows(self._data.train.rows),
+            validation and Rows(validation.rows),
             self._this_process,
         )
         before = self._before(trainer)
@@ -193,7 +195,11 @@ class _Run:
             written.rmdir()
 
     def _summary(
-        self, figures: Figures, before: dict[str, float] | None, after: dict[str, float] | None, prices: Prices
+        self,
+        figures: Figures,
+        before: dict[str, float] | None,
+        after: dict[str, float] | None,
+        prices: Prices,
     ) -> dict[str, Any]:
         recipe, train, validation = self._recipe, self._data.train, self._data.validation
         return {
@@ -210,5 +216,3 @@ class _Run:
 
 def _counts(split: Split) -> dict[str, int]:
     return {"used": len(split.rows), "cut_off": split.cut, "without_loss": split.dropped}
-
-

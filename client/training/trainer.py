@@ -62,6 +62,8 @@ def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
         ConfigurationError: Hugging Face refuses a combination of its values.
     """
     given = recipe.training.model_dump(exclude_none=True)
+    if recipe.data.validation is None and given["eval_strategy"] != "no":
+        raise ConfigurationError("training.eval_strategy measures data.validation: name a file there")
     given.pop("save_total_limit", None)  # older checkpoints are removed once the new one is complete
     try:
         return TrainingArguments(
@@ -86,6 +88,7 @@ class RecipeTrainer(Trainer):
         model: with its adapter.
         tokenizer: pads batches.
         train: what to train on; None to measure only.
+        validation: what to measure while training, when the recipe says so.
         so_far: figures of the run when a checkpoint is written, kept with it.
     """
 
@@ -96,6 +99,7 @@ class RecipeTrainer(Trainer):
         model: Any,
         tokenizer: Any,
         train: Rows | None,
+        validation: Rows | None = None,
         so_far: Callable[[], Figures] = Figures,
     ) -> None:
         self._recipe = recipe
@@ -113,6 +117,7 @@ class RecipeTrainer(Trainer):
             model=model,
             args=training_arguments(recipe, folder),
             train_dataset=train,
+            eval_dataset=validation,
             data_collator=collator,
             processing_class=tokenizer,
             compute_metrics=self._metrics.add,
@@ -221,5 +226,3 @@ class _ByLength(Sampler[int]):
 
     def __iter__(self) -> Any:
         return iter(self._order)
-
-

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# Tunes a language model to reason in steps before it answers, with two operators on this machine.
+#
+#   examples/chain_of_thought/run.sh DATA MODEL [SCRATCH] [--set KEY=VALUE ...]
+#
+# DATA     A folder with train.jsonl and test.jsonl, {"question": ..., "rationale": ..., "answer": ...} on each
+#          line. The figures are for GSM8K, grade-school-math by OpenAI, MIT: what precedes #### in its answers
+#          is the rationale, and what follows it the answer.
+# MODEL    A checkpoint folder of a language model, or its name on the Hugging Face hub.
+# SCRATCH  A new folder to work in; a temporary one unless given.
+# --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
+#
+# Expect: loss, perplexity and token accuracy on the test problems before and after, exact match on 20 of them,
+# seconds, MB up and down.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(realpath -- "${1:?name the folder with train.jsonl and test.jsonl}")
+model=${2:?name the model: a folder, or a name on the hub}
+shift 2
+scratch=
+if [[ ${1:--} != -* ]]; then
+    scratch=$1
+    shift
+fi
+if [[ -d $model ]]; then
+    model=$(realpath -- "$model")
+fi
+
+. "$here/../workers.sh"
+enter_scratch "$scratch"
+ln -sfn "$data" data
+if [[ -d $model ]]; then
+    ln -sfn "$model" model
+    model=model
+fi
+sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
+start_workers "$model" 2
+
+blindtune train recipe.yaml --dry-run "$@" # shows two examples, the steps and the traffic; connects to nothing
+blindtune check recipe.yaml "$@"           # ends here if it finds a problem
+blindtune train recipe.yaml "$@"
+blindtune eval output --exact-match 20
+blindtune generate output --prompt "A pen costs 3 dollars and a book 5. What do two pens and a book cost?"

@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# Tunes a language model to follow instructions, with two operators on this machine.
+#
+#   examples/instructions/run.sh DATA MODEL [SCRATCH] [--set KEY=VALUE ...]
+#
+# DATA     A folder with train.jsonl and test.jsonl, {"instruction": ..., "context": ..., "response": ...} on
+#          each line; the context may be empty. The figures are for Databricks Dolly 15k, CC BY-SA 3.0.
+# MODEL    A checkpoint folder of a language model, or its name on the Hugging Face hub.
+# SCRATCH  A new folder to work in; a temporary one unless given.
+# --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
+#
+# Expect: loss, perplexity and token accuracy on the test responses before and after, seconds, MB up and down.
+set -euo pipefail
+
+here=$(cd "$(dirname "$0")" && pwd)
+data=$(realpath -- "${1:?name the folder with train.jsonl and test.jsonl}")
+model=${2:?name the model: a folder, or a name on the hub}
+shift 2
+scratch=
+if [[ ${1:--} != -* ]]; then
+    scratch=$1
+    shift
+fi
+if [[ -d $model ]]; then
+    model=$(realpath -- "$model")
+fi
+
+. "$here/../workers.sh"
+enter_scratch "$scratch"
+ln -sfn "$data" data
+if [[ -d $model ]]; then
+    ln -sfn "$model" model
+    model=model
+fi
+sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
+start_workers "$model" 2
+
+blindtune train recipe.yaml --dry-run "$@" # shows two examples, the steps and the traffic; connects to nothing
+blindtune check recipe.yaml "$@"           # ends here if it finds a problem
+blindtune train recipe.yaml "$@"
+blindtune eval output
+blindtune generate output --prompt "Name three things to pack for a day in the mountains."
