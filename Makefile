@@ -14,7 +14,7 @@ python_found = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%d.%d %s" % (v[0], v[1], "ok" if v >= (3, 11) else "old"))' 2>/dev/null || echo missing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint proto clean distclean
+.PHONY: help demo test test-slow lint proto docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ proto: $(INSTALLED) ## generate the code in proto/ from proto/worker.proto
 		--grpc_python_out=$(SCRATCH)/proto --mypy_grpc_out=$(SCRATCH)/proto \
 		blindtune/proto/worker.proto
 	mv $(SCRATCH)/proto/blindtune/proto/worker_pb2* proto/
+
+docs: $(INSTALLED) ## generate docs/configuration.md and docs/blindtune.schema.json
+	$(BIN)/python -m blindtune.client.recipe.reference docs
 
 clean: ## remove what builds and checks leave behind
 	rm -rf build dist $(SCRATCH) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

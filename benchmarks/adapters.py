@@ -104,11 +104,13 @@ def main() -> None:
                 if "shares" in arguments.workers:
                     same = same_adapter(folder / "shares", folder / "reference")
                     print(f"shares and reference give the same adapter: {same}", flush=True)
+    first = arguments.seeds[0]
     for name in results["local"][0]["after"]:
         after = {kind: [x["after"][name] for x in runs] for kind, runs in results.items()}
         spread = max(after["local"]) - min(after["local"])
-        means = ", ".join(f"{kind} {statistics.mean(values):.4f}" for kind, values in after.items())
-        print(f"{name}: mean after {means}; spread of the local seeds {spread:.4f}")
+        means = ", ".join(f"{kind} {statistics.mean(after[kind]):.4f}" for kind in ("local", "reference"))
+        print(f"{name}: mean of the seeds: {means}; spread of the local seeds {spread:.4f}")
+        print(f"{name}: seed {first}: " + ", ".join(f"{kind} {values[0]:.4f}" for kind, values in after.items()))
 
 
 if __name__ == "__main__":

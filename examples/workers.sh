@@ -27,7 +27,8 @@ start_workers() {
         if [[ ! -d certs/$name ]]; then
             blindtune certs certs --operator "$name" --host "${address%:*}"
         fi
-        blindtune-worker serve --model "$model" --listen "$address" --log-format text \
+        # In a session of its own, so that Ctrl-C reaches the training alone, which then saves a checkpoint.
+        setsid blindtune-worker serve --model "$model" --listen "$address" --log-format text \
             --tls-cert "certs/$name/worker.pem" --tls-key "certs/$name/worker-key.pem" \
             --tls-client-ca "certs/$name/ca.pem" >"workers/$name.json" 2>"workers/$name.log" &
         workers+=($!)

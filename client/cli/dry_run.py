@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from blindtune.client.cli.console import emit, messages
-from blindtune.client.cli.progress import LineObserver, JsonObserver
+from blindtune.client.cli.progress import JsonObserver, LineObserver
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.recipe import Recipe

@@ -77,17 +77,15 @@ def train(
     if json:
         emit("done", **summary)
         return
-    seconds = summary["seconds"]
-    messages.print(
-        f"{summary['steps']:,} steps on {summary['tokens']:,} tokens ({summary['padding_share']:.1%} padding) in "
-        f"{seconds['total']:.0f} s: client {seconds['client']:.0f} s, waiting {seconds['waiting']:.0f} s, "
-        f"verification {seconds['verification']:.0f} s\n"
+    spent = ", ".join(f"{name} {value:.0f} s" for name, value in summary["seconds"].items())
+    for line in (
+        f"{summary['steps']:,} steps on {summary['tokens']:,} tokens, {summary['padding_share']:.1%} padding",
+        f"time: {spent}",
         f"{summary['rounds']:,} rounds, {summary['bytes_up'] / 1e6:,.1f} MB up, "
         f"{summary['bytes_down'] / 1e6:,.1f} MB down, {summary['verified_responses']:,} responses verified, "
         f"{summary['lies']} wrong",
-        highlight=False,
-        soft_wrap=True,
-    )
+    ):
+        messages.print(line, highlight=False, soft_wrap=True)
     if "cost" in summary:
         messages.print(f"cost {summary['cost']:.2f} at the given prices", highlight=False)
     messages.print(f"adapter in {recipe.output.dir}", markup=False, highlight=False, soft_wrap=True)

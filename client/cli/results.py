@@ -137,8 +137,8 @@ def merge(
 ) -> None:
     """Merge an adapter into its base model, offline, where the base model is.
 
-    The original weights are used, not the integers, and one shard at a time: memory for the whole model is not
-    needed. The folder loads like any other model.
+    The original weights are used, not the integers, and one shard at a time: memory for the whole model is
+    not needed. The folder loads like any other model.
     """
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.merge import merge as merge_adapter

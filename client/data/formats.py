@@ -11,6 +11,7 @@ All but the last become a `Conversation`, in which the assistant's turns carry t
 are a `Completion`: they are joined as they are, without a chat template.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -67,6 +68,7 @@ _NEEDED: dict[str, tuple[tuple[str, ...], ...]] = {
     "question": (("question",), ("answer",)),
     "text-label": (("text",), ("label",)),
 }
+_KNOWN = tuple(dict.fromkeys(name for needed in _NEEDED.values() for names in needed for name in names))
 
 
 def recognise(record: Record, task: Task) -> DataFormat:
@@ -77,12 +79,16 @@ def recognise(record: Record, task: Task) -> DataFormat:
     """
     usable = [name for name in _NEEDED if (name == "text-label") == (task == "classification")]
     for name in usable:
-        if all(any(key in record.fields for key in names) for names in _NEEDED[name]):
+        if all(_given(record, names) for names in _NEEDED[name]):
             return cast(DataFormat, name)
     wanted = "; ".join(f"{name}: {', '.join(x[0] for x in _NEEDED[name])}" for name in usable)
+    # A field's name may be private as well, unless it is one that formats use.
+    known = [x for x in _KNOWN if _given(record, [x])]
+    others = len(record.fields) - len(known)
+    found = ", ".join([*known, *([f"{others} of other names"] if others else [])]) or "none at all"
     raise DataError(
-        f"{record.where}: no format for data.task: {task} has the fields {', '.join(map(str, record.fields))}. "
-        f"Rename them to those of a format ({wanted})"
+        f"{record.where}: no format for data.task: {task} has just these fields: {found}. Rename them to "
+        f"those of a format ({wanted})"
     )
 
 
@@ -93,24 +99,30 @@ def parse(record: Record, layout: DataFormat) -> Parsed:
         DataError: a field is missing, empty or of the wrong type.
     """
     for names in _NEEDED[layout]:
-        if not any(name in record.fields for name in names):
-            raise DataError(f"{record.where}: field {names[0]!r} is missing (format {layout})")
+        if not _given(record, names):
+            raise DataError(f"{record.where}: field {names[0]!r} is missing or null (format {layout})")
     return _PARSERS[layout](record)
 
 
+def _given(record: Record, names: Sequence[str]) -> list[str]:
+    """Those of some names that a record has a value for: tables fill gaps with null."""
+    return [name for name in names if record.fields.get(name) is not None]
+
+
 def _text(record: Record, *names: str, empty: bool = False) -> str:
-    name = next(x for x in names if x in record.fields)
+    name = _given(record, names)[0]
     value = record.fields[name]
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise DataError(f"{record.where}: field {name!r} should be a text, not {type(value).__name__}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(f"{record.where}: field {name!r} is no number (NaN), or an infinite one")
     if not empty and not str(value).strip():
         raise DataError(f"{record.where}: field {name!r} is empty")
     return str(value)
 
 
 def _optional(record: Record, *names: str) -> str:
-    present = [x for x in names if record.fields.get(x) is not None]
-    return _text(record, present[0], empty=True) if present else ""
+    return _text(record, *names, empty=True) if _given(record, names) else ""
 
 
 def _messages(record: Record, name: str) -> list[Message]:
@@ -125,7 +137,13 @@ def _messages(record: Record, name: str) -> list[Message]:
             )
         if message.get("role") not in _ROLES:
             raise DataError(
-                f"{record.where}: the role of message {number} should be one of {', '.join(_ROLES)}"
+                f"{record.where}: the role of message {number} of {name!r} should be one of "
+                f"{', '.join(_ROLES)}"
+            )
+        if message.get("tool_calls"):
+            raise DataError(
+                f"{record.where}: message {number} of {name!r} has tool_calls, which are not trained on: "
+                "write the call into the content, as the model's chat template would"
             )
         found.append({"role": str(message["role"]), "content": str(message["content"])})
     return found

@@ -26,6 +26,7 @@ class Split:
             the class's number for classification.
         cut: how many examples were longer than allowed.
         dropped: how many had no token left that carries loss, and are not used.
+        labels: class names; empty for instructions.
     """
 
     path: Path
@@ -34,6 +35,7 @@ class Split:
     rows: Sequence[dict[str, Any]]
     cut: int
     dropped: int
+    labels: Sequence[str] = ()
 
     @property
     def lengths(self) -> list[int]:
@@ -67,20 +69,16 @@ def prepare_data(section: DataSection, tokenizer: Any, seed: int) -> PreparedDat
     Raises:
         DataError: see `read_split`.
     """
-    labels = section.labels
-    train = read_split(section, section.train, tokenizer, labels, section.train_examples, seed)
-    if section.task == "classification" and labels is None:
-        labels = sorted({x.label for x in train.parsed if isinstance(x, Labelled)})
-        if len(labels) < 2:
-            raise DataError(
-                f"{section.train}: all {len(train.rows)} examples have the same label: nothing to learn"
-            )
+    train = read_split(section, section.train, tokenizer, section.labels, section.train_examples, seed)
+    if section.task == "classification" and len(train.labels) < 2:
+        raise DataError(f"{section.train}: all examples have the same label: there is nothing to learn")
     validation = None
     if section.validation is not None:
+        labels = train.labels or None
         validation = read_split(
             section, section.validation, tokenizer, labels, section.validation_examples, seed
         )
-    return PreparedData(train, validation, labels or [])
+    return PreparedData(train, validation, train.labels)
 
 
 def read_split(
@@ -106,34 +104,38 @@ def read_split(
     layout = recognise(records[0], section.task) if section.format == "auto" else section.format
     parsed: list[Parsed] = [parse(record, layout) for record in records]
     chosen = sample(len(parsed), limit, seed)
-    parsed = [parsed[i] for i in chosen]
     if layout == "text-label":
-        return _classification(path, layout, parsed, tokenizer, labels, section.max_length)
-    return _instructions(section, path, layout, parsed, tokenizer)
+        examples = [x for x in parsed if isinstance(x, Labelled)]
+        names = _class_names(examples, labels)
+        return _classification(path, [examples[i] for i in chosen], tokenizer, names, section.max_length)
+    return _instructions(section, path, layout, [parsed[i] for i in chosen], tokenizer)
+
+
+def _class_names(examples: Sequence[Labelled], labels: Sequence[str] | None) -> Sequence[str]:
+    """Those of a whole file, so that a sample of it has the same classes."""
+    names = sorted({x.label for x in examples}) if labels is None else labels
+    known = set(names)
+    for example in examples:
+        if example.label not in known:
+            raise DataError(
+                f"{example.where}: the label is none of the {len(names)} that are trained on: correct it, "
+                "or list all of them in data.labels"
+            )
+    return names
 
 
 def _classification(
-    path: Path,
-    layout: DataFormat,
-    parsed: Sequence[Parsed],
-    tokenizer: Any,
-    labels: Sequence[str] | None,
-    max_length: int,
+    path: Path, examples: Sequence[Labelled], tokenizer: Any, names: Sequence[str], max_length: int
 ) -> Split:
-    examples = [x for x in parsed if isinstance(x, Labelled)]
-    names = sorted({x.label for x in examples}) if labels is None else labels
     numbers = {name: number for number, name in enumerate(names)}
-    for example in examples:
-        if example.label not in numbers:
-            raise DataError(
-                f"{example.where}: the label is none of the {len(numbers)} that are trained on: correct it, "
-                "or list all of them in data.labels"
-            )
     whole = tokenizer([x.text for x in examples])["input_ids"]
     ids = tokenizer([x.text for x in examples], truncation=True, max_length=max_length)["input_ids"]
+    for example, tokens in zip(examples, ids, strict=True):
+        if not tokens:
+            raise DataError(f"{example.where}: the model's tokenizer makes no token of this text: remove it")
     rows = [{"input_ids": i, "labels": numbers[x.label]} for i, x in zip(ids, examples, strict=True)]
     cut = sum(len(a) > len(b) for a, b in zip(whole, ids, strict=True))
-    return Split(path, layout, parsed, rows, cut, 0)
+    return Split(path, "text-label", examples, rows, cut, 0, names)
 
 
 def _instructions(
@@ -147,7 +149,7 @@ def _instructions(
             raise DataError(f"{example.where}: a labelled text is no instruction")
         example = _with_system(example, section.system)
         encoded = encode(example, tokenizer, section.max_length)
-        cut += len(encoded.input_ids) == section.max_length
+        cut += encoded.cut
         if encoded.learns:
             kept.append(example)
             rows.append({"input_ids": encoded.input_ids, "labels": encoded.labels})

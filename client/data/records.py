@@ -47,39 +47,57 @@ def read_records(path: Path) -> list[Record]:
 
 def _json_lines(path: Path) -> list[Record]:
     records = []
-    number = 0
     try:
         # The file is split at line feeds alone: JSON strings may hold what else counts as a line's end.
-        with open(path, encoding="utf-8", newline="\n") as file:
+        with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                if line.strip():
-                    records.append(Record(_object(line, f"{path}, line {number}"), f"{path}, line {number}"))
-    except UnicodeDecodeError:
-        raise DataError(f"{path}, after line {number}: this is no UTF-8: save the file as UTF-8") from None
+                where = f"{path}, line {number}"
+                text = _decoded(line, where)
+                if text.strip():
+                    records.append(Record(_object(text, where), where))
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     return records
 
 
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        # Some editors begin a file with the mark that this encoding leaves out.
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise DataError(f"{where}: this is no UTF-8: save the file as UTF-8") from None
+
+
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line)
+        fields = json.loads(line, parse_constant=_refuse_constant)
+        if "\\ud" in line.lower():  # half of a pair, which no tokenizer takes
+            json.dumps(fields, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         # Only what is wrong and where: the text around it is private.
         raise DataError(f"{where}, column {error.colno}: this is no JSON: {error.msg}") from None
     except RecursionError:
         raise DataError(f"{where}: this is no record: it is nested too deeply") from None
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: a text has a \\u escape that is half of a character") from None
+    except ValueError:
+        raise DataError(f"{where}: a number is infinite, none at all (NaN), or has too many digits") from None
     if not isinstance(fields, dict):
         raise DataError(f"{where}: expected a JSON object, found {type(fields).__name__}")
     return fields
 
 
+def _refuse_constant(name: str) -> None:
+    raise ValueError(name)
+
+
 def _saved_dataset(path: Path) -> list[Record]:
     from datasets import Dataset, DatasetDict, load_from_disk
+    from pyarrow import ArrowException
 
     try:
         dataset = load_from_disk(str(path))
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArrowException) as error:
         raise DataError(
             f"{path} is no folder of datasets.save_to_disk ({type(error).__name__}): name such a folder or a "
             "JSONL file"
@@ -93,7 +111,7 @@ def _saved_dataset(path: Path) -> list[Record]:
 
 
 def sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
-    """Indices of a random sample in random order, the same for the same seed; all in order without a limit."""
+    """Indices of a random sample, the same for the same seed; without a limit, all in order."""
     if limit is None or limit >= count:
         return range(count)
     return random.Random(seed).sample(range(count), limit)  # noqa: S311 - it protects nothing

@@ -1,6 +1,7 @@
 """From a YAML file to a `Recipe`, with errors that name the line."""
 
 import difflib
+import json
 from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
@@ -48,23 +49,30 @@ def parse_recipe(text: str, name: str, settings: Sequence[str] = ()) -> Recipe:
     # It builds plain values and collections only, whatever tags a file holds.
     try:
         document = YAML(typ="rt").load(text)
+        plain = _plain(document)
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         where = f"{name}, line {mark.line + 1}" if mark else name
-        raise ConfigurationError(f"{where}: this is no YAML: {error.problem or error.context}") from None
+        # Of a key that occurs twice, the values would be quoted as well.
+        problem = str(error.problem or error.context).split(" with value ")[0]
+        raise ConfigurationError(f"{where}: this is no YAML: {problem}") from None
+    except RecursionError:
+        raise ConfigurationError(f"{name}: this is nested too deeply") from None
     except (YAMLError, ValueError) as error:
         raise ConfigurationError(f"{name}: this is no YAML: {' '.join(str(error).split())}") from None
     if not isinstance(document, CommentedMap):
         raise ConfigurationError(
-            f"{name}: expected the sections {', '.join(Recipe.model_fields)}: blindtune init writes an example"
+            f"{name}: expected the sections {', '.join(Recipe.model_fields)}: blindtune init writes an "
+            "example"
         )
-    plain = _plain(document)
+    # A section of which everything is commented out is one that is not there.
+    plain = {key: x for key, x in plain.items() if x is not None or key not in Recipe.model_fields}
     changed = [_apply(plain, setting) for setting in settings]
     try:
         return Recipe.model_validate(plain)
     except ValidationError as error:
         details = error.errors(include_url=False)
-        lines = [_explain(x, document, name, changed) for x in details[:_MOST_ERRORS]]
+        lines = [_explain(x, plain, document, name, changed) for x in details[:_MOST_ERRORS]]
         if len(details) > len(lines):
             lines.append(f"and {len(details) - len(lines)} more")
         raise ConfigurationError("\n".join(lines)) from None
@@ -75,8 +83,11 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    content = recipe.model_dump(mode="json")
+    # The one character that would be written as it is, and read back as a space.
+    yaml.allow_unicode = "\x85" not in json.dumps(content, ensure_ascii=False)
     text = StringIO()
-    yaml.dump(recipe.model_dump(mode="json"), text)
+    yaml.dump(content, text)
     file_written_at_once(path, lambda file: file.write(text.getvalue().encode()))
 
 
@@ -102,12 +113,12 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
         )
     try:
         value = _plain(YAML(typ="rt").load(text))
-    except (YAMLError, ValueError):
-        raise ConfigurationError(f"--set {setting}: the value is no YAML") from None
+    except (YAMLError, ValueError, RecursionError):
+        raise ConfigurationError(f"--set {setting}: the value is no YAML: write it in quotes") from None
     target: Any = plain
     for step in path[:-1]:
         if isinstance(target, list):
-            if not step.isdigit() or int(step) >= len(target):
+            if not step.isdecimal() or int(step) >= len(target):
                 raise ConfigurationError(f"--set {setting}: there are {len(target)} entries, counted from 0")
             target = target[int(step)]
         else:
@@ -117,7 +128,7 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
         if not isinstance(target, dict | list):
             raise ConfigurationError(f"--set {setting}: {step} is a value, and holds no keys")
     if isinstance(target, list):
-        if not path[-1].isdigit() or int(path[-1]) >= len(target):
+        if not path[-1].isdecimal() or int(path[-1]) >= len(target):
             raise ConfigurationError(f"--set {setting}: there are {len(target)} entries, counted from 0")
         target[int(path[-1])] = value
     else:
@@ -126,14 +137,21 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
 
 
 def _explain(
-    error: ErrorDetails, document: CommentedMap, name: str, changed: Sequence[tuple[str, ...]]
+    error: ErrorDetails,
+    plain: dict[str, Any],
+    document: CommentedMap,
+    name: str,
+    changed: Sequence[tuple[str, ...]],
 ) -> str:
     """One line about one finding."""
     location = tuple(str(x) for x in error["loc"])
-    path, key, line = _locate(document, location)
-    by_option = any(location[: len(x)] == x[: len(location)] and location for x in changed)
-    where = f"--set {'.'.join(path)}" if by_option else f"{name}, line {line}"
-    dotted = ".".join(path)
+    path = _existing(plain, location)
+    key, dotted = path[-1] if path else "", ".".join(path)
+    # What a section says about several of its keys is found where the section is.
+    several = error["type"] == "value_error" and len(location) == 1
+    whole = several or location[0] not in {str(x) for x in document}
+    by_option = next((x for x in changed if location[: len(x)] == x or (whole and x[:1] == location)), None)
+    where = f"--set {'.'.join(by_option)}" if by_option else f"{name}, line {_line(document, location)}"
     if error["type"] == "extra_forbidden":
         why = refused(key) if path[:-1] == ("training",) else None
         if why:
@@ -146,41 +164,62 @@ def _explain(
     if error["type"] == "missing":
         return f"{where}: {'.'.join(location)} is missing: {_description(location)}"
     if error["type"] == "value_error":
-        return f"{where}: {error['msg'].removeprefix('Value error, ')}"
+        reason = error["msg"].removeprefix("Value error, ")
+        return f"{where}: {reason}" if several else f"{where}: {dotted}: {reason}"
     given = error.get("input")
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+    if error["type"] == "model_type":
+        return f"{where}: {dotted}: should be a section with {', '.join(_allowed(path))}{shown}"
+    if error["type"] == "string_type" and isinstance(given, int | float):
+        shown += ": put it in quotes"
     return f"{where}: {dotted}: {error['msg'].replace('Input should be', 'should be')}{shown}"
 
 
-def _locate(document: CommentedMap, location: tuple[str, ...]) -> tuple[tuple[str, ...], str, int]:
-    """The part of an error's location that the document has or lacks, and the nearest line, from 1.
+def _existing(plain: Any, location: tuple[str, ...]) -> tuple[str, ...]:
+    """The part of an error's location that is there or lacks.
 
     Pydantic's locations go on below a key into the members of a union, which are no keys.
     """
-    node: Any = document
-    line = 1
     path: list[str] = []
     for step in location:
-        if isinstance(node, CommentedMap):
+        if isinstance(plain, dict):
             path.append(step)
-            if step not in node:
+            if step not in plain:
                 break
-            line = node.lc.key(step)[0] + 1
-            node = node[step]
-        elif isinstance(node, CommentedSeq) and step.isdigit() and int(step) < len(node):
+            plain = plain[step]
+        elif isinstance(plain, list) and step.isdecimal() and int(step) < len(plain):
             path.append(step)
+            plain = plain[int(step)]
+        else:
+            break
+    return tuple(path)
+
+
+def _line(document: CommentedMap, location: tuple[str, ...]) -> int:
+    """The line of a location, or of the last step towards it that the document has; from 1."""
+    node: Any = document
+    line = 1
+    for step in location:
+        if isinstance(node, CommentedMap):
+            key = next((x for x in node if str(x) == step), None)
+            if key is None:
+                break
+            if key in (node.lc.data or {}):  # keys that << merged have no line here
+                line = node.lc.key(key)[0] + 1
+            node = node[key]
+        elif isinstance(node, CommentedSeq) and step.isdecimal() and int(step) < len(node):
             line = node.lc.item(int(step))[0] + 1
             node = node[int(step)]
         else:
             break
-    return tuple(path), path[-1] if path else "", line
+    return line
 
 
 def _section(path: Sequence[str]) -> type[BaseModel] | None:
     """The model that a path leads to."""
     current: Any = Recipe
     for step in path:
-        if step.isdigit():
+        if step.isdecimal():
             continue
         field = current.model_fields.get(step)
         if field is None:

@@ -54,6 +54,17 @@ DEFAULTS: dict[str, Any] = {
     "gradient_checkpointing": False,  # it repeats every forward round trip
     "dataloader_pin_memory": False,
 }
+# Numbers with which a run would fail later, or never end.
+_AT_LEAST = {
+    **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), 1),
+    **dict.fromkeys(("gradient_accumulation_steps", "save_total_limit"), 1),
+    **dict.fromkeys(("learning_rate", "warmup_steps", "weight_decay", "max_grad_norm", "eval_delay"), 0),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor", "dataloader_num_workers"), 0),
+    "seed": 0,
+    "max_steps": -1,
+}
+_ABOVE = dict.fromkeys(("num_train_epochs", "adam_epsilon", "eval_steps"), 0)
+_BELOW = {**dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1), "seed": 2**32}
 
 
 def _reason(name: str) -> str | None:
@@ -70,7 +81,7 @@ def _accepted(annotation: Any) -> Any:
         if choices:
             kept = [x for x in members if x is not str and x not in choices]
             values = Literal[tuple(value.value for choice in choices for value in choice)]  # type: ignore[valid-type]
-            return Union[(values, *kept)]  # noqa: UP007 - the members are known at run time only
+            return Union[(values, *kept)]
     return annotation
 
 
@@ -80,14 +91,19 @@ def _fields() -> dict[str, Any]:
     for field in dataclasses.fields(TrainingArguments):
         if not field.init or _reason(field.name):
             continue
-        about = " ".join(str(field.metadata.get("help", "")).split())
+        options: dict[str, Any] = {
+            "description": " ".join(str(field.metadata.get("help", "")).split()),
+            "ge": _AT_LEAST.get(field.name),
+            "gt": _ABOVE.get(field.name),
+            "lt": _BELOW.get(field.name),
+        }
         if field.name in DEFAULTS:
-            value = Field(DEFAULTS[field.name], description=about)
+            value = Field(DEFAULTS[field.name], **options)
         elif field.default is not dataclasses.MISSING:
             default = field.default.value if isinstance(field.default, enum.Enum) else field.default
-            value = Field(default, description=about)
+            value = Field(default, **options)
         else:
-            value = Field(default_factory=typing.cast(Any, field.default_factory), description=about)
+            value = Field(default_factory=typing.cast(Any, field.default_factory), **options)
         fields[field.name] = (_accepted(hints[field.name]), value)
     return fields
 
@@ -99,7 +115,7 @@ def refused(name: str) -> str | None:
 
 TrainingSection = create_model(
     "TrainingSection",
-    __config__=ConfigDict(extra="forbid", frozen=True, protected_namespaces=()),
+    __config__=ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False),
     __doc__="How to train: the arguments of Hugging Face's TrainingArguments, under their own names.",
     **_fields(),
 )

@@ -31,7 +31,20 @@ DataFormat = Literal["auto", "messages", "prompt-completion", "instruction", "qu
 
 def _absolute(value: Any) -> Any:
     """Paths are resolved once, against the current folder, so that a run can go on from another one."""
-    return Path(value).expanduser().absolute() if isinstance(value, str | Path) else value
+    if not isinstance(value, str | Path):
+        return value
+    if not str(value).strip() or any(x < " " for x in str(value)):
+        raise ValueError("expected the path of a file or folder, in one line")
+    try:
+        return Path(value).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("there is no such user's home folder") from None
+
+
+def _absolute_folder(value: Any) -> Any:
+    """The same for what may also be a name on the hub: a folder of that name goes first."""
+    found = isinstance(value, str) and value.strip() and Path(value).is_dir()
+    return str(Path(value).absolute()) if found else value
 
 
 FilePath = Annotated[Path, BeforeValidator(_absolute)]
@@ -40,13 +53,15 @@ FilePath = Annotated[Path, BeforeValidator(_absolute)]
 class Section(BaseModel):
     """Base of all sections: an unknown key is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class ModelSection(Section):
     """The public base model."""
 
-    name: str = Field(description="A checkpoint folder, a client kit, or a model on the Hugging Face hub.")
+    name: Annotated[str, BeforeValidator(_absolute_folder), Field(min_length=1)] = Field(
+        description="A checkpoint folder, a client kit, or a model on the Hugging Face hub."
+    )
     revision: str | None = Field(None, description="Branch, tag or commit of a model on the hub.")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="Type of what the client computes itself."
@@ -146,6 +161,20 @@ class DataSection(Section):
         True, description="Batches of similar lengths, so that little padding is computed and sent."
     )
 
+    @model_validator(mode="after")
+    def _validate_task(self) -> "DataSection":
+        if self.labels is not None and self.task != "classification":
+            raise ValueError("data.labels belongs to data.task: classification")
+        if self.system is not None and self.task != "instructions":
+            raise ValueError("data.system belongs to data.task: instructions")
+        if self.format == "text-label" and self.task != "classification":
+            raise ValueError("data.format: text-label belongs to data.task: classification")
+        if self.task == "classification" and self.format not in ("auto", "text-label"):
+            raise ValueError(f"data.task: classification takes format text-label, not {self.format}")
+        if self.labels is not None and len(set(self.labels)) < max(2, len(self.labels)):
+            raise ValueError("data.labels needs two or more names, all different")
+        return self
+
 
 class OutputSection(Section):
     """Where the results go."""
@@ -157,23 +186,10 @@ class Recipe(Section):
     """One fine-tuning run."""
 
     model: ModelSection
-    quantization: QuantizationSection = QuantizationSection()
-    masking: MaskingSection = MaskingSection()
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
+    masking: MaskingSection = Field(default_factory=MaskingSection)
     operators: list[OperatorSection] = Field(default_factory=list)
-    adapter: AdapterSection = AdapterSection()
+    adapter: AdapterSection = Field(default_factory=AdapterSection)
     data: DataSection
-    training: TrainingSection = Field(default_factory=TrainingSection)  # type: ignore[valid-type]
+    training: TrainingSection = Field(default_factory=TrainingSection)
     output: OutputSection
-
-    @model_validator(mode="after")
-    def _validate_task(self) -> "Recipe":
-        data = self.data
-        if data.labels is not None and data.task != "classification":
-            raise ValueError("data.labels belongs to data.task: classification")
-        if data.system is not None and data.task != "instructions":
-            raise ValueError("data.system belongs to data.task: instructions")
-        if data.format == "text-label" and data.task != "classification":
-            raise ValueError("data.format: text-label belongs to data.task: classification")
-        if data.task == "classification" and data.format not in ("auto", "text-label"):
-            raise ValueError(f"data.task: classification takes format text-label, not {data.format}")
-        return self

@@ -50,15 +50,14 @@ class EpochSampler(Sampler[int]):
 
     def _grouped(self, order: list[int], chance: random.Random) -> list[int]:
         whole: list[list[int]] = []
-        rest: list[int] = []
-        for start in range(0, len(order), _WINDOW * self._batch):
+        # A batch that is not full gets whatever comes last, so that leaving it out hits no length more often.
+        full = len(order) - len(order) % self._batch
+        order, rest = order[:full], order[full:]
+        for start in range(0, full, _WINDOW * self._batch):
             window = sorted(order[start : start + _WINDOW * self._batch], key=lambda i: self._lengths[i])
-            cut = [window[i : i + self._batch] for i in range(0, len(window), self._batch)]
-            if len(cut[-1]) < self._batch:
-                rest = cut.pop()
-            whole += cut
+            whole += [window[i : i + self._batch] for i in range(0, len(window), self._batch)]
         chance.shuffle(whole)
-        # A batch that is not full must be the last one, or it would shift all that follow.
+        # It must be the last one, or it would shift all that follow.
         return [i for batch in [*whole, rest] for i in batch]
 
 
@@ -68,7 +67,7 @@ def batches(
     """Lengths of the examples of each batch of the sampler's epoch."""
     ordered = [lengths[i] for i in sampler]
     cut = [ordered[i : i + batch] for i in range(0, len(ordered), batch)]
-    return cut[:-1] if drop_last and len(cut[-1]) < batch else cut
+    return cut[:-1] if drop_last and cut and len(cut[-1]) < batch else cut
 
 
 def padded_rows(lengths: Sequence[int]) -> int:

@@ -3,10 +3,10 @@
 For every product of R rows, with contraction c and outputs o, an operator that gets residues receives
 4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, which
 follows from the recipe: the order of the examples depends on nothing else. Forward products are asked for
-at every batch; backward ones while training, from the first group on that has an adapter before it.
+at every batch; backward ones while training, by each group that something trained precedes.
 """
 
-import re
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
@@ -28,11 +28,15 @@ from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit, product_outputs
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
-from blindtune.protocol.errors import CheckpointError
+from blindtune.client.training.checkpoints import RandomState
+from blindtune.client.training.models import new_adapter
+from blindtune.protocol.errors import BlindtuneError, CheckpointError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import Product, backward_products, forward_products
 
 __all__ = ["Estimate", "estimate", "remote_products"]
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
 
     Raises:
         CheckpointError, UnsupportedError: the model can't be read or served.
+        ConfigurationError: PEFT refuses the adapter.
     """
     per_epoch = max(
         1, ceil(_batches_in_epoch(recipe, data.train) / recipe.training.gradient_accumulation_steps)
@@ -88,10 +93,10 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
     model, layers = _layers(recipe, data.labels)
-    forward, backward = _products(recipe, model, layers)
+    forward, backward, repeated = _products(recipe, model, layers)
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
     operators = 0 if recipe.masking.mode == "reference" else len(recipe.operators)
-    ahead, back = _Cost.of(forward, shapes, operators), _Cost.of(backward, shapes, operators)
+    ahead, back = _Cost.of(forward, shapes, operators), _Cost.of(backward + repeated, shapes, operators)
     rounds = up = down = 0
 
     def add(cost: _Cost, lengths: Iterable[Sequence[int]]) -> None:
@@ -137,7 +142,9 @@ def _measured_while_training(recipe: Recipe, steps: int, per_epoch: int) -> int:
     training = recipe.training
     times = int(training.eval_on_start)
     if training.eval_strategy == "epoch":
-        return times + sum(epoch >= training.eval_delay for epoch in range(1, ceil(steps / per_epoch) + 1))
+        # The last epoch may end early, and then its number is no whole one.
+        ends = [min(epoch, steps / per_epoch) for epoch in range(1, ceil(steps / per_epoch) + 1)]
+        return times + sum(epoch >= training.eval_delay for epoch in ends)
     if training.eval_strategy == "steps":
         every = training.eval_steps or training.logging_steps
         every = ceil(steps * every) if every < 1 else int(every)
@@ -197,28 +204,58 @@ def _layers(recipe: Recipe, labels: Sequence[str]) -> tuple[PreTrainedModel, lis
 
 def _products(
     recipe: Recipe, model: PreTrainedModel, layers: Sequence[FrozenLayer]
-) -> tuple[list[Product], list[Product]]:
-    """What one batch asks for, forward and backward."""
+) -> tuple[list[Product], list[Product], list[Product]]:
+    """What one batch asks for: forward, backward, and forward once more when activations are not kept."""
     by_module = {x.module: x for x in layers}
     groups = trace_groups(type(model), model.config, list(by_module))
+    calls = _training_calls(recipe, model, [group[0] for group in groups])
     forward: list[Product] = []
     backward: list[Product] = []
-    trained = False
+    repeated: list[Product] = []
     for group in groups:
         members = [by_module[module] for module in group]
-        forward += forward_products([x.name for x in members], members[0].in_features)
-        if trained:
-            # The gradient goes on to adapters in front of this group, and to none in front of the first.
+        once = forward_products([x.name for x in members], members[0].in_features)
+        count, with_gradient = calls[group[0]]
+        forward += once
+        repeated += once * (count - 1)
+        if with_gradient:
             backward += backward_products([(x.name, x.out_features) for x in members])
-        trained = trained or any(_has_adapter(recipe, x) for x in members)
-    return forward, backward
+    return forward, backward, repeated
 
 
-def _has_adapter(recipe: Recipe, layer: FrozenLayer) -> bool:
-    """Whether PEFT would put an adapter on a layer: by a name's end, or by a whole regular expression."""
-    targets = recipe.adapter.target_modules
-    if targets == "all-linear":
-        return not layer.head
-    if isinstance(targets, str):
-        return re.fullmatch(targets, layer.module) is not None
-    return any(layer.module == x or layer.module.endswith(f".{x}") for x in targets)
+def _training_calls(
+    recipe: Recipe, model: PreTrainedModel, modules: Sequence[str]
+) -> dict[str, tuple[int, bool]]:
+    """How often a training step calls each module, and whether a gradient goes on to what it reads.
+
+    The step is taken with the recipe's adapter on the model without weights, so that PEFT and the model
+    decide, and not a table of theirs. Where it can't be taken, as in `trace_groups`, all that is known is
+    that nothing trained precedes the first module.
+    """
+    calls: dict[str, tuple[int, bool]] = {}
+    for name in modules:
+
+        def hook(module: torch.nn.Module, args: tuple[Any, ...], name: str = name) -> None:
+            count, with_gradient = calls.get(name, (0, False))
+            calls[name] = count + 1, with_gradient or bool(args[0].requires_grad)
+
+        model.get_submodule(name).register_forward_pre_hook(hook)
+    model.config.use_cache = True  # see trace_groups
+    before = RandomState()
+    try:
+        new_adapter(model, recipe).train()
+        if recipe.training.gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        inputs = torch.zeros((1, 4), dtype=torch.long, device="meta")
+        model(**{model.main_input_name: inputs}).logits.sum().backward()
+    except BlindtuneError:
+        raise
+    except Exception as error:  # any architecture may fail here, in any way
+        _logger.warning(
+            "cannot trace a training step of %s (%s): the estimate is a rough one",
+            type(model).__name__,
+            type(error).__name__,
+        )
+    finally:
+        before.restore()
+    return {name: calls.get(name, (1, index > 0)) for index, name in enumerate(modules)}

@@ -14,7 +14,7 @@ from blindtune.client.data.prepared import read_split
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.checkpoints import read_json
-from blindtune.client.training.folder import RECIPE, STATE
+from blindtune.client.training.folder import RECIPE, STATE, SUMMARY
 from blindtune.client.training.models import blind_config, load_base, load_tokenizer, trained_adapter
 from blindtune.client.training.trainer import RecipeTrainer, Rows
 from blindtune.protocol.errors import ConfigurationError
@@ -99,11 +99,13 @@ def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True
     """
     if not (folder / RECIPE).is_file():
         raise ConfigurationError(
-            f"{folder} is not the output folder of a run: name output.dir of one that blindtune train finished"
+            f"{folder} is not the output folder of a run: name output.dir of one that blindtune train "
+            "finished"
         )
-    if not (folder / "adapter_config.json").is_file():
+    if not (folder / SUMMARY).is_file():
         raise ConfigurationError(
-            f"{folder} holds a run that is not finished: go on with blindtune train {folder / RECIPE} --resume"
+            f"{folder} holds a run that is not finished: go on with blindtune train {folder / RECIPE} "
+            "--resume"
         )
     recipe = load_recipe(folder / RECIPE, settings)
     labels = read_json(folder / STATE).get("labels", [])

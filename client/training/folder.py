@@ -25,7 +25,7 @@ from blindtune.client.training.checkpoints import forget_unfinished, newest, rea
 from blindtune.client.training.trainer import CHECKPOINTS
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["RECIPE", "SUMMARY", "RunFolder"]
+__all__ = ["RECIPE", "STATE", "SUMMARY", "RunFolder"]
 
 RECIPE, STATE, SUMMARY, LOCK = "recipe.yaml", "run.json", "summary.json", ".lock"
 # Who multiplies, and where the results go, may change between two parts of a run.
@@ -48,7 +48,9 @@ class RunFolder:
         """
         with disk_errors_are_clear(path):
             try:
-                path.mkdir(parents=True, exist_ok=True)
+                path.mkdir(
+                    mode=0o700, parents=True, exist_ok=True
+                )  # what was learned is as private as the data
             except FileExistsError:
                 raise ConfigurationError(f"{path} is a file: choose another output.dir") from None
             lock = FileLock(path / LOCK)
@@ -121,15 +123,15 @@ class RunFolder:
         ]
         if changed:
             raise ConfigurationError(
-                f"{self.path} holds a run with another {', '.join(changed)} (see {RECIPE} there): resume it as it "
-                "was, or choose another output.dir"
+                f"{self.path} holds a run with another {', '.join(changed)} (see {RECIPE} there): resume it "
+                "as it was, or choose another output.dir"
             )
         for name, value in _digests(data).items():
             if state[name] != value:
                 what = name.removesuffix("_sha256")
                 raise ConfigurationError(
-                    f"{self.path}: the {what} data is not what the run began with: restore it, or choose another "
-                    "output.dir"
+                    f"{self.path}: the {what} data is not what the run began with: restore it, or choose "
+                    "another output.dir"
                 )
         if list(data.labels) != state["labels"]:
             raise ConfigurationError(
@@ -149,5 +151,5 @@ def _digests(data: PreparedData) -> dict[str, str | None]:
 
     return {
         "train_sha256": of(data.train.rows),
-        "validation_sha256": of(data.validation and data.validation.rows),
+        "validation_sha256": of(None if data.validation is None else data.validation.rows),
     }

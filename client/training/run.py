@@ -135,7 +135,7 @@ class _Run:
             self._model,
             self._tokenizer,
             Rows(self._data.train.rows),
-            validation and Rows(validation.rows),
+            None if validation is None else Rows(validation.rows),
             self._this_process,
         )
         before = self._before(trainer)
@@ -152,8 +152,8 @@ class _Run:
             trainer.train_from(self._checkpoint)
         if trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedRunError(
-                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is saved: go "
-                "on with --resume"
+                f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is "
+                "saved: go on with --resume"
             )
         self._save_adapter(trainer)
         after = self._measure(trainer, "after")
@@ -171,7 +171,7 @@ class _Run:
         kept = self._folder.state
         if "before" not in kept:
             self._folder.keep(before=self._measure(trainer, "before"))
-        return self._folder.state["before"]  # type: ignore[no-any-return]
+        return self._folder.state["before"]
 
     def _measure(self, trainer: RecipeTrainer, when: str) -> dict[str, float] | None:
         validation = self._data.validation

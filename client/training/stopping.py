@@ -1,6 +1,7 @@
 """Ending a run on request, after the step under way and with a checkpoint."""
 
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,6 +36,9 @@ def stop_on_signals(request: StopRequest, say: Callable[[str], None]) -> Iterato
         request.wanted = True
         say("stopping after this step, with a checkpoint; again to stop at once")
 
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may handle signals
+        return
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

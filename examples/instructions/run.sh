@@ -39,4 +39,4 @@ blindtune train recipe.yaml --dry-run "$@" # shows two examples, the steps and t
 blindtune check recipe.yaml "$@"           # ends here if it finds a problem
 blindtune train recipe.yaml "$@"
 blindtune eval output
-blindtune generate output --prompt "Name three things to pack for a day in the mountains."
+blindtune generate output --max-new-tokens 64 --prompt "Name three things to pack for a day in the mountains."

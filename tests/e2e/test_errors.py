@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig
 from blindtune.client.cli import main
+from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.kit import Kit
 from blindtune.client.prepare import prepare
 from blindtune.protocol.errors import (
@@ -78,7 +79,7 @@ def test_the_command_says_in_one_line_that_the_disk_is_full(
         text=True,
         timeout=PATIENCE,
     )
-    assert ended.returncode == 1
+    assert ended.returncode == ExitCode.RESOURCE
     assert ended.stdout == "", "nothing is left behind"
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("blindtune")]
     assert line.startswith(f"blindtune: the disk that holds {disk} is full: ")
@@ -96,7 +97,7 @@ def test_preparing_into_a_folder_that_is_in_use_is_one_line_and_changes_nothing(
     monkeypatch.setattr(sys, "argv", arguments)
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1
+    assert ended.value.code == ExitCode.CONFIGURATION
     line = f"blindtune: {tmp_path} exists and is not empty: choose another output folder\n"
     assert capsys.readouterr().err == line
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

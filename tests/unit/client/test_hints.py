@@ -27,6 +27,7 @@ from support.transports import LocalWorker, manifest_of
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import connect as connect_module
 from blindtune.client.cli import main
+from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.config import BlindConfig, Operator
 from blindtune.client.connect import connect
 from blindtune.client.hints import HintStore, hint_bytes
@@ -849,7 +850,7 @@ def test_hints_are_not_made_for_a_kit_of_another_model_of_the_same_shapes(
     monkeypatch.setattr(sys, "argv", ["blindtune", "prepare", str(other), *options])
     with pytest.raises(SystemExit) as ended:
         main()
-    assert ended.value.code == 1, capsys.readouterr().err
+    assert ended.value.code == ExitCode.CONFIGURATION, capsys.readouterr().err
     assert "another model" in capsys.readouterr().err
     assert worker.requests == []
 
