@@ -97,6 +97,8 @@ def _saved_dataset(path: Path) -> list[Record]:
 
     try:
         dataset = load_from_disk(str(path))
+    except IndexError:
+        return []  # an empty one can be saved, and then not be loaded
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ArrowException) as error:
         raise DataError(
             f"{path} is no folder of datasets.save_to_disk ({type(error).__name__}): name such a folder or a "

@@ -39,7 +39,7 @@ REFUSED: dict[str, str] = {
     **dict.fromkeys(("batch_eval_metrics", "include_for_metrics", "prediction_loss_only"), _OURS),
     **dict.fromkeys(("eval_do_concat_batches", "eval_use_gather_object", "log_level_replica"), _OURS),
     **dict.fromkeys(("torch_compile", "torch_compile_backend", "torch_compile_mode"), _OURS),
-    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config", "activation_checkpointing"), _OURS),
+    **dict.fromkeys(("use_liger_kernel", "liger_kernel_config"), _OURS),
     **dict.fromkeys(("activation_checkpointing_kwargs", "restore_callback_states_from_checkpoint"), _OURS),
     **dict.fromkeys(("log_on_each_node", "save_on_each_node", "enable_jit_checkpoint"), _ONE_DEVICE),
 }
@@ -51,7 +51,6 @@ DEFAULTS: dict[str, Any] = {
     "logging_steps": 1,
     "save_steps": 50,
     "save_total_limit": 2,
-    "gradient_checkpointing": False,  # it repeats every forward round trip
     "dataloader_pin_memory": False,
 }
 # Numbers with which a run would fail later, or never end.

@@ -1,8 +1,9 @@
 """What a run will send and receive, before anything is connected.
 
 For every product of R rows, with contraction c and outputs o, an operator that gets residues receives
-4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, which
-follows from the recipe: the order of the examples depends on nothing else. Forward products are asked for
+4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, or its
+number of examples in a layer that reads one token of each. It follows from the recipe: the order of the
+examples depends on nothing else. Forward products are asked for
 at every batch; backward ones while training, by each group that something trained precedes.
 """
 
@@ -61,23 +62,32 @@ class Estimate:
     bytes_down: int
 
 
-@dataclass(frozen=True)
 class _Cost:
-    """Of one batch: products, and bytes that grow with its rows or do not."""
+    """Of asking for some products once.
 
-    rounds: int
-    up_per_row: int
-    up_per_batch: int
-    down_per_row: int
+    Args:
+        asked: products, and for each whether all tokens of a batch are its rows, or one of each example.
+        shapes: [out, in] of each layer.
+        operators: how many there are.
+    """
 
-    @classmethod
-    def of(cls, products: Sequence[Product], shapes: dict[str, tuple[int, int]], operators: int) -> "_Cost":
-        return cls(
-            len(products) if operators else 0,
-            sum(4 * x.contraction for x in products) if operators else 0,
-            KEY_BYTES * max(0, operators - 1) * len(products),
-            sum(4 * product_outputs(x, shapes) for x in products) * operators,
-        )
+    def __init__(
+        self, asked: Sequence[tuple[Product, bool]], shapes: dict[str, tuple[int, int]], operators: int
+    ) -> None:
+        self.rounds = len(asked) if operators else 0
+        self._seeds = KEY_BYTES * max(0, operators - 1) * len(asked)
+        self._up, self._down = {True: 0, False: 0}, {True: 0, False: 0}
+        for product, all_tokens in asked if operators else ():
+            self._up[all_tokens] += 4 * product.contraction
+            self._down[all_tokens] += 4 * product_outputs(product, shapes) * operators
+
+    def up(self, batch: Sequence[int]) -> int:
+        """Bytes to the operators, for a batch of such lengths."""
+        return padded_rows(batch) * self._up[True] + len(batch) * self._up[False] + self._seeds
+
+    def down(self, batch: Sequence[int]) -> int:
+        """Bytes from them."""
+        return padded_rows(batch) * self._down[True] + len(batch) * self._down[False]
 
 
 def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
@@ -93,28 +103,27 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
     model, layers = _layers(recipe, data.labels)
-    forward, backward, repeated = _products(recipe, model, layers)
+    forward, training = _products(recipe, model, layers)
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
     operators = 0 if recipe.masking.mode == "reference" else len(recipe.operators)
-    ahead, back = _Cost.of(forward, shapes, operators), _Cost.of(backward + repeated, shapes, operators)
+    measuring, besides = _Cost(forward, shapes, operators), _Cost(training, shapes, operators)
     rounds = up = down = 0
 
     def add(cost: _Cost, lengths: Iterable[Sequence[int]]) -> None:
         nonlocal rounds, up, down
         for batch in lengths:
-            rows = padded_rows(batch)
             rounds += cost.rounds
-            up += rows * cost.up_per_row + cost.up_per_batch
-            down += rows * cost.down_per_row
+            up += cost.up(batch)
+            down += cost.down(batch)
 
-    add(ahead, taken)
-    add(back, taken)
+    add(measuring, taken)
+    add(besides, taken)
     if data.validation is not None:
         size = recipe.training.per_device_eval_batch_size
         ordered = sorted(data.validation.lengths, reverse=True)
         measured = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         for _ in range(2 + _measured_while_training(recipe, steps, per_epoch)):
-            add(ahead, measured)
+            add(measuring, measured)
     rows = sum(padded_rows(x) for x in taken)
     tokens = sum(map(sum, taken))
     return Estimate(steps, steps / per_epoch, tokens, 1 - tokens / rows if rows else 0.0, rounds, up, down)
@@ -202,60 +211,101 @@ def _layers(recipe: Recipe, labels: Sequence[str]) -> tuple[PreTrainedModel, lis
     return model, [x for x in found if not x.head or head_is_remote(x, recipe.quantization.head)]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """What a training step does with a module: how often, what it needs, and how much at once."""
+
+    times: int
+    gradient: bool
+    all_tokens: bool
+
+
 def _products(
     recipe: Recipe, model: PreTrainedModel, layers: Sequence[FrozenLayer]
-) -> tuple[list[Product], list[Product], list[Product]]:
-    """What one batch asks for: forward, backward, and forward once more when activations are not kept."""
+) -> tuple[list[tuple[Product, bool]], list[tuple[Product, bool]]]:
+    """What a batch asks for when it is measured, and what it asks for besides when it is trained on."""
     by_module = {x.module: x for x in layers}
     groups = trace_groups(type(model), model.config, list(by_module))
+    for layer in layers:
+        _make_remote(model.get_submodule(layer.module), layer.out_features)
     calls = _training_calls(recipe, model, [group[0] for group in groups])
-    forward: list[Product] = []
-    backward: list[Product] = []
-    repeated: list[Product] = []
+    forward: list[tuple[Product, bool]] = []
+    training: list[tuple[Product, bool]] = []
     for group in groups:
         members = [by_module[module] for module in group]
-        once = forward_products([x.name for x in members], members[0].in_features)
-        count, with_gradient = calls[group[0]]
+        call = calls[group[0]]
+        once = [
+            (x, call.all_tokens) for x in forward_products([x.name for x in members], members[0].in_features)
+        ]
         forward += once
-        repeated += once * (count - 1)
-        if with_gradient:
-            backward += backward_products([(x.name, x.out_features) for x in members])
-    return forward, backward, repeated
+        training += once * (call.times - 1)
+        if call.gradient:
+            backward = backward_products([(x.name, x.out_features) for x in members])
+            training += [(x, call.all_tokens) for x in backward]
+    return forward, training
 
 
-def _training_calls(
-    recipe: Recipe, model: PreTrainedModel, modules: Sequence[str]
-) -> dict[str, tuple[int, bool]]:
-    """How often a training step calls each module, and whether a gradient goes on to what it reads.
+class _Elsewhere(torch.autograd.Function):
+    """A product that workers compute, without numbers: like the real one, it keeps nothing of its input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
+        ctx.shape = x.shape
+        return x.new_empty((*x.shape[:-1], outputs))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return gradients[0].new_empty(ctx.shape), None
+
+
+def _make_remote(module: torch.nn.Module, outputs: int) -> None:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = _Elsewhere.apply(x, outputs)
+        return y if module.bias is None else y + module.bias
+
+    module.forward = forward
+
+
+def _training_calls(recipe: Recipe, model: PreTrainedModel, modules: Sequence[str]) -> dict[str, _Call]:
+    """How a training step calls each module.
 
     The step is taken with the recipe's adapter on the model without weights, so that PEFT and the model
     decide, and not a table of theirs. Where it can't be taken, as in `trace_groups`, all that is known is
     that nothing trained precedes the first module.
     """
-    calls: dict[str, tuple[int, bool]] = {}
+    tokens = 4
+    calls: dict[str, _Call] = {}
     for name in modules:
 
         def hook(module: torch.nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-            count, with_gradient = calls.get(name, (0, False))
-            calls[name] = count + 1, with_gradient or bool(args[0].requires_grad)
+            before = calls.get(name, _Call(0, False, False))
+            calls[name] = _Call(
+                before.times + 1,
+                before.gradient or bool(args[0].requires_grad),
+                args[0].shape[:-1].numel() >= tokens,
+            )
 
         model.get_submodule(name).register_forward_pre_hook(hook)
     model.config.use_cache = True  # see trace_groups
-    before = RandomState()
+    inputs = {model.main_input_name: torch.zeros((1, tokens), dtype=torch.long, device="meta")}
+    random_state = RandomState()
     try:
         new_adapter(model, recipe).train()
         if recipe.training.gradient_checkpointing:
+            model.config.use_cache = False
             model.activation_checkpointing_enable()
-        inputs = torch.zeros((1, 4), dtype=torch.long, device="meta")
-        model(**{model.main_input_name: inputs}).logits.sum().backward()
+            # There is no cache then, and a mask in this form is the one that models take as it is.
+            inputs["attention_mask"] = torch.zeros((1, 1, tokens, tokens), device="meta")
+        model(**inputs).logits.sum().backward()
     except BlindtuneError:
         raise
     except Exception as error:  # any architecture may fail here, in any way
         _logger.warning(
-            "cannot trace a training step of %s (%s): the estimate is a rough one",
+            "cannot trace a training step of %s (%s: %s): the estimate is a rough one",
             type(model).__name__,
             type(error).__name__,
+            error,
         )
     finally:
-        before.restore()
-    return {name: calls.get(name, (1, index > 0)) for index, name in enumerate(modules)}
+        random_state.restore()
+    return {name: calls.get(name, _Call(1, index > 0, True)) for index, name in enumerate(modules)}

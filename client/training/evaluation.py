@@ -32,7 +32,10 @@ class Tuned:
         model: the base with remote layers, and the adapter unless the base alone was asked for.
     """
 
-    def __init__(self, recipe: Recipe, labels: Sequence[str], tokenizer: Any, model: Any) -> None:
+    def __init__(
+        self, folder: Path, recipe: Recipe, labels: Sequence[str], tokenizer: Any, model: Any
+    ) -> None:
+        self._folder = folder
         self.recipe = recipe
         self.labels = labels
         self.tokenizer = tokenizer
@@ -42,7 +45,7 @@ class Tuned:
         """The task's figures on a data file; see `blindtune.client.training.metrics`."""
         data, seed = self.recipe.data, self.recipe.training.seed
         split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed)
-        trainer = RecipeTrainer(self.recipe, self.recipe.output.dir, self.model, self.tokenizer, None)
+        trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
         return {"examples": len(split.rows), **trainer.measure(Rows(split.rows))}
 
     def questions(self, path: Path, limit: int | None) -> Sequence[Parsed]:
@@ -113,7 +116,10 @@ def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True
     base = load_base(recipe, labels, tokenizer, blind_config(recipe))
     multiplier = multiplier_of(base)
     try:
-        yield Tuned(recipe, labels, tokenizer, trained_adapter(base, folder) if adapter else base)
+        model = trained_adapter(base, folder)
+        if not adapter:
+            model.base_model.disable_adapter_layers()
+        yield Tuned(folder, recipe, labels, tokenizer, model)
     finally:
         multiplier.close()
 

@@ -28,6 +28,7 @@ from blindtune.protocol.errors import ConfigurationError
 __all__ = ["RECIPE", "STATE", "SUMMARY", "RunFolder"]
 
 RECIPE, STATE, SUMMARY, LOCK = "recipe.yaml", "run.json", "summary.json", ".lock"
+_COMPUTING = ("blindtune", "torch", "transformers", "peft", "accelerate", "numpy")
 # Who multiplies, and where the results go, may change between two parts of a run.
 _SAME = ("model", "quantization", "adapter", "data", "training")
 
@@ -103,7 +104,16 @@ class RunFolder:
     def begin(self, recipe: Recipe, data: PreparedData) -> None:
         """Writes down what makes this run the one it is."""
         write_recipe(recipe, self.path / RECIPE)
-        self.keep(blindtune=version("blindtune"), **_digests(data), labels=list(data.labels))
+        self.keep(versions=_versions(), **_digests(data), labels=list(data.labels))
+
+    def differing_versions(self) -> list[str]:
+        """Libraries that have changed since the run began, which may change what they compute."""
+        begun = self.state.get("versions", {})
+        return [
+            f"{name} {begun.get(name)} -> {now}"
+            for name, now in _versions().items()
+            if begun.get(name) != now
+        ]
 
     def require_same(self, recipe: Recipe, data: PreparedData) -> None:
         """Checks that going on would finish the run that was begun here.
@@ -139,6 +149,10 @@ class RunFolder:
             )
         write_recipe(recipe, self.path / RECIPE)
         forget_unfinished(self.path / CHECKPOINTS)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in _COMPUTING}
 
 
 def _values(recipe: Recipe, section: str) -> dict[str, Any]:

@@ -85,6 +85,11 @@ def train_recipe(
     with RunFolder.held(recipe.output.dir) as folder:
         if resume:
             folder.require_same(recipe, data)
+            if changed := folder.differing_versions():
+                observer.say(
+                    f"this run began with other versions ({', '.join(changed)}): it goes on, and may "
+                    "end with other last bits"
+                )
             if folder.complete:
                 observer.say(f"{folder.path}: this run is complete already")
                 return read_json(folder.path / SUMMARY)

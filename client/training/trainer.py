@@ -55,13 +55,22 @@ class Rows(Dataset[dict[str, Any]]):
         return [len(row["input_ids"]) for row in self.rows]
 
 
-def training_arguments(recipe: Recipe, folder: Path) -> TrainingArguments:
+# What is about training makes no sense for a trainer that only measures, and is refused there.
+_MEASURING = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+
+
+def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) -> TrainingArguments:
     """The section ``training`` as Hugging Face takes it.
+
+    Args:
+        recipe: that it is in.
+        folder: of the run.
+        measuring: whether nothing will be trained.
 
     Raises:
         ConfigurationError: Hugging Face refuses a combination of its values.
     """
-    given = recipe.training.model_dump(exclude_none=True)
+    given = recipe.training.model_dump(exclude_none=True) | (_MEASURING if measuring else {})
     if recipe.data.validation is None and given["eval_strategy"] != "no":
         raise ConfigurationError("training.eval_strategy measures data.validation: name a file there")
     given.pop("save_total_limit", None)  # older checkpoints are removed once the new one is complete
@@ -107,6 +116,7 @@ class RecipeTrainer(Trainer):
         self._so_far = so_far
         self._staging: Path | None = None
         self._after_step: checkpoints.RandomState | None = None
+        self._this_step = Figures()
         self.trained = Figures()
         collator: Any
         if recipe.data.task == "classification":
@@ -115,7 +125,7 @@ class RecipeTrainer(Trainer):
             collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
         super().__init__(
             model=model,
-            args=training_arguments(recipe, folder),
+            args=training_arguments(recipe, folder, measuring=train is None),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=collator,
@@ -154,7 +164,7 @@ class RecipeTrainer(Trainer):
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
         mask = inputs["attention_mask"]
         loss = super().training_step(model, inputs, *args, **options)
-        self.trained += Figures(tokens=int(mask.sum()), padded_tokens=mask.numel())
+        self._this_step += Figures(tokens=int(mask.sum()), padded_tokens=mask.numel())
         return loss
 
     def _reduce(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -202,7 +212,8 @@ class RecipeTrainer(Trainer):
     def after_step(self) -> None:
         """Remembers where the generators are, and counts."""
         self._after_step = checkpoints.RandomState()
-        self.trained += Figures(steps=1)
+        self.trained += self._this_step + Figures(steps=1)
+        self._this_step = Figures()
 
 
 class _AfterStep(TrainerCallback):

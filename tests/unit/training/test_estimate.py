@@ -66,11 +66,8 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "drops_the_last_batch": (
         "llama",
         {
-            "training": {
-                "dataloader_drop_last": True,
-                "num_train_epochs": 2,
-                "gradient_accumulation_steps": 2,
-            }
+            "training": {"dataloader_drop_last": True, "max_steps": 3, "gradient_accumulation_steps": 2},
+            "data": {"validation": None},
         },
     ),
     "order_is_random": ("llama", {"training": {"max_steps": 2}, "data": {"group_by_length": False}}),
@@ -100,6 +97,17 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "activations_are_not_kept": ("llama", {"training": {"max_steps": 1, "gradient_checkpointing": True}}),
+    "activations_are_not_kept_and_few_layers_have_adapters": (
+        "llama",
+        {
+            "training": {"max_steps": 1, "gradient_checkpointing": True},
+            "adapter": {"target_modules": ["q_proj"]},
+        },
+    ),
+    "activations_of_a_classifier_are_not_kept": (
+        "bert",
+        {"training": {"max_steps": 1, "gradient_checkpointing": True}},
+    ),
     "head_is_remote": ("llama", {"training": {"max_steps": 1}, "quantization": {"head": "remote"}}),
     "head_is_local": ("llama", {"training": {"max_steps": 1}, "quantization": {"head": "local"}}),
     "measures_every_second_step": (

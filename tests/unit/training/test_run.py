@@ -1,0 +1,319 @@
+"""One run from its recipe to its adapter, in this process: what is written, and how it goes on."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
+from support.operators import RunningOperators
+from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
+from transformers import TrainerCallback
+
+from blindtune.client.recipe import Recipe, load_recipe
+from blindtune.client.training.evaluation import tuned_model
+from blindtune.client.training.figures import Figures
+from blindtune.client.training.run import Prices, train_recipe
+from blindtune.protocol.errors import (
+    BlindtuneError,
+    ConfigurationError,
+    InterruptedRunError,
+    OperatorUnavailableError,
+)
+
+pytestmark = pytest.mark.hf
+
+RECORDS = [{"prompt": "ab" * i, "completion": "c" * (1 + 3 * (i % 4))} for i in range(1, 13)]
+# Dropout, momentum, a schedule, accumulation and measuring: all that a resumed run could get wrong.
+TRAINING = {
+    "num_train_epochs": 2,
+    "gradient_accumulation_steps": 2,
+    "lr_scheduler_type": "cosine",
+    "save_strategy": "steps",
+    "save_steps": 2,
+    "eval_strategy": "steps",
+    "eval_steps": 1,
+}
+STEPS = 6
+
+
+Make = Callable[..., Recipe]
+
+
+def _maker(shared: Path, folder: Path) -> Make:
+    """Makes recipes of six steps, with their output in ``folder/NAME/output``."""
+
+    def make(name: str, **sections: Any) -> Recipe:
+        training = {**TRAINING, **sections.pop("training", {})}
+        return recipe_of(
+            folder / name,
+            shared / "llama",
+            shared / "train.jsonl",
+            data={"validation": str(shared / "validation.jsonl"), **sections.pop("data", {})},
+            adapter={"lora_dropout": 0.2},
+            training=training,
+            **sections,
+        )
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path]) -> Path:
+    """A model with a tokenizer, and data."""
+    folder = tmp_path_factory.mktemp("shared")
+    with_tokenizer(checkpoints["llama"], folder)
+    write_lines(folder / "train.jsonl", RECORDS)
+    write_lines(folder / "validation.jsonl", RECORDS[:3])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(shared: Path) -> Recipe:
+    """A run that nothing happened to."""
+    run = _maker(shared, shared)("whole")
+    train_recipe(run, Silent())
+    return run
+
+
+@pytest.fixture
+def recipe(shared: Path, tmp_path: Path) -> Make:
+    """Makes recipes for the test's own folder."""
+    return _maker(shared, tmp_path)
+
+
+class Stopping(Silent):
+    """Raises at the end of a step, as a worker that is gone would in the middle of the next one."""
+
+    def __init__(self, step: int, error: BaseException) -> None:
+        super().__init__()
+        self.step = step
+        self.error = error
+
+    def steps(self, so_far: Callable[[], Figures]) -> TrainerCallback:
+        observer = self
+
+        class Stop(TrainerCallback):
+            def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                # The first half of a step is done: its gradients and random numbers are used up.
+                if state.global_step == observer.step:
+                    raise observer.error
+
+        return Stop()
+
+
+def adapter(recipe: Recipe) -> bytes:
+    return (recipe.output.dir / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("step", range(STEPS))
+def test_a_run_that_fails_in_the_middle_of_a_step_ends_as_if_it_had_not(
+    step: int, recipe: Make, whole: Recipe
+) -> None:
+    failing = recipe("failing")
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(failing, Stopping(step, OperatorUnavailableError("gone")))
+    saved = {x.name for x in (failing.output.dir / "checkpoints").glob("checkpoint-*")}
+    assert (f"checkpoint-{step}" in saved) == (step > 0), "the last whole step is kept"
+    summary = train_recipe(failing, Silent(), resume=True)
+    assert adapter(failing) == adapter(whole)
+    assert summary["steps"] == STEPS
+    expected = json.loads((whole.output.dir / "summary.json").read_text())
+    assert summary["after"] == expected["after"]
+    assert summary["before"] == expected["before"]
+    assert summary["tokens"] == expected["tokens"], "the failed half of a step is not counted twice"
+
+
+def test_an_error_that_is_not_ours_leaves_the_checkpoints_as_they_were(recipe: Make, whole: Recipe) -> None:
+    """Who knows what state the model is in."""
+    failing = recipe("failing")
+    with pytest.raises(ZeroDivisionError):
+        train_recipe(failing, Stopping(3, ZeroDivisionError()))
+    assert [x.name for x in (failing.output.dir / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    train_recipe(failing, Silent(), resume=True)
+    assert adapter(failing) == adapter(whole)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(recipe: Make, whole: Recipe) -> None:
+    failing = recipe("failing")
+    with pytest.raises(ZeroDivisionError):
+        train_recipe(failing, Stopping(3, ZeroDivisionError()))
+    checkpoints = failing.output.dir / "checkpoints"
+    unfinished = checkpoints / ".unfinished" / "checkpoint-4"
+    shutil.copytree(checkpoints / "checkpoint-2", unfinished)
+    (unfinished / "optimizer.pt").write_bytes(b"")
+    train_recipe(failing, Silent(), resume=True)
+    assert not unfinished.exists()
+    assert adapter(failing) == adapter(whole)
+
+
+def test_a_run_killed_before_it_wrote_down_what_it_is_can_be_started_again(
+    recipe: Make,
+) -> None:
+    run = recipe("run")
+    run.output.dir.mkdir(parents=True)
+    (run.output.dir / "recipe.yaml").write_text("model: {}\n")
+    (run.output.dir / ".recipe.yaml.abc").write_text("mod")
+    train_recipe(run, Silent())
+    assert load_recipe(run.output.dir / "recipe.yaml") == run
+
+
+def test_older_checkpoints_go_when_the_new_one_is_there_and_the_best_one_stays(
+    recipe: Make,
+) -> None:
+    run = recipe(
+        "run",
+        training={
+            "save_steps": 1,
+            "save_total_limit": 1,
+            "load_best_model_at_end": True,
+            "metric_for_best_model": "token_accuracy",
+            "greater_is_better": False,
+        },
+    )
+    train_recipe(run, Silent())
+    left = {x.name for x in (run.output.dir / "checkpoints").glob("checkpoint-*")}
+    best = json.loads(
+        (run.output.dir / "checkpoints" / f"checkpoint-{STEPS}" / "trainer_state.json").read_text()
+    )
+    assert f"checkpoint-{STEPS}" in left
+    assert best["best_model_checkpoint"] == str(
+        run.output.dir / "checkpoints" / f"checkpoint-{best['best_global_step']}"
+    )
+    assert left == {f"checkpoint-{STEPS}", f"checkpoint-{best['best_global_step']}"}
+    best_adapter = Path(best["best_model_checkpoint"], "adapter_model.safetensors").read_bytes()
+    assert adapter(run) == best_adapter
+
+
+def test_the_output_is_a_stock_adapter_with_what_was_done_and_only_its_owner_can_look(
+    recipe: Make,
+) -> None:
+    run = recipe("run")
+    summary = train_recipe(run, Silent(), prices=Prices(per_hour=3600.0, per_gb=1.0))
+    folder = run.output.dir
+    for name in ("adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "recipe.yaml"):
+        assert (folder / name).is_file(), name
+    assert json.loads((folder / "summary.json").read_text()) == summary
+    assert summary["steps"] == STEPS
+    assert summary["after"]["loss"] < summary["before"]["loss"]
+    assert summary["cost"] == pytest.approx(summary["seconds"]["total"])
+    assert folder.stat().st_mode & 0o077 == 0
+    with tuned_model(folder) as tuned:
+        assert tuned.measure(run.data.validation, None)["loss"] == pytest.approx(summary["after"]["loss"])
+        assert isinstance(tuned.answer("abab", 4), str)
+    with tuned_model(folder, adapter=False) as base:
+        assert base.measure(run.data.validation, None)["loss"] == pytest.approx(summary["before"]["loss"])
+
+
+def test_a_folder_in_use_is_left_alone(recipe: Make) -> None:
+    run = recipe("run")
+    run.output.dir.mkdir(parents=True)
+    with FileLock(run.output.dir / ".lock"), pytest.raises(ConfigurationError, match="is in use"):
+        train_recipe(run, Silent())
+    assert [x.name for x in run.output.dir.iterdir()] == [".lock"]
+
+
+def _refusal(run: Recipe, resume: bool) -> str:
+    before = {x: x.read_bytes() for x in run.output.dir.rglob("*") if x.is_file()}
+    with pytest.raises(ConfigurationError) as caught:
+        train_recipe(run, Silent(), resume=resume)
+    after = {x: x.read_bytes() for x in run.output.dir.rglob("*") if x.is_file()}
+    assert {k: v for k, v in after.items() if k.name != ".lock"} == {
+        k: v for k, v in before.items() if k.name != ".lock"
+    }
+    return str(caught.value)
+
+
+def test_nothing_that_was_trained_is_overwritten_or_mixed_with_another_run(
+    recipe: Make, shared: Path
+) -> None:
+    run = recipe("run")
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(run, Stopping(3, OperatorUnavailableError("gone")))
+    assert "holds a run already" in _refusal(run, resume=False)
+    changed = recipe("run", training={"learning_rate": 1e-5})
+    assert "another training.learning_rate" in _refusal(changed, resume=True)
+    write_lines(shared / "train.jsonl", [*RECORDS[:-1], {"prompt": "x", "completion": "y"}])
+    try:
+        assert "the train data is not what the run began with" in _refusal(run, resume=True)
+    finally:
+        write_lines(shared / "train.jsonl", RECORDS)
+    train_recipe(run, Silent(), resume=True)
+    kept = adapter(run)
+    observer = Silent()
+    train_recipe(run, observer, resume=True)
+    assert any("complete already" in x for x in observer.said)
+    assert adapter(run) == kept
+
+
+def test_resuming_what_was_never_begun_is_refused(recipe: Make) -> None:
+    assert "no run to resume" in _refusal(recipe("run"), resume=True)
+
+
+def test_somebody_elses_folder_is_refused(recipe: Make) -> None:
+    run = recipe("run")
+    run.output.dir.mkdir(parents=True)
+    (run.output.dir / "thesis.txt").write_text("mine")
+    assert "is not empty (thesis.txt)" in _refusal(run, resume=False)
+
+
+def test_a_request_to_stop_ends_the_run_after_the_step_with_a_checkpoint(
+    recipe: Make,
+    whole: Recipe,
+) -> None:
+    import os
+    import signal
+
+    class Signalling(Silent):
+        def steps(self, so_far: Callable[[], Figures]) -> TrainerCallback:
+            class Signal(TrainerCallback):
+                def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                    if state.global_step == 2:
+                        os.kill(os.getpid(), signal.SIGTERM)
+
+            return Signal()
+
+    run = recipe("run")
+    with pytest.raises(InterruptedRunError, match="stopped after step 3 of 6"):
+        train_recipe(run, Signalling())
+    train_recipe(run, Silent(), resume=True)
+    assert adapter(run) == adapter(whole)
+
+
+def test_an_operator_that_leaves_in_the_middle_costs_nothing_that_was_trained(
+    recipe: Make, whole: Recipe, operators: RunningOperators
+) -> None:
+    """Through real workers, whose answers are those of the reference bit for bit."""
+    masking = {"mode": "shares", "retry_seconds": 1.0}
+    run = recipe("run", masking=masking, operators=operator_sections(operators, "llama"))
+    for worker in operators[0].workers:
+        worker.lie("llama", "unavailable", at=60, times=10_000)
+    with pytest.raises(OperatorUnavailableError, match="resume"):
+        train_recipe(run, Silent())
+    for worker in operators[0].workers:
+        worker.lie("llama", None)
+    summary = train_recipe(run, Silent(), resume=True)
+    assert adapter(run) == adapter(whole)
+    assert summary["verified_responses"] > 0
+    assert summary["bytes_up"] > 0
+
+
+def test_an_operator_that_is_gone_at_the_start_leaves_nothing_in_the_way(
+    recipe: Make, operators: RunningOperators
+) -> None:
+    sections = operator_sections(operators, "llama")
+    gone = [sections[0], {**sections[1], "workers": ["127.0.0.2:1"]}]
+    masking = {"mode": "shares", "retry_seconds": 0.5}
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(recipe("run", masking=masking, operators=gone), Silent())
+    train_recipe(recipe("run", masking=masking, operators=sections, training={"max_steps": 1}), Silent())
+
+
+def test_an_unfinished_run_cannot_be_measured(recipe: Make) -> None:
+    run = recipe("run")
+    with pytest.raises(BlindtuneError):
+        train_recipe(run, Stopping(3, OperatorUnavailableError("gone")))
+    with pytest.raises(ConfigurationError, match="not finished: go on with"), tuned_model(run.output.dir):
+        pass
