@@ -70,7 +70,9 @@ def _join(example: Completion, tokenizer: Any) -> tuple[list[int], list[bool]]:
     if prompt and prompt[-1] == end and not example.prompt.endswith(tokenizer.eos_token):
         prompt = prompt[:-1]  # some tokenizers end every text, and this one goes on
     completion = tokenizer(example.completion, add_special_tokens=not prompt)["input_ids"]
-    if end is not None and completion[-1:] != [end]:
+    if end is not None:
+        while completion[-1:] == [end]:  # the text has it, or the tokenizer adds it, or both
+            completion = completion[:-1]
         completion = [*completion, end]
     begins_twice = [tokenizer.bos_token_id] * 2
     if prompt[:2] == begins_twice:  # the text has what the tokenizer adds

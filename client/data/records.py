@@ -93,13 +93,12 @@ def _refuse_constant(name: str) -> None:
 
 def _saved_dataset(path: Path) -> list[Record]:
     from datasets import Dataset, DatasetDict, load_from_disk
-    from pyarrow import ArrowException
 
     try:
         dataset = load_from_disk(str(path))
     except IndexError:
         return []  # an empty one can be saved, and then not be loaded
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArrowException) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise DataError(
             f"{path} is no folder of datasets.save_to_disk ({type(error).__name__}): name such a folder or a "
             "JSONL file"

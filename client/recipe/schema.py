@@ -186,10 +186,10 @@ class Recipe(Section):
     """One fine-tuning run."""
 
     model: ModelSection
-    quantization: QuantizationSection = Field(default_factory=QuantizationSection)
-    masking: MaskingSection = Field(default_factory=MaskingSection)
+    quantization: QuantizationSection = Field(default_factory=QuantizationSection)  # type: ignore[arg-type]
+    masking: MaskingSection = Field(default_factory=MaskingSection)  # type: ignore[arg-type]
     operators: list[OperatorSection] = Field(default_factory=list)
-    adapter: AdapterSection = Field(default_factory=AdapterSection)
+    adapter: AdapterSection = Field(default_factory=AdapterSection)  # type: ignore[arg-type]
     data: DataSection
     training: TrainingSection = Field(default_factory=TrainingSection)
     output: OutputSection

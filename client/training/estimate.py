@@ -259,9 +259,11 @@ class _Elsewhere(torch.autograd.Function):
 
 
 def _make_remote(module: torch.nn.Module, outputs: int) -> None:
+    bias = getattr(module, "bias", None)
+
     def forward(x: torch.Tensor) -> torch.Tensor:
         y: torch.Tensor = _Elsewhere.apply(x, outputs)
-        return y if module.bias is None else y + module.bias
+        return y if bias is None else y + bias
 
     module.forward = forward
 
@@ -291,7 +293,10 @@ def _training_calls(recipe: Recipe, model: PreTrainedModel, modules: Sequence[st
     random_state = RandomState()
     try:
         new_adapter(model, recipe).train()
-        if recipe.training.gradient_checkpointing:
+        # Two names of one setting; the newer one goes first, as in TrainingArguments.
+        training = recipe.training
+        repeated = training.activation_checkpointing
+        if training.gradient_checkpointing if repeated is None else repeated:
             model.config.use_cache = False
             model.activation_checkpointing_enable()
             # There is no cache then, and a mask in this form is the one that models take as it is.

@@ -100,7 +100,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "activations_are_not_kept_and_few_layers_have_adapters": (
         "llama",
         {
-            "training": {"max_steps": 1, "gradient_checkpointing": True},
+            "training": {"max_steps": 1, "activation_checkpointing": True},
             "adapter": {"target_modules": ["q_proj"]},
         },
     ),

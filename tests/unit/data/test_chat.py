@@ -1,0 +1,287 @@
+"""From conversations to tokens: the loss is on what the assistant says, and on nothing else."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from support.assets import asset
+from support.recipes import CHAT, GENERATION, character_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from blindtune.client.data.chat import IGNORED, Encoded, encode, prompt_text
+from blindtune.client.data.formats import Completion, Conversation
+from blindtune.protocol.errors import DataError
+
+pytestmark = pytest.mark.hf
+MARK = "PLANTED-SECRET"
+WHERE = "train.jsonl, line 317"
+LONG = 10_000
+
+
+def conversation(*texts: str, system: str | None = None) -> Conversation:
+    """User and assistant in turns."""
+    messages = [] if system is None else [{"role": "system", "content": system}]
+    for index, text in enumerate(texts):
+        messages.append({"role": "assistant" if index % 2 else "user", "content": text})
+    return Conversation(messages, WHERE)
+
+
+def learned(encoded: Encoded, tokenizer: Any) -> list[str]:
+    """The stretches of text that carry loss."""
+    runs: list[list[int]] = []
+    before = IGNORED
+    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
+        assert label in (token, IGNORED)
+        if label != IGNORED:
+            if before == IGNORED:
+                runs.append([])
+            runs[-1].append(token)
+        before = label
+    return [tokenizer.decode(run) for run in runs]
+
+
+def merging_tokenizer(template: str) -> PreTrainedTokenizerFast:
+    """A byte-level tokenizer with merges, so that tokens can reach over the border of two texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=400,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["user: hello\n\nassistant: hello there\n\n\n", "|user: |assistant: a b"] * 20, trainer
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="</s>",
+        chat_template=template,
+    )
+
+
+CONVERSATIONS = {
+    "one answer": conversation("hi", "hello"),
+    "several answers": conversation("hi", "hello", "and", "bye", "so", "no"),
+    "a system message": conversation("hi", "hello", system="be kind"),
+    "answers with spaces at their ends": conversation("hi", "\nhello \n", "and", " bye "),
+    "an answer that repeats the question": conversation("hello", "hello", "hello", "hello"),
+    "an answer like a heading": conversation("hi", "|user:hello"),
+    "an empty answer among others": conversation("hi", "", "and", "bye"),
+    "ends with a question": conversation("hi", "hello", "and"),
+}
+
+
+@pytest.mark.parametrize("template", [GENERATION, CHAT], ids=["marked", "prefixes"])
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_loss_is_on_the_answers_and_their_ends_alone(name: str, template: str) -> None:
+    tokenizer = character_tokenizer(template)
+    example = CONVERSATIONS[name]
+    answers = [x["content"] + "</s>" for x in example.messages if x["role"] == "assistant"]
+    encoded = encode(example, tokenizer, LONG)
+    assert learned(encoded, tokenizer) == answers
+    assert (
+        encoded.input_ids
+        == tokenizer.apply_chat_template(list(example.messages), return_dict=True)["input_ids"]
+    )
+    assert not encoded.cut
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_marks_and_prefixes_agree_where_tokens_reach_over_borders(name: str) -> None:
+    example = CONVERSATIONS[name]
+    marked = encode(example, merging_tokenizer(GENERATION), LONG)
+    assert encode(example, merging_tokenizer(CHAT), LONG) == marked
+    assert marked.learns
+
+
+def test_marks_and_prefixes_agree_for_a_real_tokenizer() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(asset("models/tiny-llama"))
+    marked = tokenizer.chat_template
+    plain = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", marked)
+    assert plain != marked
+    for example in CONVERSATIONS.values():
+        tokenizer.chat_template = marked
+        expected = encode(example, tokenizer, LONG)
+        answers = [x["content"] + tokenizer.eos_token for x in example.messages if x["role"] == "assistant"]
+        assert learned(expected, tokenizer) == answers
+        tokenizer.chat_template = plain
+        assert encode(example, tokenizer, LONG) == expected
+
+
+@pytest.mark.parametrize("mark", ["{%generation%}", "{%- generation -%}", "{% generation %}"])
+def test_marks_are_found_however_they_are_written(mark: str) -> None:
+    tokenizer = character_tokenizer(GENERATION.replace("{% generation %}", mark))
+    # Prefixes can't find an answer that nothing precedes, so this tells which way was taken.
+    example = Conversation(
+        [{"role": "assistant", "content": "hello"}, {"role": "user", "content": "hi"}], WHERE
+    )
+    assert learned(encode(example, tokenizer, LONG), tokenizer) == ["hello</s>"]
+
+
+def test_a_variable_called_generation_is_no_mark() -> None:
+    tokenizer = character_tokenizer(CHAT + "{% if generation %}{% endif %}")
+    assert learned(encode(conversation("hi", "hello"), tokenizer, LONG), tokenizer) == ["hello</s>"]
+
+
+def test_one_of_several_templates_is_the_default() -> None:
+    tokenizer = character_tokenizer(None)
+    tokenizer.chat_template = {"default": GENERATION, "tool_use": "{{ raise_exception('not this one') }}"}
+    assert learned(encode(conversation("hi", "hello"), tokenizer, LONG), tokenizer) == ["hello</s>"]
+    tokenizer.chat_template = {"a": GENERATION, "b": GENERATION}
+    with pytest.raises(DataError, match="several chat templates, and none is called default"):
+        encode(conversation("hi", "hello"), tokenizer, LONG)
+
+
+def test_a_template_that_rewrites_earlier_turns_is_refused_for_several_answers() -> None:
+    rewritten = "{% for m in messages %}{% if loop.last and loop.length > 1 %}!{% endif %}"
+    template = CHAT.replace("{% for m in messages %}", rewritten)
+    tokenizer = character_tokenizer(template)
+    with pytest.raises(
+        DataError, match=f"{WHERE}: the model's chat template renders message 2 in another way"
+    ):
+        encode(conversation("hi", MARK, "and", MARK), tokenizer, LONG)
+
+
+def test_a_template_that_leaves_out_earlier_thoughts_serves_one_answer_only() -> None:
+    template = CHAT.replace(
+        "{% if m['role'] == 'assistant' %}",
+        "{% if m['role'] == 'assistant' %}{% if loop.last %}(no thoughts)\n{% endif %}",
+    )
+    tokenizer = character_tokenizer(template)
+    one = encode(conversation("hi", "hello"), tokenizer, LONG)
+    assert learned(one, tokenizer) == ["(no thoughts)\nhello</s>"]
+    with pytest.raises(DataError, match="use one answer in each example"):
+        encode(conversation("hi", "hello", "and", "bye"), tokenizer, LONG)
+
+
+def test_an_answer_that_nothing_precedes_needs_marks() -> None:
+    example = Conversation([{"role": "assistant", "content": MARK}], WHERE)
+    with pytest.raises(DataError, match="the assistant speaks first") as caught:
+        encode(example, character_tokenizer(CHAT), LONG)
+    assert MARK not in str(caught.value)
+
+
+ALTERNATE = "{{ raise_exception('roles must alternate') }}"
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (ALTERNATE, "refuses this conversation: roles must alternate"),
+        ("{{ raise_exception(messages[0]['content']) }}", "refuses this conversation: TemplateError"),
+        (
+            "{{ raise_exception('unlike ' + messages[0]['content']) }}",
+            "refuses this conversation: TemplateError",
+        ),
+        ("{{ messages[0]['content'] + 1 }}", "refuses this conversation: TypeError"),
+        ("{{ messages[0]['content'] | int // 0 }}", "refuses this conversation: ZeroDivisionError"),
+        ("{{ messages[0].none.such }}", "refuses this conversation: UndefinedError"),
+        ("{{ {}[messages[0]['content']].x }}", "refuses this conversation: UndefinedError"),
+        ("{% if %}", "refuses this conversation: TemplateSyntaxError"),
+    ],
+)
+@pytest.mark.parametrize("mark", ["", "{% generation %}{% endgeneration %}"])
+def test_what_a_template_says_is_shown_unless_it_quotes_the_conversation(
+    template: str, said: str, mark: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        encode(conversation(MARK, MARK), character_tokenizer(template + mark), LONG)
+    assert said in str(caught.value)
+    assert str(caught.value).startswith(WHERE)
+    assert MARK not in str(caught.value)
+
+
+class TestWithoutATemplate:
+    def test_headings_separate_the_turns(self) -> None:
+        tokenizer = character_tokenizer(None)
+        encoded = encode(conversation("hi", "hello", system="be kind"), tokenizer, LONG)
+        text = "### System:\nbe kind\n\n### User:\nhi\n\n### Assistant:\nhello</s>"
+        assert tokenizer.decode(encoded.input_ids) == text
+        assert learned(encoded, tokenizer) == ["hello</s>"]
+
+    def test_the_question_is_asked_as_it_was_in_training(self) -> None:
+        tokenizer = character_tokenizer(None)
+        example = conversation("hi", "hello")
+        asked = tokenizer(prompt_text(example.messages[:-1], tokenizer))["input_ids"]
+        encoded = encode(example, tokenizer, LONG)
+        assert encoded.input_ids[: len(asked)] == asked
+        assert set(encoded.labels[: len(asked)]) == {IGNORED}
+        assert encoded.labels[len(asked)] != IGNORED
+
+    def test_a_conversation_that_ends_with_a_question_is_refused(self) -> None:
+        with pytest.raises(DataError, match="does not end with the assistant") as caught:
+            encode(conversation(MARK, MARK, MARK), character_tokenizer(None), LONG)
+        assert MARK not in str(caught.value)
+
+
+@pytest.mark.parametrize("template", [GENERATION, CHAT])
+def test_the_question_is_asked_as_the_template_has_it(template: str) -> None:
+    tokenizer = character_tokenizer(template)
+    example = conversation("hi", "hello", "and", "bye")
+    asked = tokenizer(prompt_text(example.messages[:-1], tokenizer), add_special_tokens=False)["input_ids"]
+    assert encode(example, tokenizer, LONG).input_ids[: len(asked)] == asked
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize(
+    ("prompt", "completion"),
+    [("ab", "cd"), ("", "cd"), ("<s>ab", "cd"), ("ab", "cd</s>"), ("", "<s>cd</s>"), ("ab", " cd")],
+)
+def test_special_tokens_stand_at_the_ends_and_are_never_doubled(
+    begins: bool, ends: bool, prompt: str, completion: str
+) -> None:
+    tokenizer = character_tokenizer(None, begins=begins, ends=ends)
+    encoded = encode(Completion(prompt, completion, WHERE), tokenizer, LONG)
+    found = tokenizer.decode(encoded.input_ids)
+    begin = "<s>" if begins or "<s>" in prompt + completion else ""
+    plain = (prompt + completion).replace("<s>", "").replace("</s>", "")
+    assert found == f"{begin}{plain}</s>"
+    inside = completion.replace("<s>", "").replace("</s>", "") + "</s>"
+    assert "".join(learned(encoded, tokenizer)).removeprefix("<s>") == inside
+
+
+def test_an_end_that_the_prompt_itself_has_stays() -> None:
+    tokenizer = character_tokenizer(None)
+    encoded = encode(Completion("ab</s>", "cd", WHERE), tokenizer, LONG)
+    assert tokenizer.decode(encoded.input_ids) == "ab</s>cd</s>"
+    assert learned(encoded, tokenizer) == ["cd</s>"]
+
+
+@pytest.mark.parametrize("begins", [False, True])
+@pytest.mark.parametrize("ends", [False, True])
+@pytest.mark.parametrize("template", [GENERATION, CHAT])
+def test_a_template_writes_the_special_tokens_alone(begins: bool, ends: bool, template: str) -> None:
+    tokenizer = character_tokenizer(template, begins=begins, ends=ends)
+    ids = encode(conversation("hi", "hello"), tokenizer, LONG).input_ids
+    assert ids.count(tokenizer.bos_token_id) == 1
+    assert ids.count(tokenizer.eos_token_id) == 2
+
+
+@pytest.mark.parametrize(
+    ("length", "learns", "cut"), [(5, False, True), (6, True, True), (9, True, False), (8, True, True)]
+)
+def test_what_is_too_long_is_cut_off_and_may_teach_nothing_then(length: int, learns: bool, cut: bool) -> None:
+    encoded = encode(Completion("abcde", "fgh", WHERE), character_tokenizer(None), length)
+    assert (encoded.learns, encoded.cut) == (learns, cut)
+    assert len(encoded.input_ids) == len(encoded.labels) == min(length, 9)
+
+
+def test_a_first_token_alone_teaches_nothing() -> None:
+    assert not encode(Completion("", "cd", WHERE), character_tokenizer(None), 1).learns
+
+
+def _ids(text: str, tokenizer: Any) -> Sequence[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def test_a_plain_text_is_joined_as_it_is() -> None:
+    tokenizer = character_tokenizer(GENERATION, split=True)
+    encoded = encode(Completion("a b ", "c d", WHERE), tokenizer, LONG)
+    assert encoded.input_ids == [*_ids("a b c d", tokenizer), tokenizer.eos_token_id]
