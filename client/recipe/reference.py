@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import json
 import sys
+import textwrap
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -89,7 +90,8 @@ def configuration_page() -> str:
             needed = (
                 "A list, with these keys in each entry. May be left out with `masking.mode: reference` only."
             )
-        parts.append(f"## {name}\n\n{_markdown(section['description'])} {needed}\n")
+        about = textwrap.fill(f"{_markdown(section['description'])} {needed}", 108)
+        parts.append(f"## {name}\n\n{about}\n")
         parts.append(_training(section) if name == "training" else _section(section))
     return "\n".join(parts)
 

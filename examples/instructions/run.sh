@@ -9,7 +9,8 @@
 # SCRATCH  A new folder to work in; a temporary one unless given.
 # --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
 #
-# Expect: loss, perplexity and token accuracy on the test responses before and after, seconds, MB up and down.
+# Expect, for a 6.5M-parameter Llama: perplexity 263 before and about 216 after on the test responses; 5.1 GB up
+# and 11.5 GB down in all, some minutes on 2 cores that the workers share.
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -35,7 +36,7 @@ fi
 sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
 start_workers "$model" 2
 
-blindtune train recipe.yaml --dry-run "$@" # shows two examples, the steps and the traffic; connects to nothing
+blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
 blindtune check recipe.yaml "$@"           # ends here if it finds a problem
 blindtune train recipe.yaml "$@"
 blindtune eval output

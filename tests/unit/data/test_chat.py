@@ -95,9 +95,16 @@ def test_the_loss_is_on_the_answers_and_their_ends_alone(name: str, template: st
 @pytest.mark.parametrize("name", CONVERSATIONS)
 def test_marks_and_prefixes_agree_where_tokens_reach_over_borders(name: str) -> None:
     example = CONVERSATIONS[name]
-    marked = encode(example, merging_tokenizer(GENERATION), LONG)
-    assert encode(example, merging_tokenizer(CHAT), LONG) == marked
+    marked = encode(example, merging_tokenizer(GENERATION.replace(":{%", ":\n{%")), LONG)
+    assert encode(example, merging_tokenizer(CHAT.replace(":{%", ":\n{%")), LONG) == marked
     assert marked.learns
+
+
+def test_a_token_of_both_the_heading_and_the_answer_belongs_to_the_answer() -> None:
+    tokenizer = merging_tokenizer(CHAT.replace(":{%", ":\n{%"))
+    encoded = encode(conversation("hi", "\nhello"), tokenizer, LONG)
+    assert tokenizer("\n\n")["input_ids"][0] in encoded.labels
+    assert learned(encoded, tokenizer) == ["\n\nhello</s>"]
 
 
 def test_marks_and_prefixes_agree_for_a_real_tokenizer() -> None:

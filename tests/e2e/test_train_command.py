@@ -1,0 +1,253 @@
+"""The command as its users run it: in processes that are killed, and with mistakes in its input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.operators import RunningOperators
+from support.recipes import operator_sections, recipe_of, with_tokenizer, write_lines
+
+from blindtune.client.cli import main
+from blindtune.client.cli.exit_codes import ExitCode
+from blindtune.client.recipe import Recipe, write_recipe
+
+pytestmark = pytest.mark.hf
+
+MARKER = "zzmarkerzz"
+RECORDS = [{"prompt": "ab" * i, "completion": "c" * (1 + 3 * (i % 4))} for i in range(1, 17)]
+PATIENCE = 240
+STEPS = 16
+
+
+def start(recipe: Path, *options: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "blindtune.client.cli", "train", str(recipe), "--json", *options]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(os.environ)
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
+    """Waits for the end of a run that goes well; returns its events."""
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0, errors
+    return [json.loads(line) for line in output.splitlines()]
+
+
+def kill_at(process: subprocess.Popen[str], step: int, seconds: float) -> None:
+    """Kills a run some time after a step's event, or after its start for step 0."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        event = json.loads(line)
+        if (event["event"] == "step" and event["step"] >= step) or (step == 0 and event["event"] == "data"):
+            break
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate(timeout=PATIENCE)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_gives_the_adapter_of_one_that_is_not(
+    checkpoints: dict[str, Path], operators: RunningOperators, tmp_path: Path
+) -> None:
+    model = with_tokenizer(checkpoints["llama"], tmp_path)
+    train = write_lines(tmp_path / "train.jsonl", RECORDS)
+    validation = write_lines(tmp_path / "validation.jsonl", RECORDS[:3])
+    recipes: dict[str, Path] = {}
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        recipes[name] = tmp_path / name / "recipe.yaml"
+        recipe = recipe_of(
+            tmp_path / name,
+            model,
+            train,
+            masking={"mode": "shares"},
+            operators=operator_sections(operators, "llama"),
+            adapter={"lora_dropout": 0.2},
+            data={"validation": str(validation)},
+            training={
+                "num_train_epochs": 4,
+                "gradient_accumulation_steps": 2,
+                "save_strategy": "steps",
+                "save_steps": 1,
+                "save_total_limit": 1,
+                "eval_strategy": "steps",
+                "eval_steps": 3,
+            },
+        )
+        write_recipe(recipe, recipes[name])
+    finish(start(recipes["whole"]))
+    chance = random.Random(4)
+    for number, step in enumerate((0, 1, 3, 6, 9, 12)):
+        begun = (tmp_path / "killed" / "output" / "run.json").exists()
+        process = start(recipes["killed"], *(["--resume"] if begun else []))
+        kill_at(process, step, chance.uniform(0, 0.3))
+        if number:
+            assert (tmp_path / "killed" / "output" / "checkpoints").exists()
+    events = finish(start(recipes["killed"], "--resume"))
+    assert sum(event["event"] == "step" for event in events) < STEPS, "it went on, and did not start over"
+    assert events[-1]["event"] == "done"
+    assert events[-1]["steps"] == STEPS
+    one, other = (tmp_path / x / "output" / "adapter_model.safetensors" for x in ("whole", "killed"))
+    assert one.read_bytes() == other.read_bytes()
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str]]:
+    """Runs the command in this process; returns its exit code and what it said on stderr."""
+
+    def run(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["blindtune", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0), capsys.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def recipe_file(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
+    """A recipe that works, on lines of their own."""
+    model = with_tokenizer(checkpoints["bert"], tmp_path)
+    records = [{"text": f"{MARKER} {i}", "label": ("x", "y", MARKER)[i % 3]} for i in range(400)]
+    train = write_lines(tmp_path / "train.jsonl", records)
+    recipe: Recipe = recipe_of(
+        tmp_path,
+        model,
+        train,
+        data={"task": "classification", "train_examples": 8},
+        training={"max_steps": 1},
+    )
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    return tmp_path / "recipe.yaml"
+
+
+def _broken_line(folder: Path) -> None:
+    lines = (folder / "train.jsonl").read_text().split("\n")
+    lines[316] = lines[316][:-4]
+    (folder / "train.jsonl").write_text("\n".join(lines))
+
+
+def _unseen(folder: Path) -> None:
+    write_lines(
+        folder / "other.jsonl", [{"text": "a", "label": "x"}, {"text": MARKER, "label": f"{MARKER}2"}]
+    )
+
+
+def _someone_elses(folder: Path) -> None:
+    (folder / "output").mkdir()
+    (folder / "output" / "thesis.txt").write_text("mine")
+
+
+MISTAKES: dict[str, tuple[Callable[[Path], None], list[str], ExitCode, str]] = {
+    "wrong key": (lambda x: None, ["data.max_lenght=3"], ExitCode.CONFIGURATION, "did you mean max_length?"),
+    "wrong type": (
+        lambda x: None,
+        ["data.max_length=many"],
+        ExitCode.CONFIGURATION,
+        "data.max_length: should be",
+    ),
+    "wrong choice": (lambda x: None, ["masking.mode=share"], ExitCode.CONFIGURATION, "'shares', 'lattice'"),
+    "unknown model": (
+        lambda x: None,
+        ["model.name=nobody/nothing"],
+        ExitCode.MODEL,
+        "nobody/nothing is neither",
+    ),
+    "missing model": (
+        lambda x: None,
+        ["model.name=./nothing"],
+        ExitCode.MODEL,
+        "no checkpoint folder ./nothing",
+    ),
+    "missing data": (lambda x: None, ["data.train=nothing.jsonl"], ExitCode.DATA, "there is no data file"),
+    "broken line": (_broken_line, [], ExitCode.DATA, "train.jsonl, line 317"),
+    "unseen label": (
+        _unseen,
+        ["data.validation={}/other.jsonl"],
+        ExitCode.DATA,
+        "other.jsonl, line 2: the label",
+    ),
+    "empty data": (
+        lambda x: (x / "train.jsonl").write_text("") and None,
+        [],
+        ExitCode.DATA,
+        "train.jsonl holds no records",
+    ),
+    "folder in use": (_someone_elses, [], ExitCode.CONFIGURATION, "output is not empty (thesis.txt)"),
+    "no operators": (
+        lambda x: None,
+        ["masking.mode=shares"],
+        ExitCode.CONFIGURATION,
+        "two or more operators",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_gives_one_clear_error_that_shows_no_data(
+    mistake: str, command: Callable[..., tuple[int, str]], recipe_file: Path
+) -> None:
+    make, settings, code, words = MISTAKES[mistake]
+    make(recipe_file.parent)
+    options = [x for setting in settings for x in ("--set", setting.format(recipe_file.parent))]
+    ended, said = command("train", str(recipe_file), *options)
+    assert ended == code, said
+    (line,) = [x for x in said.splitlines() if x.startswith("blindtune: ")]
+    assert words in line
+    assert "Traceback" not in said
+    assert MARKER not in said
+    assert not (recipe_file.parent / "output" / "run.json").exists()
+
+
+def test_what_the_command_says_and_writes_of_a_run_holds_no_text_and_no_label(
+    command: Callable[..., tuple[int, str]], recipe_file: Path
+) -> None:
+    ended, said = command("train", str(recipe_file))
+    assert ended == 0, said
+    assert MARKER not in said
+    output = recipe_file.parent / "output"
+    holding = {x.name for x in output.rglob("*") if x.is_file() and MARKER.encode() in x.read_bytes()}
+    # The classes' names are part of what was trained, and nobody else can read these files.
+    assert holding <= {"run.json", "summary.json"}
+    assert output.stat().st_mode & 0o077 == 0
+
+
+def test_programs_get_an_event_for_every_step_and_the_error_as_well(
+    recipe_file: Path,
+) -> None:
+    events = finish(start(recipe_file))
+    assert [x["step"] for x in events if x["event"] == "step"] == [1]
+    assert events[-1] == {"event": "done"} | json.loads(
+        (recipe_file.parent / "output" / "summary.json").read_text()
+    )
+    process = start(recipe_file)
+    output, _ = process.communicate(timeout=PATIENCE)
+    last = json.loads(output.splitlines()[-1])
+    assert process.returncode == ExitCode.CONFIGURATION
+    assert (last["event"], last["code"]) == ("error", ExitCode.CONFIGURATION)
+
+
+def test_a_dry_run_connects_to_nothing_and_writes_nothing(
+    command: Callable[..., tuple[int, str]], recipe_file: Path
+) -> None:
+    before = set(recipe_file.parent.rglob("*"))
+    sections = "[{name: a, workers: ['127.0.0.2:1']}, {name: b, workers: ['127.0.0.3:1']}]"
+    ended, said = command(
+        "train",
+        str(recipe_file),
+        "--dry-run",
+        *("--set", "masking.mode=shares", "--set", "masking.insecure=true", "--set", f"operators={sections}"),
+    )
+    assert ended == 0, said
+    assert "MB up" in said
+    assert set(recipe_file.parent.rglob("*")) == before
