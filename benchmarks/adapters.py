@@ -110,7 +110,8 @@ def main() -> None:
         spread = max(after["local"]) - min(after["local"])
         means = ", ".join(f"{kind} {statistics.mean(after[kind]):.4f}" for kind in ("local", "reference"))
         print(f"{name}: mean of the seeds: {means}; spread of the local seeds {spread:.4f}")
-        print(f"{name}: seed {first}: " + ", ".join(f"{kind} {values[0]:.4f}" for kind, values in after.items()))
+        each = ", ".join(f"{kind} {values[0]:.4f}" for kind, values in after.items())
+        print(f"{name}: seed {first}: {each}")
 
 
 if __name__ == "__main__":

@@ -69,7 +69,8 @@ def evaluate(
         emit("evaluated", data=str(path), **figures)
         return
     for name, value in figures.items():
-        results.print(f"{name:20} {value:.4f}" if isinstance(value, float) else f"{name:20} {value:,}")
+        shown = f"{value:,}" if name.endswith("examples") else f"{value:.4f}"
+        results.print(f"{name:20} {shown}", highlight=False)
 
 
 def generate(

@@ -51,12 +51,13 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
         keep: how many to keep; None for all.
         best: one that is kept in any case.
     """
+    final = folder / written.name
+    if final.exists():
+        return  # of the same step of this run, and so the same: removing it would leave a moment without
+    written.chmod(0o700)  # what was learned is as private as the data
     for path in written.iterdir():
         _sync(path)
     _sync(written)
-    final = folder / written.name
-    if final.exists():  # of the same step of this run, and so the same
-        shutil.rmtree(final)
     os.replace(written, final)
     _sync(folder)
     rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)

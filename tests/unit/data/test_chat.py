@@ -102,9 +102,9 @@ def test_marks_and_prefixes_agree_where_tokens_reach_over_borders(name: str) -> 
 
 def test_a_token_of_both_the_heading_and_the_answer_belongs_to_the_answer() -> None:
     tokenizer = merging_tokenizer(CHAT.replace(":{%", ":\n{%"))
-    encoded = encode(conversation("hi", "\nhello"), tokenizer, LONG)
+    encoded = encode(conversation("hi", "\n\nhello"), tokenizer, LONG)
     assert tokenizer("\n\n")["input_ids"][0] in encoded.labels
-    assert learned(encoded, tokenizer) == ["\n\nhello</s>"]
+    assert learned(encoded, tokenizer) == ["\n\n\nhello</s>"]
 
 
 def test_marks_and_prefixes_agree_for_a_real_tokenizer() -> None:
