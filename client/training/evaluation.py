@@ -71,7 +71,8 @@ class Tuned:
         """
         text = prompt if isinstance(prompt, str) else prompt_text(prompt, self.tokenizer)
         # A chat template writes the special tokens itself.
-        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=isinstance(prompt, str))
+        special = isinstance(prompt, str) or self.tokenizer.chat_template is None
+        inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
         sampling = (
             {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         )

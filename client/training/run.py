@@ -20,7 +20,7 @@ from blindtune.client.training.folder import SUMMARY, RunFolder
 from blindtune.client.training.models import blind_config, load_base, load_tokenizer, new_adapter
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer, Rows
-from blindtune.protocol.errors import InterruptedRunError
+from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
 
 __all__ = ["Observer", "Prices", "train_recipe"]
 
@@ -116,6 +116,7 @@ class _Run:
         self._observer = observer
         base = load_base(recipe, data.labels, tokenizer, config)
         self._multiplier: PrivateMultiplier | None = None if config is None else multiplier_of(base)
+        _require_positions(base, data)
         self._model = new_adapter(base, recipe)
         if not resume:
             folder.begin(recipe, data)
@@ -217,6 +218,22 @@ class _Run:
             "examples": {"train": _counts(train), "validation": validation and _counts(validation)},
             **figures.summary(prices.per_hour, prices.per_gb),
         }
+
+
+def _require_positions(base: Any, data: PreparedData) -> None:
+    """Checks that the model has a position for every token.
+
+    Raises:
+        ConfigurationError: an example is longer.
+    """
+    positions = getattr(base.config, "max_position_embeddings", None)
+    splits = [x for x in (data.train, data.validation) if x is not None]
+    longest = max(max(x.lengths) for x in splits)
+    if positions is not None and longest > positions:
+        raise ConfigurationError(
+            f"the longest example has {longest} tokens, and the model takes {positions}: "
+            f"set data.max_length to {positions}"
+        )
 
 
 def _counts(split: Split) -> dict[str, int]:

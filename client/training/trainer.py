@@ -156,9 +156,12 @@ class RecipeTrainer(Trainer):
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         before = checkpoints.RandomState()
+        # Hugging Face would leave out the last examples of what is measured, too.
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             return super().evaluate(*args, **options)
         finally:
+            self.args.dataloader_drop_last = drop_last
             before.restore()
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:

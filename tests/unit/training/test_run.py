@@ -317,3 +317,22 @@ def test_an_unfinished_run_cannot_be_measured(recipe: Make) -> None:
         train_recipe(run, Stopping(3, OperatorUnavailableError("gone")))
     with pytest.raises(ConfigurationError, match="not finished: go on with"), tuned_model(run.output.dir):
         pass
+
+
+def test_an_example_longer_than_the_model_takes_is_refused_before_anything_is_written(
+    tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    train = write_lines(tmp_path / "train.jsonl", [{"text": "ab " * 40, "label": x} for x in "xyz"])
+    run = recipe_of(
+        tmp_path, with_tokenizer(checkpoints["bert"], tmp_path), train, data={"task": "classification"}
+    )
+    with pytest.raises(ConfigurationError, match="the model takes 64: set data.max_length to 64"):
+        train_recipe(run, Silent())
+    assert not (run.output.dir / "run.json").exists()
+
+
+def test_measuring_leaves_no_example_out_when_training_leaves_out_the_last_ones(recipe: Make) -> None:
+    run = recipe("run", training={"dataloader_drop_last": True, "per_device_eval_batch_size": 2})
+    run = run.model_copy(update={"training": run.training.model_copy(update={"max_steps": 1})})
+    whole = recipe("other", training={"per_device_eval_batch_size": 2, "max_steps": 1})
+    assert train_recipe(run, Silent())["before"] == train_recipe(whole, Silent())["before"]
