@@ -121,9 +121,11 @@ class _Run:
         if not resume:
             folder.begin(recipe, data)
         self._checkpoint = folder.newest_checkpoint()
-        self._earlier = Figures()
+        # Kept with the newest checkpoint or, before the first one, with the figures before training.
+        kept = folder.state.get("so_far", {})
         if self._checkpoint is not None:
-            self._earlier = Figures.from_json(read_json(self._checkpoint / FIGURES))
+            kept = read_json(self._checkpoint / FIGURES)
+        self._earlier = Figures.from_json(kept)
         self._started = time.monotonic()
 
     def finish(self, prices: Prices) -> dict[str, Any]:
@@ -176,7 +178,8 @@ class _Run:
         """The figures before training, measured once in a run."""
         kept = self._folder.state
         if "before" not in kept:
-            self._folder.keep(before=self._measure(trainer, "before"))
+            before = self._measure(trainer, "before")
+            self._folder.keep(before=before, so_far=vars(self._this_process()))
         return self._folder.state["before"]
 
     def _measure(self, trainer: RecipeTrainer, when: str) -> dict[str, float] | None:

@@ -7,7 +7,7 @@
 #          each line. The figures are for GSM8K, grade-school-math by OpenAI, MIT: what precedes #### in its
 #          answers is the rationale, and what follows it the answer.
 # MODEL    A checkpoint folder of a language model, or its name on the Hugging Face hub.
-# SCRATCH  A new folder to work in; a temporary one unless given.
+# SCRATCH  A folder to work in; a new temporary one unless given.
 # --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
 #
 # Expect, for a 6.5M-parameter Llama: perplexity 606 before and about 113 after on 100 test problems (exact match
@@ -39,7 +39,11 @@ start_workers "$model" 2
 
 blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
 blindtune check recipe.yaml "$@"           # ends here if it finds a problem
-blindtune train recipe.yaml "$@"
+go_on=()
+if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
+    go_on=(--resume)
+fi
+blindtune train recipe.yaml "${go_on[@]}" "$@"
 blindtune eval output --exact-match 10 --max-new-tokens 128
 blindtune generate output --max-new-tokens 128 \
     --prompt "A pen costs 3 dollars and a book costs 5 dollars. How much do two pens and a book cost?"

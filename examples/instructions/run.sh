@@ -6,7 +6,7 @@
 # DATA     A folder with train.jsonl and test.jsonl, {"instruction": ..., "context": ..., "response": ...} on
 #          each line; the context may be empty. The figures are for Databricks Dolly 15k, CC BY-SA 3.0.
 # MODEL    A checkpoint folder of a language model, or its name on the Hugging Face hub.
-# SCRATCH  A new folder to work in; a temporary one unless given.
+# SCRATCH  A folder to work in; a new temporary one unless given.
 # --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
 #
 # Expect, for a 6.5M-parameter Llama: perplexity 263 before and about 216 after on the test responses; 5.1 GB up
@@ -38,6 +38,10 @@ start_workers "$model" 2
 
 blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
 blindtune check recipe.yaml "$@"           # ends here if it finds a problem
-blindtune train recipe.yaml "$@"
+go_on=()
+if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
+    go_on=(--resume)
+fi
+blindtune train recipe.yaml "${go_on[@]}" "$@"
 blindtune eval output
 blindtune generate output --max-new-tokens 64 --prompt "Name three things to pack for a day in the mountains."

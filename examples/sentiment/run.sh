@@ -6,7 +6,7 @@
 # DATA     A folder with train.jsonl and test.jsonl, {"text": ..., "label": ...} on each line. The figures are
 #          for sentence polarity v1.0 (rt_polarity), in nltk_data as sentence_polarity, CC BY 4.0, with the
 #          labels positive and negative.
-# SCRATCH  A new folder to work in; a temporary one unless given.
+# SCRATCH  A folder to work in; a new temporary one unless given.
 # --set    Changes the recipe. A first try: --set data.train_examples=16 --set data.validation_examples=16
 #
 # Expect: accuracy 0.50 before and about 0.75 after, macro F1 0.46 and 0.74, on 400 test sentences; 6.3 GB up
@@ -32,5 +32,9 @@ start_workers model 2
 
 blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
 blindtune check recipe.yaml "$@"           # ends here if it finds a problem
-blindtune train recipe.yaml "$@"
+go_on=()
+if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
+    go_on=(--resume)
+fi
+blindtune train recipe.yaml "${go_on[@]}" "$@"
 blindtune eval output
