@@ -200,7 +200,7 @@ class BlindConfig(QuantizationConfigMixin):
                 raise ConfigurationError(
                     f"operators {' and '.join(sorted(operators))} have the same {what}{shown}: operators "
                     "that are not independent can put the shares together and read the data. Use operators "
-                    "of different organisations (allow_one_machine=True is for demonstrations only)"
+                    "of different organisations (allow_one_machine is for demonstrations only)"
                 )
 
 

@@ -28,8 +28,11 @@ class ExitCode(enum.IntEnum):
     DATA = 4, "A record of the data cannot be used; file and line are named."
     MODEL = 5, "The model or its kit cannot be read, or the protocol cannot serve it."
     RESOURCE = 6, "Memory or disk does not suffice."
-    WORKER = 7, "A worker holds another model or speaks another protocol version, or answered wrongly."
-    UNAVAILABLE = 8, "No worker of an operator answers. What was trained is saved: go on with --resume."
+    WORKER = 7, "A worker holds another model, or speaks another protocol version."
+    UNAVAILABLE = (
+        8,
+        "An operator has no worker left that answers and did not lie. What was trained is saved: --resume.",
+    )
     FINDINGS = 9, "`blindtune check` or `blindtune doctor` found a problem."
     INTERRUPTED = 130, "The run was stopped by a signal. What was trained is saved: go on with --resume."
 

@@ -46,7 +46,7 @@ def _show(findings: Iterable[Finding], json: bool) -> None:
         if json:
             emit("finding", **vars(finding))
         else:
-            results.print(_line(finding))
+            _print(finding)
     count = {status: sum(x.status == status for x in seen) for status in _STYLES}
     if not json:
         messages.print(
@@ -56,7 +56,19 @@ def _show(findings: Iterable[Finding], json: bool) -> None:
         raise typer.Exit(ExitCode.FINDINGS)
 
 
-def _line(finding: Finding) -> Table:
+def _print(finding: Finding) -> None:
+    """Wrapped for a terminal; in a file or a pipe a finding is a line, and so is its remedy."""
+    if results.is_terminal:
+        results.print(_table(finding))
+        return
+    lines = [f"{finding.status:8} {finding.check}: {finding.detail}"]
+    if finding.fix:
+        lines.append(f"         -> {finding.fix}")
+    for line in lines:
+        results.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(finding: Finding) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 1, 0, 0))
     table.add_column(width=8, no_wrap=True)
     table.add_column(ratio=1)

@@ -90,7 +90,8 @@ def prepare(
     else:
         kit = prepare_kit(checkpoint, output, chosen, reading)
     messages.print(
-        f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}"
+        f"{output}: kit of {model}, {len(kit.layers)} layers, fingerprint {kit.description.fingerprint}",
+        soft_wrap=True,
     )
     if config is not None:
         multiplier = connect(

@@ -61,6 +61,8 @@ def main() -> NoReturn:
         os.environ.setdefault(variable, "1")
     # Threads that spin while they wait would take the cores that gRPC and local workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Failed handshakes are in our own messages, and gRPC would log each of them.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     # Batches are tokenized before anything forks, and the warning about it would come at every run.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # It complains about optional kernels for 4-bit weights, which are not used here.

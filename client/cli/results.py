@@ -47,6 +47,8 @@ def evaluate(
         path = data or tuned.recipe.data.validation
         if path is None:
             raise ConfigurationError("the run has no validation file: name one with --data")
+        if exact_match is not None and tuned.labels:
+            raise ConfigurationError("--exact-match is for language models: a classifier has its accuracy")
         if base and tuned.labels:
             raise ConfigurationError("a classifier has no classes without its adapter: leave out --base")
         if data is None and examples is None:
@@ -96,7 +98,6 @@ def generate(
     from transformers import TextStreamer
 
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.data.formats import Completion, Conversation
     from blindtune.client.training.evaluation import tuned_model
     from blindtune.protocol.errors import ConfigurationError
 
@@ -119,12 +120,7 @@ def generate(
             return
         asked = tuned.questions(file or Path(), examples)
         for example in track(asked, "Answering", console=messages, transient=True):
-            if isinstance(example, Conversation):
-                answer = tuned.answer(example.messages[:-1], max_new_tokens, temperature)
-            elif isinstance(example, Completion):
-                answer = tuned.answer(example.prompt, max_new_tokens, temperature)
-            else:
-                raise ConfigurationError(f"{file} holds labelled texts: generate answers questions")
+            answer = tuned.answer_to(example, max_new_tokens, temperature)
             typer.echo(json_module.dumps({"where": example.where, "answer": answer}, ensure_ascii=False))
 
 

@@ -11,7 +11,7 @@ from blindtune.client.data.records import read_records, sample
 from blindtune.client.recipe.schema import DataFormat, DataSection
 from blindtune.protocol.errors import DataError
 
-__all__ = ["PreparedData", "Split", "prepare_data", "read_split"]
+__all__ = ["PreparedData", "Split", "prepare_data", "read_questions", "read_split"]
 
 
 @dataclass(frozen=True)
@@ -99,16 +99,34 @@ def read_split(
         DataError: a record is malformed, has a label that is none of ``labels``, or no record teaches
             anything.
     """
-    # All records are read and checked, and then sampled: a broken line shows at every run.
-    records = read_records(path)
-    layout = recognise(records[0], section.task) if section.format == "auto" else section.format
-    parsed: list[Parsed] = [parse(record, layout) for record in records]
+    layout, parsed = _parsed(section, path)
     chosen = sample(len(parsed), limit, seed)
     if layout == "text-label":
         examples = [x for x in parsed if isinstance(x, Labelled)]
         names = _class_names(examples, labels)
         return _classification(path, [examples[i] for i in chosen], tokenizer, names, section.max_length)
     return _instructions(section, path, layout, [parsed[i] for i in chosen], tokenizer)
+
+
+def read_questions(
+    section: DataSection, path: Path, limit: int | None, seed: int
+) -> list[Conversation | Completion]:
+    """The examples of one file, or a random sample of so many, as a model is to be asked them.
+
+    None is left out or cut off, however long it is: nothing is learned here.
+
+    Raises:
+        DataError: a record is malformed, or is a labelled text.
+    """
+    _, parsed = _parsed(section, path)
+    return [_question(parsed[i], section.system) for i in sample(len(parsed), limit, seed)]
+
+
+def _parsed(section: DataSection, path: Path) -> tuple[DataFormat, list[Parsed]]:
+    """Everything in a file: all records are checked before some are taken, so a broken line always shows."""
+    records = read_records(path)
+    layout = recognise(records[0], section.task) if section.format == "auto" else section.format
+    return layout, [parse(record, layout) for record in records]
 
 
 def _class_names(examples: Sequence[Labelled], labels: Sequence[str] | None) -> Sequence[str]:
@@ -144,10 +162,7 @@ def _instructions(
     kept: list[Parsed] = []
     rows = []
     cut = 0
-    for example in parsed:
-        if isinstance(example, Labelled):
-            raise DataError(f"{example.where}: a labelled text is no instruction")
-        example = _with_system(example, section.system)
+    for example in (_question(x, section.system) for x in parsed):
         encoded = encode(example, tokenizer, section.max_length)
         cut += encoded.cut
         if encoded.learns:
@@ -166,7 +181,10 @@ def _instructions(
     return Split(path, layout, kept, rows, cut, len(parsed) - len(rows))
 
 
-def _with_system(example: Conversation | Completion, system: str | None) -> Conversation | Completion:
+def _question(example: Parsed, system: str | None) -> Conversation | Completion:
+    """An example for a language model, with the system message where it has none."""
+    if isinstance(example, Labelled):
+        raise DataError(f"{example.where}: a labelled text is no instruction")
     if system is None:
         return example
     if isinstance(example, Completion):

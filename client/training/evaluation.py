@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from blindtune.client.data.chat import prompt_text
-from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation, Message, Parsed
-from blindtune.client.data.prepared import read_split
+from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation, Message
+from blindtune.client.data.prepared import read_questions, read_split
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.checkpoints import read_json
@@ -48,10 +48,16 @@ class Tuned:
         trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
         return {"examples": len(split.rows), **trainer.measure(Rows(split.rows))}
 
-    def questions(self, path: Path, limit: int | None) -> Sequence[Parsed]:
-        """The examples of a data file, for `exact_match`."""
-        data, seed = self.recipe.data, self.recipe.training.seed
-        return read_split(data, path, self.tokenizer, None, limit, seed).parsed
+    def questions(self, path: Path, limit: int | None) -> Sequence[Conversation | Completion]:
+        """The examples of a data file, for `answer_to` and `exact_match`."""
+        return read_questions(self.recipe.data, path, limit, self.recipe.training.seed)
+
+    def answer_to(
+        self, example: Conversation | Completion, max_new_tokens: int, temperature: float = 0.0
+    ) -> str:
+        """What the model says instead of an example's last turn; see `answer`."""
+        asked = example.messages[:-1] if isinstance(example, Conversation) else example.prompt
+        return self.answer(asked, max_new_tokens, temperature)
 
     @torch.no_grad()
     def answer(
@@ -126,24 +132,25 @@ def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True
 
 
 def exact_match(
-    tuned: Tuned, examples: Iterable[Parsed], max_new_tokens: int, on_answer: Callable[[bool], None]
+    tuned: Tuned,
+    examples: Iterable[Conversation | Completion],
+    max_new_tokens: int,
+    on_answer: Callable[[bool], None],
 ) -> float:
     """Share of examples whose generated answer is the right one.
 
     Args:
-        examples: conversations that end with the assistant, or completions.
+        examples: from `Tuned.questions`.
         max_new_tokens: at most so many for each answer.
         on_answer: is told of each, whether it was right.
     """
     right = []
     for example in examples:
-        if isinstance(example, Conversation):
-            said = tuned.answer(example.messages[:-1], max_new_tokens)
-            expected = example.answer or example.messages[-1]["content"]
-        elif isinstance(example, Completion):
-            said, expected = tuned.answer(example.prompt, max_new_tokens), example.completion
+        said = tuned.answer_to(example, max_new_tokens)
+        if isinstance(example, Completion):
+            expected = example.completion
         else:
-            raise ConfigurationError("exact match is for language models: classification has accuracy")
+            expected = example.answer or example.messages[-1]["content"]
         right.append(same_answer(said, expected))
         on_answer(right[-1])
     return sum(right) / len(right) if right else 0.0
