@@ -10,7 +10,7 @@ from support.recipes import CHAT, GENERATION, character_tokenizer, write_lines
 from transformers import AutoTokenizer
 
 from blindtune.client.data.chat import IGNORED
-from blindtune.client.data.prepared import PreparedData, prepare_data
+from blindtune.client.data.prepared import PreparedData, prepare_data, read_questions
 from blindtune.client.recipe.schema import DataSection
 from blindtune.protocol.errors import DataError
 
@@ -206,3 +206,11 @@ def test_half_a_character_is_an_error_before_a_tokenizer_sees_it(files: Any, tmp
     with open(section.train, "a") as file:
         file.write(json.dumps({"question": f"{MARK} \ud800", "answer": MARK}) + "\n")
     assert "line 10: a text has a \\u escape that is half of a character" in problem(section)
+
+
+def test_a_question_too_long_to_learn_from_is_still_asked(files: Any) -> None:
+    section = files([{"question": "q" * 50, "answer": "a"}, *QUESTIONS], max_length=30)
+    asked = read_questions(section, section.train, None, seed=1)
+    assert len(asked) == len(QUESTIONS) + 1
+    assert asked[0].messages[0]["content"] == "q" * 50
+    assert len(read_questions(section, section.train, 3, seed=1)) == 3
