@@ -4,6 +4,8 @@ import json
 import os
 import random
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,19 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from blindtune.client.disk import file_written_at_once
+from blindtune.protocol.errors import BlindtuneError, CheckpointError
 
-__all__ = ["RandomState", "forget_unfinished", "install", "newest", "read_json", "staging", "write_json"]
+__all__ = [
+    "RandomState",
+    "damage_is_clear",
+    "forget_unfinished",
+    "install",
+    "newest",
+    "read_json",
+    "staging",
+    "sync",
+    "write_json",
+]
 
 _STAGING = ".unfinished"
 
@@ -56,14 +69,14 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
         return  # of the same step of this run, and so the same: removing it would leave a moment without
     written.chmod(0o700)  # what was learned is as private as the data
     for path in written.iterdir():
-        _sync(path)
-    _sync(written)
+        sync(path)
+    sync(written)
     os.replace(written, final)
-    _sync(folder)
+    sync(folder)
     rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
     """Makes sure that what was written survives a loss of power."""
     number = os.open(path, os.O_RDONLY)
     try:
@@ -84,8 +97,36 @@ def newest(folder: Path) -> Path | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """An object that `write_json` wrote; empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    """An object that `write_json` wrote; empty where there is none.
+
+    Raises:
+        CheckpointError: it was damaged since.
+    """
+    if not path.exists():
+        return {}
+    with damage_is_clear(path):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__} instead of an object")
+    return content
+
+
+@contextmanager
+def damage_is_clear(path: Path) -> Iterator[None]:
+    """Turns what libraries raise when a file of a run is damaged into one clear error.
+
+    Raises:
+        CheckpointError: naming ``path``.
+    """
+    try:
+        yield
+    except BlindtuneError:
+        raise
+    except Exception as error:  # each format has errors of its own
+        raise CheckpointError(
+            f"{path} is damaged ({type(error).__name__}): restore it, or delete it if it is a checkpoint "
+            "and an earlier one is there to go on from"
+        ) from error
 
 
 def write_json(path: Path, content: Any) -> None:

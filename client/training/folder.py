@@ -137,13 +137,13 @@ class RunFolder:
                 "as it was, or choose another output.dir"
             )
         for name, value in _digests(data).items():
-            if state[name] != value:
+            if state.get(name) != value:
                 what = name.removesuffix("_sha256")
                 raise ConfigurationError(
                     f"{self.path}: the {what} data is not what the run began with: restore it, or choose "
                     "another output.dir"
                 )
-        if list(data.labels) != state["labels"]:
+        if list(data.labels) != state.get("labels"):
             raise ConfigurationError(
                 f"{self.path}: the labels are not those that the run began with: restore them"
             )

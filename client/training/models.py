@@ -17,6 +17,7 @@ from transformers import (
 from blindtune.checkpoint.files import resolve
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.recipe.schema import Recipe
+from blindtune.client.training.checkpoints import damage_is_clear
 from blindtune.protocol.errors import CheckpointError, ConfigurationError
 
 __all__ = ["blind_config", "load_base", "load_tokenizer", "new_adapter", "trained_adapter"]
@@ -124,9 +125,11 @@ def trained_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
 
     Raises:
         ConfigurationError: the folder holds none.
+        CheckpointError: it is damaged.
     """
-    if not (folder / "adapter_config.json").is_file():
+    if not all((folder / name).is_file() for name in ("adapter_config.json", "adapter_model.safetensors")):
         raise ConfigurationError(
             f"{folder} holds no adapter: train one with blindtune train, or name another folder"
         )
-    return PeftModel.from_pretrained(base, folder)
+    with damage_is_clear(folder):
+        return PeftModel.from_pretrained(base, folder)

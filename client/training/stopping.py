@@ -13,7 +13,11 @@ __all__ = ["StopRequest", "stop_on_signals"]
 
 
 class StopRequest(TrainerCallback):
-    """Stops the training after the step under way once `wanted` is set."""
+    """Stops the training after the step under way once `wanted` is set.
+
+    What belongs to the end of an epoch, such as measuring, comes before the checkpoint: a run that goes on
+    from there begins with the next epoch.
+    """
 
     def __init__(self) -> None:
         self.wanted = False
@@ -21,6 +25,15 @@ class StopRequest(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
+        if not (state.epoch or 0.0).is_integer():
+            self._stop(state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        self._stop(state, control)
+
+    def _stop(self, state: TrainerState, control: TrainerControl) -> None:
         if self.wanted and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True

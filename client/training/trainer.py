@@ -75,7 +75,7 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
         raise ConfigurationError("training.eval_strategy measures data.validation: name a file there")
     given.pop("save_total_limit", None)  # older checkpoints are removed once the new one is complete
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder / CHECKPOINTS),
             report_to="none",
             disable_tqdm=True,
@@ -86,6 +86,26 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
         )
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"training: {' '.join(str(error).split())}") from None
+    _require_repeatable(arguments)
+    return arguments
+
+
+def _require_repeatable(arguments: TrainingArguments) -> None:
+    """Refuses what would make a resumed run differ: measurements decide, and some are in no checkpoint."""
+    if arguments.metric_for_best_model is None or arguments.save_strategy in ("no", "best"):
+        return
+    by_steps = arguments.save_strategy == "steps"
+    if by_steps and arguments.eval_strategy == "epoch":
+        raise ConfigurationError(
+            "training: what is measured decides how training goes on, so a checkpoint must hold it: with "
+            "eval_strategy epoch, write save_strategy: epoch as well"
+        )
+    if arguments.load_best_model_at_end and by_steps and arguments.save_steps != arguments.eval_steps:
+        raise ConfigurationError(
+            "training: load_best_model_at_end needs a checkpoint of each step that is measured: write the "
+            f"same number for save_steps and eval_steps, not {arguments.save_steps:g} "
+            f"and {arguments.eval_steps:g}"
+        )
 
 
 class RecipeTrainer(Trainer):
@@ -116,6 +136,7 @@ class RecipeTrainer(Trainer):
         self._so_far = so_far
         self._staging: Path | None = None
         self._after_step: checkpoints.RandomState | None = None
+        self._measuring = False
         self._this_step = Figures()
         self.trained = Figures()
         collator: Any
@@ -147,6 +168,9 @@ class RecipeTrainer(Trainer):
         """Trains to the end, from the start or from a checkpoint.
 
         When workers fail in the middle of a step, the state after the last complete step is saved first.
+
+        Raises:
+            CheckpointError: the checkpoint is damaged.
         """
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
@@ -158,11 +182,31 @@ class RecipeTrainer(Trainer):
         before = checkpoints.RandomState()
         # Hugging Face would leave out the last examples of what is measured, too.
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        self._measuring = True  # and so it stays when measuring fails
         try:
-            return super().evaluate(*args, **options)
+            figures: dict[str, float] = super().evaluate(*args, **options)
         finally:
             self.args.dataloader_drop_last = drop_last
             before.restore()
+        self._measuring = False
+        return figures
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        # The stock loop takes one step more when it goes on from the last step, in the middle of an epoch.
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*args, **options)
+
+    def _determine_best_metric(self, *args: Any, **options: Any) -> bool:
+        # With save_strategy best this decides whether a checkpoint is saved; who stops a run wants one.
+        return bool(super()._determine_best_metric(*args, **options)) or self.control.should_save
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **options: Any) -> None:
+        with checkpoints.damage_is_clear(Path(resume_from_checkpoint)):
+            super()._load_from_checkpoint(resume_from_checkpoint, *args, **options)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
+        with checkpoints.damage_is_clear(Path(checkpoint)):
+            super()._load_optimizer_and_scheduler(checkpoint)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
         mask = inputs["attention_mask"]
@@ -208,6 +252,8 @@ class RecipeTrainer(Trainer):
         step = self.state.global_step
         if self._after_step is None or (Path(self.args.output_dir) / f"checkpoint-{step}").exists():
             return
+        if self._measuring and self.args.metric_for_best_model is not None:
+            return  # going on from there would leave out a measurement that decides
         # The step that failed used random numbers, and will use the same ones again.
         self._after_step.restore()
         self._save_checkpoint(self.model, None)

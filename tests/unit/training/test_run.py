@@ -18,6 +18,7 @@ from blindtune.client.training.figures import Figures
 from blindtune.client.training.run import Prices, train_recipe
 from blindtune.protocol.errors import (
     BlindtuneError,
+    CheckpointError,
     ConfigurationError,
     InterruptedRunError,
     OperatorUnavailableError,
@@ -336,3 +337,33 @@ def test_measuring_leaves_no_example_out_when_training_leaves_out_the_last_ones(
     run = run.model_copy(update={"training": run.training.model_copy(update={"max_steps": 1})})
     whole = recipe("other", training={"per_device_eval_batch_size": 2, "max_steps": 1})
     assert train_recipe(run, Silent())["before"] == train_recipe(whole, Silent())["before"]
+
+
+def test_a_run_killed_after_its_last_step_takes_no_step_more(recipe: Make) -> None:
+    """In the middle of an epoch, where the data would go on."""
+
+    class Ending(Silent):
+        def measured(self, when: str, figures: dict[str, float]) -> None:
+            if when == "after":
+                raise ZeroDivisionError
+
+    train_recipe(recipe("whole", training={"max_steps": 4}), Silent())
+    run = recipe("run", training={"max_steps": 4})
+    with pytest.raises(ZeroDivisionError):
+        train_recipe(run, Ending())
+    assert train_recipe(run, Silent(), resume=True)["steps"] == 4
+    assert adapter(run) == adapter(recipe("whole", training={"max_steps": 4}))
+
+
+def test_a_damaged_checkpoint_gives_one_clear_error(recipe: Make) -> None:
+    run = recipe("run")
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(run, Stopping(3, OperatorUnavailableError("gone")))
+    for name in ("optimizer.pt", "adapter_model.safetensors", "figures.json"):
+        path = run.output.dir / "checkpoints" / "checkpoint-3" / name
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        with pytest.raises(CheckpointError, match="is damaged"):
+            train_recipe(run, Silent(), resume=True)
+        path.write_bytes(content)
+    train_recipe(run, Silent(), resume=True)
