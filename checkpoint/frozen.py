@@ -48,7 +48,7 @@ class Checkpoint:
         """
         folder = resolve(model, revision)
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
         require_supported(config)

@@ -83,7 +83,7 @@ def merge(
     base = resolve(checkpoint, revision)
     try:
         settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(base)
+        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{base} has no usable config.json: {error}") from error
     require_supported(config)

@@ -59,6 +59,9 @@ def main() -> NoReturn:
     # Nothing that runs here reports to anyone, and other libraries are told so before they load.
     for variable in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(variable, "1")
+    # Accelerate would take its precision and its devices from these, and a recipe says what is computed.
+    for variable in [x for x in os.environ if x.startswith("ACCELERATE_")]:
+        del os.environ[variable]
     # Threads that spin while they wait would take the cores that gRPC and local workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Failed handshakes are in our own messages, and gRPC would log each of them.

@@ -46,9 +46,13 @@ class Trainer:
         torch.manual_seed(seed)
         self._shuffle = random.Random(seed)
         self._labels = {label: i for i, label in enumerate(labels)}
-        self._tokenizer = AutoTokenizer.from_pretrained(model)
+        self._tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
         base = AutoModelForSequenceClassification.from_pretrained(
-            model, num_labels=len(labels), quantization_config=config, dtype=torch.float32
+            model,
+            num_labels=len(labels),
+            quantization_config=config,
+            dtype=torch.float32,
+            trust_remote_code=False,
         )
         lora = LoraConfig(task_type=TaskType.SEQ_CLS, target_modules="all-linear", r=8)
         self.model = get_peft_model(base, lora)

@@ -23,12 +23,21 @@ __all__ = [
     "install",
     "newest",
     "read_json",
+    "require_whole",
     "staging",
     "sync",
     "write_json",
 ]
 
 _STAGING = ".unfinished"
+_NEEDED = (
+    "adapter_model.safetensors",
+    "optimizer.pt",
+    "scheduler.pt",
+    "rng_state.pth",
+    "trainer_state.json",
+    "figures.json",
+)
 
 
 class RandomState:
@@ -96,6 +105,20 @@ def newest(folder: Path) -> Path | None:
     return Path(found[-1]) if found else None
 
 
+def require_whole(checkpoint: Path) -> None:
+    """Checks that nothing of a checkpoint is missing: what is, Hugging Face would start afresh.
+
+    Raises:
+        CheckpointError: a file is missing.
+    """
+    missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint} lacks {', '.join(missing)}: delete this folder, and the run goes on from the "
+            "checkpoint before, or from its start"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """An object that `write_json` wrote; empty where there is none.
 
@@ -120,12 +143,12 @@ def damage_is_clear(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except BlindtuneError:
+    except (BlindtuneError, MemoryError):
         raise
     except Exception as error:  # each format has errors of its own
         raise CheckpointError(
-            f"{path} is damaged ({type(error).__name__}): restore it, or delete it if it is a checkpoint "
-            "and an earlier one is there to go on from"
+            f"{path} is damaged ({type(error).__name__}): restore it; a checkpoint can also be deleted, and "
+            "then the run goes on from the one before"
         ) from error
 
 

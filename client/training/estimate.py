@@ -192,7 +192,7 @@ def _layers(recipe: Recipe, labels: Sequence[str]) -> tuple[PreTrainedModel, lis
     """The model that the task takes, without weights, and the layers that workers multiply by."""
     folder = resolve(recipe.model.name, recipe.model.revision)
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
     require_supported(config)

@@ -54,7 +54,7 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
     """
     folder = folder or resolve(recipe.model.name, recipe.model.revision)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder} has no usable tokenizer: {' '.join(str(error).split())}") from None
     if tokenizer.pad_token is None:
@@ -77,7 +77,8 @@ def load_base(
         labels: class names, for classification.
     """
     folder = resolve(recipe.model.name, recipe.model.revision)
-    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype)}
+    # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
+    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
     if config is not None:
         options["quantization_config"] = config
     set_seed(recipe.training.seed)

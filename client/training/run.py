@@ -14,7 +14,7 @@ from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.checkpoints import read_json, write_json
+from blindtune.client.training.checkpoints import read_json, sync, write_json
 from blindtune.client.training.figures import Figures, traffic
 from blindtune.client.training.folder import SUMMARY, RunFolder
 from blindtune.client.training.models import blind_config, load_base, load_tokenizer, new_adapter
@@ -200,8 +200,10 @@ class _Run:
             self._tokenizer.save_pretrained(written)
             (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of what recipe.yaml says
             for path in sorted(written.iterdir()):
+                sync(path)  # the summary, which says that all is there, is not to be there first
                 path.replace(folder / path.name)
             written.rmdir()
+            sync(folder)
 
     def _summary(
         self,

@@ -3,7 +3,7 @@
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import Any
 
@@ -47,7 +47,8 @@ def stop_on_signals(request: StopRequest, say: Callable[[str], None]) -> Iterato
         if request.wanted:
             raise KeyboardInterrupt
         request.wanted = True
-        say("stopping after this step, with a checkpoint; again to stop at once")
+        with suppress(RuntimeError):  # the signal came in the middle of another line
+            say("stopping after this step, with a checkpoint; again to stop at once")
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may handle signals

@@ -21,6 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import SchedulerType
 
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.disk import disk_errors_are_clear
@@ -92,10 +93,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
 
 def _require_repeatable(arguments: TrainingArguments) -> None:
     """Refuses what would make a resumed run differ: measurements decide, and some are in no checkpoint."""
-    if arguments.metric_for_best_model is None or arguments.save_strategy in ("no", "best"):
-        return
     by_steps = arguments.save_strategy == "steps"
-    if by_steps and arguments.eval_strategy == "epoch":
+    if _measuring_decides(arguments) and by_steps and arguments.eval_strategy == "epoch":
         raise ConfigurationError(
             "training: what is measured decides how training goes on, so a checkpoint must hold it: with "
             "eval_strategy epoch, write save_strategy: epoch as well"
@@ -103,9 +102,14 @@ def _require_repeatable(arguments: TrainingArguments) -> None:
     if arguments.load_best_model_at_end and by_steps and arguments.save_steps != arguments.eval_steps:
         raise ConfigurationError(
             "training: load_best_model_at_end needs a checkpoint of each step that is measured: write the "
-            f"same number for save_steps and eval_steps, not {arguments.save_steps:g} "
-            f"and {arguments.eval_steps:g}"
+            f"same for save_steps and eval_steps, not {arguments.save_steps:g} and {arguments.eval_steps:g}"
         )
+
+
+def _measuring_decides(arguments: TrainingArguments) -> bool:
+    """Whether the adapter depends on what is measured while training."""
+    schedules = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
+    return arguments.load_best_model_at_end or arguments.lr_scheduler_type in schedules
 
 
 class RecipeTrainer(Trainer):
@@ -172,6 +176,9 @@ class RecipeTrainer(Trainer):
         Raises:
             CheckpointError: the checkpoint is damaged.
         """
+        if checkpoint is not None:
+            checkpoints.require_whole(checkpoint)
+            checkpoints.read_json(checkpoint / TRAINER_STATE_NAME)
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except BlindtuneError:
@@ -197,8 +204,14 @@ class RecipeTrainer(Trainer):
             super()._run_epoch(*args, **options)
 
     def _determine_best_metric(self, *args: Any, **options: Any) -> bool:
-        # With save_strategy best this decides whether a checkpoint is saved; who stops a run wants one.
+        # With save_strategy best this decides whether a checkpoint is saved; a run that stops needs one.
         return bool(super()._determine_best_metric(*args, **options)) or self.control.should_save
+
+    def create_optimizer(self, *args: Any, **options: Any) -> Any:
+        try:
+            return super().create_optimizer(*args, **options)
+        except (ImportError, ValueError) as error:
+            raise ConfigurationError(f"training.optim: {' '.join(str(error).split())}") from None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **options: Any) -> None:
         with checkpoints.damage_is_clear(Path(resume_from_checkpoint)):
@@ -207,6 +220,10 @@ class RecipeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         with checkpoints.damage_is_clear(Path(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str) -> None:
+        with checkpoints.damage_is_clear(Path(checkpoint)):
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
         mask = inputs["attention_mask"]
@@ -252,7 +269,7 @@ class RecipeTrainer(Trainer):
         step = self.state.global_step
         if self._after_step is None or (Path(self.args.output_dir) / f"checkpoint-{step}").exists():
             return
-        if self._measuring and self.args.metric_for_best_model is not None:
+        if self._measuring and _measuring_decides(self.args):
             return  # going on from there would leave out a measurement that decides
         # The step that failed used random numbers, and will use the same ones again.
         self._after_step.restore()
@@ -268,6 +285,14 @@ class RecipeTrainer(Trainer):
 class _AfterStep(TrainerCallback):
     def __init__(self, trainer: RecipeTrainer) -> None:
         self._trainer = trainer
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
+    ) -> None:
+        # A checkpoint knows the best one by its path, and the folder may be elsewhere now.
+        best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
+        if state.best_global_step and best.is_dir():
+            state.best_model_checkpoint = str(best)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

@@ -253,3 +253,32 @@ def test_a_dry_run_connects_to_nothing_and_writes_nothing(
     assert ended == 0, said
     assert "MB up" in said
     assert set(recipe_file.parent.rglob("*")) == before
+
+
+def test_a_checkpoint_cannot_bring_code_of_its_own_whatever_stdin_says(
+    recipe_file: Path, checkpoints: dict[str, Path]
+) -> None:
+    model = recipe_file.parent / checkpoints["bert"].name
+    proof = recipe_file.parent / "ran"
+    (model / "evil.py").write_text(f"open({str(proof)!r}, 'w').close()\n")
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((model / name).read_text())
+        auto_map = {"AutoConfig": "evil.Evil", "AutoTokenizer": ["evil.Evil", None]}
+        (model / name).write_text(json.dumps({**content, "model_type": "evil", "auto_map": auto_map}))
+    command = [sys.executable, "-m", "blindtune.client.cli", "train", str(recipe_file), "--dry-run"]
+    ended = subprocess.run(command, input="y\n" * 20, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == ExitCode.MODEL, ended.stderr
+    assert not proof.exists()
+
+
+def test_a_checkpoint_that_lacks_its_optimizer_is_not_gone_on_from(
+    command: Callable[..., tuple[int, str]], recipe_file: Path
+) -> None:
+    options = [str(recipe_file), "--set", "training.save_strategy=steps", "--set", "training.save_steps=1"]
+    assert command("train", *options)[0] == 0
+    output = recipe_file.parent / "output"
+    (output / "summary.json").unlink()
+    (output / "checkpoints" / "checkpoint-1" / "optimizer.pt").unlink()
+    ended, said = command("train", *options, "--resume")
+    assert ended == ExitCode.MODEL
+    assert "checkpoint-1 lacks optimizer.pt" in said
