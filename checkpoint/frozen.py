@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
 from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.checkpoint.skeleton import (
     FrozenLayer,
     build_skeleton,
     frozen_layers,
-    require_supported,
+    supported_config,
 )
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 from blindtune.protocol.weights import IntegerLayer, quantize_int8
@@ -47,11 +47,7 @@ class Checkpoint:
             UnsupportedError: the protocol cannot serve this kind of model.
         """
         folder = resolve(model, revision)
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
-        require_supported(config)
+        config = supported_config(folder)
         with TensorFiles(folder) as tensors:
             found = frozen_layers(build_skeleton(config), tensors)
         if not found:

@@ -12,19 +12,27 @@ on the client.
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 from torch import nn
-from transformers import AutoModel, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModel, PretrainedConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
-__all__ = ["FrozenLayer", "build_skeleton", "checkpoint_keys", "frozen_layers", "require_supported"]
+__all__ = [
+    "FrozenLayer",
+    "build_skeleton",
+    "checkpoint_keys",
+    "frozen_layers",
+    "require_supported",
+    "supported_config",
+]
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 
@@ -49,6 +57,22 @@ class FrozenLayer:
     transposed: bool = False
     head: bool = False
     tied: bool = False
+
+
+def supported_config(folder: Path) -> PretrainedConfig:
+    """The configuration of a checkpoint that the protocol can serve. Code that comes with it never runs.
+
+    Raises:
+        CheckpointError: there is none, or it can't be read.
+        UnsupportedError: see `require_supported`.
+    """
+    try:
+        # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
+    require_supported(config)
+    return config
 
 
 def require_supported(config: PretrainedConfig) -> None:

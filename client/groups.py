@@ -7,32 +7,39 @@ with one, most architectures fail on the meta device.
 
 import copy
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
-from blindtune.checkpoint import Checkpoint
+from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.skeleton import build_skeleton
 from blindtune.client.head import Head, head_is_remote
 from blindtune.protocol.products import Product, backward_products, forward_products
 
-__all__ = ["all_products", "trace_groups"]
+__all__ = ["all_products", "products_of", "trace_groups"]
 
 _logger = logging.getLogger(__name__)
 
 
 def all_products(checkpoint: Checkpoint, head: Head) -> list[Product]:
     """Everything that a checkpoint's own model asks for, forward and backward."""
-    remote = {x.module: x for x in checkpoint.layers if not x.head or head_is_remote(x, head)}
-    model_class = type(build_skeleton(checkpoint.config))
+    remote = [x for x in checkpoint.layers if not x.head or head_is_remote(x, head)]
+    return products_of(type(build_skeleton(checkpoint.config)), checkpoint.config, remote)
+
+
+def products_of(
+    model_class: type[PreTrainedModel], config: PretrainedConfig, layers: Sequence[FrozenLayer]
+) -> list[Product]:
+    """The products of all groups that some layers of a model form, forward and backward."""
+    by_module = {x.module: x for x in layers}
     products: list[Product] = []
-    for group in trace_groups(model_class, checkpoint.config, list(remote)):
-        layers = [remote[module] for module in group]
-        products += forward_products([x.name for x in layers], layers[0].in_features)
-        products += backward_products([(x.name, x.out_features) for x in layers])
+    for group in trace_groups(model_class, config, list(by_module)):
+        members = [by_module[module] for module in group]
+        products += forward_products([x.name for x in members], members[0].in_features)
+        products += backward_products([(x.name, x.out_features) for x in members])
     return products
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
+from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles, resolve
-from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, require_supported
+from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
 from blindtune.client.disk import folder_written_at_once
 from blindtune.client.merge_adapter import Changes, read_changes, read_config
 from blindtune.client.merge_files import copy_tokenizer, write_tensors
@@ -81,12 +81,11 @@ def merge(
     lora = read_config(adapter)
     classifies = _classifies(adapter, lora.task_type, labels)
     base = resolve(checkpoint, revision)
+    config = supported_config(base)
     try:
         settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
-        config = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{base} has no usable config.json: {error}") from error
-    require_supported(config)
     if labels:
         config.num_labels = len(labels)
     build = _classifier if classifies else build_skeleton

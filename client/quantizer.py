@@ -32,7 +32,7 @@ from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
-from blindtune.client.prepare import cached_kit
+from blindtune.client.prepare import cached_kit, kit_of
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.products import Product
@@ -126,18 +126,18 @@ def multiplier_of(model: nn.Module) -> PrivateMultiplier:
 
 def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMultiplier]:
     """The kit for a checkpoint folder, and what multiplies."""
-    if is_kit(folder):
-        if config.masking == "reference":
+
+    def progress(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
+        return _track(layers, f"Preparing {Path(name).name} (once)", config)
+
+    if config.masking == "reference":
+        if is_kit(folder):
             raise ConfigurationError(
                 f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
             )
-        kit = Kit.open(folder)
-        return kit, connect(config, kit, _hint_progress(config))
-    checkpoint = Checkpoint.open(folder)
-    what = f"Preparing {Path(name).name} (once)"
-    kit = cached_kit(checkpoint, progress=lambda layers: _track(layers, what, config))
-    if config.masking == "reference":
-        return kit, ReferenceMultiplier(checkpoint)
+        checkpoint = Checkpoint.open(folder)
+        return cached_kit(checkpoint, progress=progress), ReferenceMultiplier(checkpoint)
+    kit = kit_of(folder, progress)
     return kit, connect(config, kit, _hint_progress(config))
 
 

@@ -8,7 +8,7 @@ from rich.text import Text
 from blindtune.client.cli.console import emit, messages
 from blindtune.client.cli.progress import JsonObserver, LineObserver
 from blindtune.client.data.chat import IGNORED
-from blindtune.client.data.prepared import PreparedData
+from blindtune.client.data.prepared import PreparedData, prepare_data
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.estimate import Estimate, estimate
 from blindtune.client.training.models import blind_config, load_tokenizer
@@ -28,8 +28,6 @@ def show_dry_run(recipe: Recipe, json: bool) -> None:
     blind_config(recipe)
     training_arguments(recipe, recipe.output.dir)
     tokenizer = load_tokenizer(recipe)
-    from blindtune.client.data.prepared import prepare_data
-
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
     expected = estimate(recipe, data)
     if json:

@@ -169,9 +169,6 @@ class _Line(_Steps):
 
 
 class _Events(_Steps):
-    def __init__(self, so_far: Callable[[], Figures]) -> None:
-        super().__init__(so_far)
-
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:

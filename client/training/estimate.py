@@ -3,8 +3,8 @@
 For every product of R rows, with contraction c and outputs o, an operator that gets residues receives
 4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, or its
 number of examples in a layer that reads one token of each. It follows from the recipe: the order of the
-examples depends on nothing else. Forward products are asked for
-at every batch; backward ones while training, by each group that something trained precedes.
+examples depends on nothing else. Forward products are asked for at every batch; backward ones while
+training, by each group that something trained precedes.
 """
 
 import logging
@@ -15,23 +15,22 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
 from blindtune.checkpoint.files import TensorFiles, resolve
-from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, require_supported
+from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_config
 from blindtune.client.data.prepared import PreparedData, Split
-from blindtune.client.groups import trace_groups
+from blindtune.client.groups import products_of, trace_groups
 from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit, product_outputs
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
 from blindtune.client.training.checkpoints import RandomState
 from blindtune.client.training.models import new_adapter
-from blindtune.protocol.errors import BlindtuneError, CheckpointError
+from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import Product, backward_products, forward_products
 
@@ -97,9 +96,7 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
         CheckpointError, UnsupportedError: the model can't be read or served.
         ConfigurationError: PEFT refuses the adapter.
     """
-    per_epoch = max(
-        1, ceil(_batches_in_epoch(recipe, data.train) / recipe.training.gradient_accumulation_steps)
-    )
+    per_epoch = _steps_in_epoch(recipe, data.train)
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
     model, layers = _layers(recipe, data.labels)
@@ -132,18 +129,14 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
 def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
     """All products of a recipe's layer groups, forward and backward."""
     model, layers = _layers(recipe, labels)
-    by_module = {x.module: x for x in layers}
-    products = []
-    for group in trace_groups(type(model), model.config, list(by_module)):
-        members = [by_module[module] for module in group]
-        products += forward_products([x.name for x in members], members[0].in_features)
-        products += backward_products([(x.name, x.out_features) for x in members])
-    return products
+    return products_of(type(model), model.config, layers)
 
 
-def _batches_in_epoch(recipe: Recipe, split: Split) -> int:
-    count, size = len(split.rows), recipe.training.per_device_train_batch_size
-    return count // size if recipe.training.dataloader_drop_last else ceil(count / size)
+def _steps_in_epoch(recipe: Recipe, split: Split) -> int:
+    training = recipe.training
+    count, size = len(split.rows), training.per_device_train_batch_size
+    whole = count // size if training.dataloader_drop_last else ceil(count / size)
+    return max(1, ceil(whole / training.gradient_accumulation_steps))
 
 
 def _measured_while_training(recipe: Recipe, steps: int, per_epoch: int) -> int:
@@ -173,7 +166,7 @@ def _training_batches(recipe: Recipe, split: Split) -> list[list[int]]:
     seed = training.seed if training.data_seed is None else training.data_seed
     sampler = EpochSampler(split.lengths, size, seed, recipe.data.group_by_length)
     accumulated = training.gradient_accumulation_steps
-    per_epoch = max(1, ceil(_batches_in_epoch(recipe, split) / accumulated))
+    per_epoch = _steps_in_epoch(recipe, split)
     left = _steps(recipe, per_epoch)
     taken: list[list[int]] = []
     epoch = 0
@@ -191,11 +184,7 @@ def _training_batches(recipe: Recipe, split: Split) -> list[list[int]]:
 def _layers(recipe: Recipe, labels: Sequence[str]) -> tuple[PreTrainedModel, list[FrozenLayer]]:
     """The model that the task takes, without weights, and the layers that workers multiply by."""
     folder = resolve(recipe.model.name, recipe.model.revision)
-    try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
-    require_supported(config)
+    config = supported_config(folder)
     with TensorFiles(folder) as tensors:
         keys = list(tensors)
     if is_kit(folder):

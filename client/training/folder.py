@@ -49,9 +49,8 @@ class RunFolder:
         """
         with disk_errors_are_clear(path):
             try:
-                path.mkdir(
-                    mode=0o700, parents=True, exist_ok=True
-                )  # what was learned is as private as the data
+                # What was learned is as private as the data.
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
             except FileExistsError:
                 raise ConfigurationError(f"{path} is a file: choose another output.dir") from None
             lock = FileLock(path / LOCK)

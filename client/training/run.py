@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
@@ -41,17 +41,17 @@ class Observer(Protocol):
         """What the trainer tells of each step; ``so_far`` gives the run's figures at any time."""
 
 
+@dataclass(frozen=True)
 class Prices:
     """What the machine and the traffic cost.
 
-    Args:
+    Attributes:
         per_hour: of the run's time.
         per_gb: of 10^9 bytes, either way.
     """
 
-    def __init__(self, per_hour: float | None = None, per_gb: float | None = None) -> None:
-        self.per_hour = per_hour
-        self.per_gb = per_gb
+    per_hour: float | None = None
+    per_gb: float | None = None
 
 
 def train_recipe(
@@ -177,10 +177,11 @@ class _Run:
     def _before(self, trainer: RecipeTrainer) -> dict[str, float] | None:
         """The figures before training, measured once in a run."""
         kept = self._folder.state
-        if "before" not in kept:
-            before = self._measure(trainer, "before")
-            self._folder.keep(before=before, so_far=vars(self._this_process()))
-        return self._folder.state["before"]
+        if "before" in kept:
+            return kept["before"]
+        before = self._measure(trainer, "before")
+        self._folder.keep(before=before, so_far=vars(self._this_process()))
+        return before
 
     def _measure(self, trainer: RecipeTrainer, when: str) -> dict[str, float] | None:
         validation = self._data.validation

@@ -27,7 +27,7 @@ if [[ -d $model ]]; then
     model=$(realpath -- "$model")
 fi
 
-. "$here/../workers.sh"
+. "$here/../common.sh"
 enter_scratch "$scratch"
 ln -sfn "$data" data
 if [[ -d $model ]]; then
@@ -37,13 +37,7 @@ fi
 sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
 start_workers "$model" 2
 
-blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
-blindtune check recipe.yaml "$@"           # ends here if it finds a problem
-go_on=()
-if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
-    go_on=(--resume)
-fi
-blindtune train recipe.yaml "${go_on[@]}" "$@"
+train_recipe "$@"
 blindtune eval output --exact-match 10 --max-new-tokens 128
 blindtune generate output --max-new-tokens 128 \
     --prompt "A pen costs 3 dollars and a book costs 5 dollars. How much do two pens and a book cost?"

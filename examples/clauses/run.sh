@@ -22,7 +22,7 @@ if [[ ${1:--} != -* ]]; then
     shift
 fi
 
-. "$here/../workers.sh"
+. "$here/../common.sh"
 enter_scratch "$scratch"
 ln -sfn "$data" data
 ln -sfn "$("$(dirname "$(command -v blindtune)")/python" -c \
@@ -30,11 +30,5 @@ ln -sfn "$("$(dirname "$(command -v blindtune)")/python" -c \
 cp "$here/recipe.yaml" .
 start_workers model 2
 
-blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
-blindtune check recipe.yaml "$@"           # ends here if it finds a problem
-go_on=()
-if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
-    go_on=(--resume)
-fi
-blindtune train recipe.yaml "${go_on[@]}" "$@"
+train_recipe "$@"
 blindtune eval output

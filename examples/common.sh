@@ -1,7 +1,8 @@
-# Local workers for the examples. Source it, then:
+# What the examples share. Source it, then:
 #
 #   enter_scratch FOLDER           go to a scratch folder; an empty name makes a new one
 #   start_workers MODEL OPERATORS  certificates in ./certs, then a worker for each of 1 or 2 operators
+#   train_recipe [--set ...]       look at recipe.yaml, check it, and train
 #
 # The workers listen on 127.0.0.2:7101 (alpha) and 127.0.0.3:7102 (beta), write to ./workers, and are stopped
 # when the script that sourced this file ends. Both run on this machine, so nothing is private here.
@@ -50,4 +51,14 @@ start_workers() {
 stop_workers() {
     kill "${workers[@]}" 2>/dev/null || true
     wait "${workers[@]}" 2>/dev/null || true
+}
+
+train_recipe() {
+    blindtune train recipe.yaml --dry-run "$@" # shows examples, steps and traffic; connects to nothing
+    blindtune check recipe.yaml "$@"           # ends here if it finds a problem
+    local go_on=()
+    if [[ -f output/run.json ]]; then # the same command again goes on with a run that was stopped
+        go_on=(--resume)
+    fi
+    blindtune train recipe.yaml "${go_on[@]}" "$@"
 }
