@@ -7,8 +7,9 @@ from blindtune.client.hints import HintStore
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier
 from blindtune.client.operators.manifest import Expectations
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
-from blindtune.client.operators.transport import GrpcTransport, WorkRequest
+from blindtune.client.operators.transport import GrpcTransport
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import Share, ShareSource

@@ -13,8 +13,8 @@ from typing import NoReturn, Self
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit import Kit
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
-from blindtune.client.operators.transport import WorkRequest
 from blindtune.protocol.masks import MaskSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet

@@ -14,8 +14,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from blindtune.client.operators.manifest import Expectations, check_manifest
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.policy import Ask, Failure, GiveUp, WorkerPolicy
-from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import (
     IncompatibleWorkerError,

@@ -6,8 +6,6 @@ or a faulty one in its place.
 
 import os
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,15 +15,13 @@ from numpy.typing import NDArray
 
 from blindtune.client.config import Operator
 from blindtune.client.operators.manifest import shown
+from blindtune.client.operators.messages import WorkRequest, read_answer, request_messages
 from blindtune.client.operators.policy import Failure
-from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import ConfigurationError, VerificationError
-from blindtune.protocol.masks import Share
-from blindtune.protocol.products import Product
+from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
+from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["GrpcTransport", "Transport", "TransportError", "WorkRequest"]
+__all__ = ["GrpcTransport", "Transport", "TransportError"]
 
-_CHUNK_BYTES = 1 << 18
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -44,30 +40,6 @@ class TransportError(Exception):
     def __init__(self, failure: Failure, detail: str) -> None:
         super().__init__(detail)
         self.failure = failure
-
-
-@dataclass(frozen=True)
-class WorkRequest:
-    """A multiplication as it goes to a worker, the same at every attempt.
-
-    Attributes:
-        fingerprint: of the model.
-        parameter_set: name of the parameter set.
-        product: the matrix.
-        share: the operand.
-        outputs: columns of the answer.
-    """
-
-    fingerprint: str
-    parameter_set: str
-    product: Product
-    share: Share
-    outputs: int
-
-    @property
-    def payload_bytes(self) -> int:
-        """Bytes of operand that travel: the residues, or the seed."""
-        return self.share.residues.nbytes if self.share.seed is None else len(self.share.seed.key)
 
 
 class Transport(Protocol):
@@ -147,50 +119,16 @@ class GrpcTransport:
             raise _transport_error(error) from None
 
     def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
-        rows = request.share.residues.shape[0]
-        answer = np.empty((rows, request.outputs), np.uint32)
-        filled, target = 0, answer.data.cast("B")
-        call = self._stub().Multiply(_messages(request), timeout=timeout)
+        call = self._stub().Multiply(request_messages(request), timeout=timeout)
         try:
-            for message in call:
-                chunk = message.residues
-                if filled + len(chunk) > len(target):
-                    call.cancel()
-                    raise VerificationError(f"the response is longer than {len(target)} bytes")
-                target[filled : filled + len(chunk)] = chunk
-                filled += len(chunk)
+            return read_answer(request, call)
         except grpc.RpcError as error:
             raise _transport_error(error) from None
-        if filled != len(target):
-            raise VerificationError(f"the response has {filled} bytes, not {len(target)}")
-        return answer
+        finally:
+            call.cancel()  # an answer that went on for too long would keep coming
 
     def close(self) -> None:
         with self._lock:
             if self._connection is not None and self._connection[0] == os.getpid():
                 self._connection[1].close()
             self._connection = None
-
-
-def _messages(request: WorkRequest) -> Iterator[worker_pb2.MultiplyRequest]:
-    rows, columns = request.share.residues.shape
-    header = worker_pb2.MultiplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        fingerprint=request.fingerprint,
-        parameter_set=request.parameter_set,
-        product=worker_pb2.Product(
-            direction=worker_pb2.Direction.Name(request.product.direction),
-            spans=[worker_pb2.Span(layer=s.layer, start=s.start, stop=s.stop) for s in request.product.spans],
-        ),
-        rows=rows,
-        columns=columns,
-    )
-    seed = request.share.seed
-    if seed is not None:
-        header.seed.key, header.seed.row_offset = seed.key, seed.row_offset
-    yield worker_pb2.MultiplyRequest(header=header)
-    if seed is None:
-        step = max(1, _CHUNK_BYTES // (4 * columns))
-        for start in range(0, rows, step):
-            block = request.share.residues[start : start + step]
-            yield worker_pb2.MultiplyRequest(residues=block.tobytes())

@@ -10,9 +10,10 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier
 from blindtune.client.operators.manifest import Expectations
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.masks import ShareSource

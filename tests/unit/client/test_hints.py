@@ -33,8 +33,9 @@ from blindtune.client.connect import connect
 from blindtune.client.hints import HintStore, hint_bytes
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import TransportError, WorkRequest
+from blindtune.client.operators.transport import TransportError
 from blindtune.client.prepare import cached_kit
 from blindtune.protocol.errors import BlindtuneError, KitError, OperatorUnavailableError, ResourceError
 from blindtune.protocol.expansion import expand

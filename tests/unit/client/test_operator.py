@@ -13,9 +13,10 @@ from support.transports import LocalWorker, VirtualTime, manifest_of, remote_mul
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier
 from blindtune.client.operators.manifest import Expectations
+from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import Transport, TransportError, WorkRequest
+from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.protocol.errors import (
     IncompatibleWorkerError,
     OperatorUnavailableError,
