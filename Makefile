@@ -14,7 +14,7 @@ python_found = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%d.%d %s" % (v[0], v[1], "ok" if v >= (3, 11) else "old"))' 2>/dev/null || echo missing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint proto docs clean distclean
+.PHONY: help demo test test-slow simulate lint proto docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test: $(INSTALLED) ## run the everyday tests
 
 test-slow: $(INSTALLED) ## run the slow tests
 	$(BIN)/pytest -m slow --timeout 1800 $(ARGS)
+
+simulate: $(INSTALLED) ## run the protocol on a simulated network, for as long as you like
+	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m simulation $(ARGS)
 
 # Type checkers don't follow the mapping of folders to subpackages in an editable install, so mypy
 # reads the installed wheel. build/ goes first: a wheel would inherit files deleted since.

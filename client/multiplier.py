@@ -6,7 +6,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, Self
@@ -94,6 +94,7 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: in the order of the shares.
         kit: gives the verification vectors.
         ready: obtains what the source needs for some products.
+        executor: makes so many threads, which wait for operators.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: Sequence[OperatorClient],
         kit: Kit,
         ready: Callable[[Sequence[Product]], None] = lambda products: None,
+        executor: Callable[[int], Executor] = ThreadPoolExecutor,
     ) -> None:
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
@@ -112,7 +114,8 @@ class RemoteMultiplier(PrivateMultiplier):
         self._kit = kit
         self._check_vectors = cache(kit.check_vectors)
         self._ready = ready
-        self._pool: tuple[int, ThreadPoolExecutor] | None = None
+        self._make_executor = executor
+        self._pool: tuple[int, Executor] | None = None
         self._lock = threading.Lock()
         self._rounds = Rounds()
 
@@ -156,12 +159,11 @@ class RemoteMultiplier(PrivateMultiplier):
             self._pool[1].shutdown()
         self._pool = None
 
-    def _executor(self) -> ThreadPoolExecutor:
+    def _executor(self) -> Executor:
         """Threads that wait for operators, made anew in a forked child."""
         if self._pool is None or self._pool[0] != os.getpid():
             # One thread an operator for each of several products under way at once.
-            workers = 4 * len(self._operators)
-            self._pool = (os.getpid(), ThreadPoolExecutor(workers, thread_name_prefix="blindtune"))
+            self._pool = (os.getpid(), self._make_executor(4 * len(self._operators)))
         return self._pool[1]
 
 

@@ -7,11 +7,13 @@ nothing here can carry a share to another operator.
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+import tenacity
 
 from blindtune.client.operators.manifest import Expectations, check_manifest
 from blindtune.client.operators.messages import WorkRequest
@@ -27,7 +29,7 @@ from blindtune.protocol.errors import (
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.verification import CheckVectors
 
-__all__ = ["OperatorClient", "OperatorStatistics"]
+__all__ = ["Exclusion", "OperatorClient", "OperatorStatistics"]
 
 _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 32 << 20
@@ -36,24 +38,47 @@ _PAUSE_SECONDS = 0.25
 _GRACE_SECONDS = 5.0
 
 
+@dataclass(frozen=True)
+class Exclusion:
+    """A worker that is not asked again in this run.
+
+    Attributes:
+        worker: its address.
+        failure: why.
+        product: label of the product that it was asked for.
+    """
+
+    worker: str
+    failure: Failure
+    product: str
+
+
 @dataclass
 class OperatorStatistics:
     """What passed between the client and one operator.
 
     Attributes:
         requests: requests that were sent, retries included.
+        retries: of them, those that an earlier attempt had failed.
+        rows: rows of their operands.
         bytes_sent, bytes_received: payload, without the framing of gRPC and TLS.
         verified_responses: answers that passed the check.
         verification_seconds: time that checking answers took.
         lies: answers that did not, each with the worker's address.
+        excluded: workers that lied or serve something else, one entry for each failure.
+        failures: requests that failed, by how they did.
     """
 
     requests: int = 0
+    retries: int = 0
+    rows: int = 0
     bytes_sent: int = 0
     bytes_received: int = 0
     verified_responses: int = 0
     verification_seconds: float = 0.0
     lies: tuple[str, ...] = ()
+    excluded: tuple[Exclusion, ...] = ()
+    failures: Counter[Failure] = field(default_factory=Counter)
 
 
 class OperatorClient:
@@ -66,7 +91,8 @@ class OperatorClient:
         expected: what each must serve.
         retry_seconds: how long a request is tried.
         request_timeout: seconds for one attempt.
-        clock, sleep: monotonic seconds, and waiting for some.
+        clock, sleep: monotonic seconds, and waiting for some. Unless given, `close` ends the waiting.
+        executor: makes so many threads.
     """
 
     def __init__(
@@ -78,18 +104,21 @@ class OperatorClient:
         retry_seconds: float,
         request_timeout: float,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
+        executor: Callable[[int], Executor] = ThreadPoolExecutor,
     ) -> None:
         self.index = index
         self.name = name
         self._addresses = [address for address, _ in workers]
         self._transports = [transport for _, transport in workers]
         self._expected = expected
-        self._policy = WorkerPolicy(len(workers), retry_seconds)
+        self._policy = WorkerPolicy(len(workers), retry_seconds, request_timeout)
         self._retry_seconds = retry_seconds
         self._timeout = request_timeout
+        self._closed = threading.Event()
         self._clock = clock
-        self._sleep = sleep
+        self._sleep = sleep or self._closed.wait
+        self._executor = executor
         self._lock = threading.Lock()
         self._statistics = OperatorStatistics()
         self._max_rows = 1 << 30
@@ -99,7 +128,7 @@ class OperatorClient:
     def statistics(self) -> OperatorStatistics:
         """A copy of the figures so far."""
         with self._lock:
-            return replace(self._statistics)
+            return replace(self._statistics, failures=self._statistics.failures.copy())
 
     def connect(self) -> None:
         """Asks every worker what it holds.
@@ -108,28 +137,33 @@ class OperatorClient:
             IncompatibleWorkerError: a worker serves something else.
             OperatorUnavailableError: no worker answers.
         """
-
         started = self._clock()
         answered = threading.Event()
 
-        def ask(worker: int) -> Exception | None:
-            while True:
-                try:
-                    manifest = self._transports[worker].manifest(min(_MANIFEST_SECONDS, self._timeout))
-                except TransportError as error:
-                    if error.failure is Failure.INCOMPATIBLE:
-                        raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
-                    # Once a replica has answered, the others are not worth a long wait.
-                    patience = _GRACE_SECONDS if answered.is_set() else self._retry_seconds
-                    if self._clock() >= started + min(patience, self._retry_seconds):
-                        return error
-                    self._sleep(_PAUSE_SECONDS)
-                else:
-                    answered.set()
-                    self._accept(worker, manifest)
-                    return None
+        def out_of_patience(state: tenacity.RetryCallState) -> bool:
+            # Once a replica has answered, the others are not worth a long wait.
+            patience = min(_GRACE_SECONDS, self._retry_seconds) if answered.is_set() else self._retry_seconds
+            return self._closed.is_set() or self._clock() >= started + patience
 
-        with ThreadPoolExecutor(len(self._transports)) as pool:
+        def ask(worker: int) -> Exception | None:
+            attempts = tenacity.Retrying(
+                retry=tenacity.retry_if_exception(_passes),
+                stop=out_of_patience,
+                wait=tenacity.wait_fixed(_PAUSE_SECONDS),
+                sleep=self._sleep,
+                reraise=True,
+            )
+            try:
+                manifest = attempts(self._transports[worker].manifest, min(_MANIFEST_SECONDS, self._timeout))
+            except TransportError as error:
+                if _passes(error):
+                    return error
+                raise IncompatibleWorkerError(f"{self._who(worker)} refused: {error}") from None
+            answered.set()
+            self._accept(worker, manifest)
+            return None
+
+        with self._executor(len(self._transports)) as pool:
             problems = list(pool.map(ask, range(len(self._transports))))
         silent = [f"{self._who(i)}: {problem}" for i, problem in enumerate(problems) if problem]
         if len(silent) == len(problems):
@@ -177,6 +211,8 @@ class OperatorClient:
         with self._lock:
             attempts = self._policy.request(self._clock())
         while True:
+            if self._closed.is_set():
+                raise OperatorUnavailableError(f"the connection to operator {self.name} was closed")
             with self._lock:
                 decision = self._policy.choose(attempts, self._clock())
             if isinstance(decision, GiveUp):
@@ -185,6 +221,8 @@ class OperatorClient:
                 self._sleep(decision.seconds)
                 continue
             worker = decision.worker
+            with self._lock:
+                self._statistics.retries += bool(attempts.failed)
             try:
                 answer = self._ask(worker, request, check, vectors)
             except TransportError as error:
@@ -208,6 +246,7 @@ class OperatorClient:
     def _ask(self, worker: int, request: WorkRequest, check: CheckVectors, vectors: int) -> Residues:
         with self._lock:
             self._statistics.requests += 1
+            self._statistics.rows += len(request.share.residues)
             self._statistics.bytes_sent += request.payload_bytes
         answer = self._transports[worker].multiply(request, self._timeout)
         with self._lock:
@@ -219,6 +258,12 @@ class OperatorClient:
         return answer
 
     def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:
+        with self._lock:
+            self._statistics.failures[failure] += 1
+        if failure in (Failure.LIED, Failure.INCOMPATIBLE):
+            found = Exclusion(self._addresses[worker], failure, request.product.label)
+            with self._lock:
+                self._statistics.excluded += (found,)
         if failure is Failure.LIED:
             with self._lock:
                 self._statistics.lies += (self._addresses[worker],)
@@ -244,6 +289,12 @@ class OperatorClient:
         )
 
     def close(self) -> None:
-        """Closes all connections."""
+        """Closes all connections. Requests under way end with an error, and are not tried again."""
+        self._closed.set()
         for transport in self._transports:
             transport.close()
+
+
+def _passes(error: BaseException) -> bool:
+    """Whether a failure may be over at the next attempt."""
+    return isinstance(error, TransportError) and error.failure is not Failure.INCOMPATIBLE

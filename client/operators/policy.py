@@ -11,12 +11,18 @@ another worker of the same operator, with the same bytes.
         BUSY                    the same
         INCOMPATIBLE            not asked again in this run
         LIED                    not asked again in this run
+
+A machine that sleeps, or a virtual one that is paused, sees its clock jump. Time that nobody spent trying
+does not count against a request.
 """
 
 import enum
 from dataclasses import dataclass, field
 
 __all__ = ["Ask", "Decision", "Failure", "GiveUp", "Request", "Wait", "WorkerPolicy"]
+
+# Later than this is no matter of scheduling.
+_JUMP_SECONDS = 5.0
 
 
 class Failure(enum.Enum):
@@ -63,9 +69,16 @@ class _Worker:
 
 @dataclass
 class Request:
-    """One request on its way through an operator's workers."""
+    """One request on its way through an operator's workers.
+
+    Attributes:
+        deadline: when patience ends.
+        expected: when the next decision is asked for, at the latest, unless the clock jumps.
+        failed: attempts that failed, by worker.
+    """
 
     deadline: float
+    expected: float
     failed: dict[int, int] = field(default_factory=dict)
 
 
@@ -75,23 +88,41 @@ class WorkerPolicy:
     Args:
         workers: how many.
         patience: seconds that a request is tried before giving up.
+        longest_attempt: seconds after which an attempt has failed.
         first_pause, longest_pause: seconds before a failing worker is asked again.
     """
 
     def __init__(
-        self, workers: int, patience: float, first_pause: float = 0.2, longest_pause: float = 5.0
+        self,
+        workers: int,
+        patience: float,
+        longest_attempt: float,
+        first_pause: float = 0.2,
+        longest_pause: float = 5.0,
     ) -> None:
         self._workers = [_Worker() for _ in range(workers)]
         self._patience = patience
+        self._longest_attempt = longest_attempt
         self._first_pause = first_pause
         self._longest_pause = longest_pause
 
     def request(self, now: float) -> Request:
         """Starts a request."""
-        return Request(deadline=now + self._patience)
+        return Request(deadline=now + self._patience, expected=now)
 
     def choose(self, request: Request, now: float) -> Decision:
         """What to do next for a request."""
+        jump = now - request.expected
+        if jump > _JUMP_SECONDS:
+            request.deadline += jump
+        decision = self._decide(request, now)
+        if isinstance(decision, Ask):
+            request.expected = now + self._longest_attempt
+        elif isinstance(decision, Wait):
+            request.expected = now + decision.seconds
+        return decision
+
+    def _decide(self, request: Request, now: float) -> Decision:
         left = [i for i, worker in enumerate(self._workers) if worker.excluded is None]
         if not left:
             return GiveUp("no worker is left")

@@ -4,9 +4,11 @@
 or a faulty one in its place.
 """
 
+import logging
 import os
 import threading
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
@@ -17,11 +19,13 @@ from blindtune.client.config import Operator
 from blindtune.client.operators.manifest import shown
 from blindtune.client.operators.messages import WorkRequest, read_answer, request_messages
 from blindtune.client.operators.policy import Failure
+from blindtune.client.tls_files import files_state, read_files
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["GrpcTransport", "Transport", "TransportError"]
+__all__ = ["GrpcTransport", "Transport", "TransportError", "transport_error"]
 
+_logger = logging.getLogger(__name__)
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -35,11 +39,17 @@ _OPTIONS = [
 
 
 class TransportError(Exception):
-    """A request failed; ``failure`` says how."""
+    """A request failed.
 
-    def __init__(self, failure: Failure, detail: str) -> None:
+    Attributes:
+        failure: what it means for the worker.
+        code: how gRPC says it, where it was gRPC.
+    """
+
+    def __init__(self, failure: Failure, detail: str, code: grpc.StatusCode | None = None) -> None:
         super().__init__(detail)
         self.failure = failure
+        self.code = code
 
 
 class Transport(Protocol):
@@ -68,6 +78,8 @@ _FAILURES = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Failure.BUSY,
     grpc.StatusCode.INVALID_ARGUMENT: Failure.INCOMPATIBLE,
     grpc.StatusCode.NOT_FOUND: Failure.INCOMPATIBLE,
+    # A worker that was restarted with smaller limits: the same bytes would be refused again.
+    grpc.StatusCode.OUT_OF_RANGE: Failure.INCOMPATIBLE,
     grpc.StatusCode.FAILED_PRECONDITION: Failure.INCOMPATIBLE,
     grpc.StatusCode.UNIMPLEMENTED: Failure.INCOMPATIBLE,
     grpc.StatusCode.UNAUTHENTICATED: Failure.INCOMPATIBLE,
@@ -75,60 +87,138 @@ _FAILURES = {
 }
 
 
-def _transport_error(error: grpc.RpcError) -> TransportError:
+def transport_error(error: grpc.RpcError) -> TransportError:
+    """What a failed call means."""
     code, details = error.code(), error.details() or ""
     failure = _FAILURES.get(code, Failure.UNREACHABLE)
-    return TransportError(failure, f"{code.name}: {shown(details)}")
+    return TransportError(failure, f"{code.name}: {shown(details)}", code)
+
+
+class _Connection:
+    """A channel, and what it was opened with.
+
+    Attributes:
+        pid: of the process that may use it.
+        stub: the calls.
+        files: state of the operator's files just before they were read.
+        calls: how many run on it.
+        retired: whether another one has taken its place; it is closed after its last call.
+    """
+
+    def __init__(self, channel: grpc.Channel, files: object) -> None:
+        self.pid = os.getpid()
+        self.stub = worker_pb2_grpc.WorkerStub(channel)
+        self.files = files
+        self.calls = 0
+        self.retired = False
+        self.close = channel.close
 
 
 class GrpcTransport:
-    """A worker at an address, over TLS with the operator's own CA, or in plaintext on loopback."""
+    """A worker at an address, over TLS with the operator's own CA, or in plaintext on loopback.
+
+    When a call has failed and the files of the operator have changed since, the next call goes over a new
+    connection with the files as they are now: certificates and tokens may be exchanged during a run.
+    """
 
     def __init__(self, operator: Operator, address: str, insecure: bool) -> None:
         self._operator = operator
         self._address = address
         self._insecure = insecure
         self._lock = threading.Lock()
-        self._connection: tuple[int, grpc.Channel, worker_pb2_grpc.WorkerStub] | None = None
+        self._connection: _Connection | None = None
+        self._was_let_in = False
 
-    def _stub(self) -> worker_pb2_grpc.WorkerStub:
-        """Opens the channel at first use in each process, since channels do not survive a fork."""
+    @contextmanager
+    def _connected(self) -> Iterator[worker_pb2_grpc.WorkerStub]:
+        """The block is one call.
+
+        Raises:
+            TransportError: it failed.
+        """
         with self._lock:
-            if self._connection is None or self._connection[0] != os.getpid():
-                channel = self._open()
-                self._connection = (os.getpid(), channel, worker_pb2_grpc.WorkerStub(channel))
-            return self._connection[2]
+            # Opened at first use in each process, since channels do not survive a fork.
+            if self._connection is None or self._connection.pid != os.getpid():
+                self._connection = self._open()
+            connection = self._connection
+            connection.calls += 1
+        try:
+            yield connection.stub
+            self._was_let_in = True
+        except grpc.RpcError as error:
+            raise self._failed(connection, transport_error(error)) from None
+        finally:
+            with self._lock:
+                connection.calls -= 1
+                if connection.retired and not connection.calls:
+                    connection.close()
 
-    def _open(self) -> grpc.Channel:
-        if self._insecure:
-            return grpc.insecure_channel(self._address, _OPTIONS)
+    def _failed(self, connection: _Connection, error: TransportError) -> TransportError:
+        refused = error.code is grpc.StatusCode.UNAUTHENTICATED
+        if not refused and error.failure is not Failure.UNREACHABLE:
+            return error
+        renewed = self._renew(connection)
+        # A worker that let this client in before is probably in the middle of an exchange of tokens.
+        if refused and (renewed or self._was_let_in):
+            return TransportError(Failure.UNREACHABLE, str(error), error.code)
+        return error
+
+    def _renew(self, failed: _Connection) -> bool:
+        """Whether the next call goes over another connection than the one that failed."""
+        with self._lock:
+            if self._connection is not failed:
+                return self._connection is not None
+            state = self._files_state()
+            if state == failed.files:
+                return False
+            failed.files = state
+            try:
+                self._connection = self._open()
+            except ConfigurationError as error:
+                _logger.warning("%s; going on with the files as they were", error)
+                return False
+            # Other calls may still run on it.
+            failed.retired = True
+            return True
+
+    def _files_state(self) -> object:
         operator = self._operator
-        if not (operator.ca and operator.cert and operator.key):
-            raise ConfigurationError(f"operator {operator.name}: TLS needs ca, cert and key")
-        credentials = grpc.ssl_channel_credentials(
-            root_certificates=Path(operator.ca).read_bytes(),
-            private_key=Path(operator.key).read_bytes(),
-            certificate_chain=Path(operator.cert).read_bytes(),
+        return (
+            None
+            if self._insecure
+            else files_state((operator.ca, operator.cert, operator.key, operator.token))
         )
-        return grpc.secure_channel(self._address, credentials, _OPTIONS)
+
+    def _open(self) -> _Connection:
+        # Looked at before they are read: a change in between is then noticed the next time.
+        state = self._files_state()
+        if self._insecure:
+            return _Connection(grpc.insecure_channel(self._address, _OPTIONS), state)
+        operator = self._operator
+        if operator.ca is None:
+            raise ConfigurationError(f"operator {operator.name}: TLS needs ca, with cert and key, or token")
+        files = read_files(operator.name, operator.ca, operator.cert, operator.key, operator.token)
+        credentials = grpc.ssl_channel_credentials(files.ca, files.key, files.certificate)
+        if files.token is not None:
+            # gRPC sends it over TLS alone.
+            token = grpc.access_token_call_credentials(files.token)
+            credentials = grpc.composite_channel_credentials(credentials, token)
+        return _Connection(grpc.secure_channel(self._address, credentials, _OPTIONS), state)
 
     def manifest(self, timeout: float) -> worker_pb2.Manifest:
-        try:
-            return self._stub().GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
-        except grpc.RpcError as error:
-            raise _transport_error(error) from None
+        with self._connected() as stub:
+            return stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
 
     def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
-        call = self._stub().Multiply(request_messages(request), timeout=timeout)
-        try:
-            return read_answer(request, call)
-        except grpc.RpcError as error:
-            raise _transport_error(error) from None
-        finally:
-            call.cancel()  # an answer that went on for too long would keep coming
+        with self._connected() as stub:
+            call = stub.Multiply(request_messages(request), timeout=timeout)
+            try:
+                return read_answer(request, call)
+            finally:
+                call.cancel()  # an answer that went on for too long would keep coming
 
     def close(self) -> None:
         with self._lock:
-            if self._connection is not None and self._connection[0] == os.getpid():
-                self._connection[1].close()
+            if self._connection is not None and self._connection.pid == os.getpid():
+                self._connection.close()
             self._connection = None

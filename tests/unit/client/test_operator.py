@@ -415,3 +415,18 @@ def test_a_response_of_another_size_counts_as_a_lie(kit: Kit, honest: Multiplier
     client, _ = _client(kit, [wrong_size, LocalWorker(honest)])
     client.multiply(_request(kit), kit.check_vectors(FORWARD))
     assert client.statistics.lies == ("10.0.0.0:7100",)
+
+
+def test_closing_ends_retries_at_once(kit: Kit, honest: Multiplier) -> None:
+    worker = LocalWorker(honest, failures=[GONE] * 1000)
+    layers = {name: layer.fingerprint for name, layer in kit.layers.items()}
+    expected = Expectations("tiny", kit.description.fingerprint, Q31.name, layers)
+    client = OperatorClient(0, "alpha", [("10.0.0.0:7100", worker)], expected, 1e6, 60.0)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.multiply, _request(kit), kit.check_vectors(FORWARD))
+        while not worker.requests:
+            time.sleep(0.01)
+        client.close()
+        with pytest.raises(OperatorUnavailableError, match="alpha was closed"):
+            asked.result(timeout=60)
+    assert worker.closed

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 
 from blindtune.client.operators.policy import Ask, Failure, GiveUp, Request, Wait, WorkerPolicy
 
-PATIENCE, FIRST_PAUSE, LONGEST_PAUSE = 60.0, 0.5, 4.0
+PATIENCE, LONGEST_ATTEMPT, FIRST_PAUSE, LONGEST_PAUSE = 60.0, 1000.0, 0.5, 4.0
 FOR_EVER = 1e9
 
 
 def _policy(workers: int, patience: float = PATIENCE) -> WorkerPolicy:
-    return WorkerPolicy(workers, patience, FIRST_PAUSE, LONGEST_PAUSE)
+    return WorkerPolicy(workers, patience, LONGEST_ATTEMPT, FIRST_PAUSE, LONGEST_PAUSE)
 
 
 def _ask(policy: WorkerPolicy, request: Request, now: float) -> int:
@@ -112,6 +112,20 @@ def test_a_request_is_tried_for_as_long_as_the_patience_lasts_and_no_longer() ->
             now += decision.seconds
     assert PATIENCE - LONGEST_PAUSE <= now <= PATIENCE
     assert "60 s" in decision.reason
+
+
+def test_a_machine_that_slept_has_lost_no_patience() -> None:
+    policy = _policy(1)
+    request = policy.request(0)
+    policy.failed(request, _ask(policy, request, 0), Failure.BUSY, "full", 0)
+    assert policy.choose(request, 0) == Wait(FIRST_PAUSE)
+    woken = FIRST_PAUSE + 3600
+    policy.failed(request, _ask(policy, request, woken), Failure.BUSY, "full", woken)
+    assert isinstance(policy.choose(request, woken), Wait)
+    # It slept in the middle of an attempt too; what an attempt may take counts.
+    woken += 2 * FIRST_PAUSE
+    policy.failed(request, _ask(policy, request, woken), Failure.BUSY, "full", woken + 7200)
+    assert isinstance(policy.choose(request, woken + 7200), GiveUp)
 
 
 def test_nobody_waits_for_a_worker_that_comes_back_too_late() -> None:

@@ -1,0 +1,169 @@
+"""What was drawn, what travelled, and which invariant that breaks.
+
+Watches from outside: it sees each mask as it is drawn and each request as bytes, and derives everything
+else. It is the judge, so nothing in it is shared with what it judges.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from blindtune.client.operators.messages import WorkRequest
+from blindtune.proto import worker_pb2
+from blindtune.protocol.masks import MaskedOperand, MaskSource
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Centred, Residues
+from simulation.workers import SimulatedWorker
+
+__all__ = ["INVARIANTS", "Attempt", "Ledger", "WatchedSource"]
+
+INVARIANTS = {
+    "result": "every result is the reference's",
+    "recipient": "an operand goes to the operator that it was drawn for, and nothing else goes anywhere",
+    "fresh masks": "no row of a mask is used twice",
+    "same bytes": "an attempt that is repeated sends the same bytes",
+    "one mask": "one mask is drawn for an operand, however often it is sent",
+    "quarantine": "a worker that gave a wrong answer is not asked again",
+    "finite": "every request ends in bounded time",
+    "bounded memory": "what is under way fits the window, and nothing is left over in the end",
+    "typed error": "what fails, fails with an error of ours",
+    "alive": "with an honest worker of each operator within reach, nothing fails",
+    "resumable": "a run that failed or was killed goes on and ends in the reference's adapter",
+    "honest workers": "a worker that answered rightly is never called a liar",
+}
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    operand: int
+    recipient: int
+    product: str
+    row: int
+
+
+class Attempt:
+    """A request under way."""
+
+    def __init__(self, ledger: "Ledger", client: str, worker: SimulatedWorker, request: WorkRequest) -> None:
+        self._ledger, self._client, self._worker, self._request = ledger, client, worker, request
+
+    def answered(self, answer: NDArray[np.uint32]) -> None:
+        """The client holds an answer of the right size."""
+        share = self._request.share
+        truth = self._worker.true_answer(self._request.product, share.residues)
+        if not np.array_equal(answer, truth):
+            self._ledger.liars.add((self._client, self._worker))
+
+
+class Ledger:
+    """Keeps the books of one schedule.
+
+    Attributes:
+        violations: invariants that were broken, with what was seen.
+        attempts: requests that were sent.
+        repeated: those that had been sent before.
+        liars: client and worker, for answers that were wrong.
+    """
+
+    def __init__(self) -> None:
+        self.violations: list[tuple[str, str]] = []
+        self.attempts = 0
+        self.repeated = 0
+        self.liars: set[tuple[str, SimulatedWorker]] = set()
+        self._mask_rows: set[bytes] = set()
+        self._rows: dict[bytes, _Drawn] = {}
+        self._keys: dict[bytes, _Drawn] = {}
+        self._operands = 0
+        self._asked = 0
+        self._sent: dict[tuple[int, int, int], bytes] = {}
+
+    def broken(self, invariant: str, seen: str) -> None:
+        """Notes a violation."""
+        assert invariant in INVARIANTS
+        self.violations.append((invariant, seen))
+
+    def asks(self) -> None:
+        """The client multiplies an operand: one mask may be drawn."""
+        self._asked += 1
+
+    def drew(self, operand: Centred, product: Product, masked: MaskedOperand) -> None:
+        """A mask was drawn."""
+        self._operands += 1
+        if self._operands > self._asked:
+            self.broken("one mask", f"a second mask was drawn for an operand of {product.label}")
+        for share in masked.shares:
+            drawn = [
+                _Drawn(self._operands, share.recipient, product.label, row)
+                for row in range(len(share.residues))
+            ]
+            if share.seed is not None:
+                if share.seed.key in self._keys:
+                    self.broken("fresh masks", f"a seed was used twice ({product.label})")
+                self._keys[share.seed.key] = drawn[0]
+                continue
+            mask = (share.residues.astype(np.int64) - operand) % MODULUS
+            for entry, sent, row in zip(drawn, share.residues, mask, strict=True):
+                hidden = _digest(row)
+                if hidden in self._mask_rows or not row.any():
+                    self.broken("fresh masks", f"a row's mask is zero or was used before ({product.label})")
+                self._mask_rows.add(hidden)
+                self._rows[_digest(sent)] = entry
+
+    def sent(
+        self, client: str, worker: SimulatedWorker, request: WorkRequest, messages: Sequence[bytes]
+    ) -> Attempt:
+        """A request is on its way to a worker."""
+        self.attempts += 1
+        if (client, worker) in self.liars:
+            self.broken("quarantine", f"{worker} lied and was asked again")
+        header = worker_pb2.MultiplyRequest.FromString(messages[0]).header
+        label = request.product.label
+        if header.HasField("seed"):
+            known = self._keys.get(header.seed.key)
+            entries = [known]
+            first = header.seed.row_offset
+        else:
+            data = b"".join(worker_pb2.MultiplyRequest.FromString(x).residues for x in messages[1:])
+            rows = np.frombuffer(data, "<u4").reshape(header.rows, header.columns)
+            entries = [self._rows.get(_digest(row)) for row in rows]
+            first = entries[0].row if entries[0] else 0
+        for place, entry in enumerate(entries):
+            if entry is None:
+                self.broken("recipient", f"{worker} got bytes that no mask source made ({label})")
+                return Attempt(self, client, worker, request)
+            if (entry.recipient, entry.product) != (worker.operator, label):
+                self.broken("recipient", f"{worker} got a share of operator {entry.recipient} ({label})")
+            if not header.HasField("seed") and entry.row != first + place:
+                self.broken("same bytes", f"rows of {label} travelled in another order")
+        assert entries[0]
+        key = entries[0].operand, worker.operator, first
+        digest = hashlib.sha256(b"".join(messages)).digest()
+        if key in self._sent:
+            self.repeated += 1
+        if self._sent.setdefault(key, digest) != digest:
+            self.broken("same bytes", f"{worker} got other bytes than the attempt before ({label})")
+        return Attempt(self, client, worker, request)
+
+
+class WatchedSource(MaskSource):
+    """A mask source whose every mask is entered into the ledger."""
+
+    def __init__(self, source: MaskSource, ledger: Ledger) -> None:
+        self.operators, self.parameters = source.operators, source.parameters
+        self._source, self._ledger = source, ledger
+
+    def noise(self, column_absolute_sum: int) -> int:
+        return self._source.noise(column_absolute_sum)
+
+    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+        masked = self._source.mask(operand, product)
+        self._ledger.drew(operand, product, masked)
+        return masked
+
+
+def _digest(row: Residues | NDArray[np.int64]) -> bytes:
+    return hashlib.blake2b(row.astype("<u4").tobytes(), digest_size=16).digest()

@@ -1,0 +1,404 @@
+"""Bugs planted in the client and the worker, to see which invariant catches each.
+
+Each has to be caught by the schedules themselves, so a plant that goes unnoticed means that the simulator
+does not look where it should.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from blindtune.client import multiplier
+from blindtune.client.operators import operator, policy, transport
+from blindtune.client.operators.policy import Failure, WorkerPolicy
+from blindtune.protocol.errors import OperatorUnavailableError
+from blindtune.protocol.lattice.stock import Stock
+from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.verification import CheckVectors
+from blindtune.server import service
+from blindtune.server.gate import Gate
+from blindtune.server.watchdog import Watchdog
+from simulation.network import Damage
+from simulation.schedules import Fault, Schedule
+from simulation.training import Job
+from simulation.transport import SimulatedTransport
+from simulation.world import Assets, Outcome, World
+
+__all__ = ["PLANTS", "Plant"]
+
+Patch = Callable[[pytest.MonkeyPatch], None]
+
+
+@dataclass(frozen=True)
+class Plant:
+    """A planted bug.
+
+    Attributes:
+        fault: what the network or a worker does, that the bug mishandles.
+        bug: what was planted.
+        invariant: what is expected to catch it.
+        patch: plants it.
+        schedule: makes the fault happen; from a number, since not every moment hits.
+    """
+
+    fault: str
+    bug: str
+    invariant: str
+    patch: Patch
+    schedule: Callable[[int], Schedule]
+
+    def hunt(self, assets: Assets, most: int = 200) -> tuple[int, Outcome] | None:
+        """The first schedule in which an invariant catches it; None if none does."""
+        for number in range(most):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                self.patch(monkeypatch)
+                outcome = World(self.schedule(number), assets).run()
+            if any(invariant == self.invariant for invariant, _ in outcome.violations):
+                return number, outcome
+        return None
+
+
+def _schedule(
+    *faults: Fault,
+    workers: Sequence[int] = (1, 1),
+    protected: bool = False,
+    lattice: bool = False,
+    job: Job = Job(steps=1, micro_batches=2, rows=5, data=0),  # noqa: B008 - frozen
+    max_concurrent: int = 8,
+) -> Callable[[int], Schedule]:
+    """A schedule whose faults strike a little later with each number."""
+
+    def of(number: int) -> Schedule:
+        moved = tuple(replace(fault, at=fault.at + 0.003 * number) for fault in faults)
+        masking = "lattice" if lattice else "shares"
+        return Schedule(
+            number,
+            masking,  # type: ignore[arg-type]
+            (1,) if lattice else tuple(workers),
+            job,
+            1024,
+            max_concurrent,
+            protected,
+            moved,
+        )
+
+    return of
+
+
+def _attempts_without_deadline(patch: pytest.MonkeyPatch) -> None:
+    real = operator.OperatorClient.__init__
+
+    def init(self: Any, *arguments: Any, **options: Any) -> None:
+        real(self, *arguments, **options)
+        self._timeout = float("1e12")
+
+    patch.setattr(operator.OperatorClient, "__init__", init)
+
+
+def _answers_go_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
+    real = SimulatedTransport.multiply
+    waiting: list[Any] = []
+    parked: dict[int, Any] = {}
+
+    def multiply(self: Any, request: Any, timeout: float) -> Any:
+        waiting.append(request)
+        try:
+            answer = real(self, request, timeout)
+        finally:
+            earlier = [x for x in waiting[: waiting.index(request)] if x.product == request.product]
+            waiting.remove(request)
+        if earlier:
+            parked.setdefault(id(earlier[0]), answer)
+        return parked.pop(id(request), answer)
+
+    patch.setattr(SimulatedTransport, "multiply", multiply)
+
+
+def _no_second_attempt(patch: pytest.MonkeyPatch) -> None:
+    real = WorkerPolicy.failed
+
+    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
+        real(self, request, worker, failure, *rest)
+        for state in self._workers:
+            state.excluded = "one failure is enough"
+
+    patch.setattr(WorkerPolicy, "failed", failed)
+
+
+def _never_rejoined(patch: pytest.MonkeyPatch) -> None:
+    real = WorkerPolicy.failed
+
+    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
+        real(self, request, worker, failure, *rest)
+        if failure is Failure.UNREACHABLE:
+            self._workers[worker].excluded = "gone"
+
+    patch.setattr(WorkerPolicy, "failed", failed)
+
+
+def _liars_are_asked_again(patch: pytest.MonkeyPatch) -> None:
+    real = WorkerPolicy.failed
+
+    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
+        real(self, request, worker, Failure.BUSY if failure is Failure.LIED else failure, *rest)
+
+    patch.setattr(WorkerPolicy, "failed", failed)
+
+
+def _in_flight_forever(patch: pytest.MonkeyPatch) -> None:
+    real = WorkerPolicy.succeeded
+
+    def succeeded(self: WorkerPolicy, worker: int) -> None:
+        real(self, worker)
+        self._workers[worker].in_flight += 1
+
+    patch.setattr(WorkerPolicy, "succeeded", succeeded)
+
+
+def _busy_is_final(patch: pytest.MonkeyPatch) -> None:
+    codes = transport._FAILURES | {grpc.StatusCode.RESOURCE_EXHAUSTED: Failure.INCOMPATIBLE}
+    patch.setattr(transport, "_FAILURES", codes)
+
+
+def _no_verification(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(CheckVectors, "verify", lambda *arguments: None)
+
+
+def _first_row_verified_only(patch: pytest.MonkeyPatch) -> None:
+    real = CheckVectors.verify
+
+    def read(request: Any, messages: Any) -> Any:
+        data = b"".join(message.residues for message in messages)
+        answer = np.zeros((request.share.residues.shape[0], request.outputs), np.uint32)
+        whole = data[: answer.nbytes]
+        answer.data.cast("B")[: len(whole)] = whole
+        return answer
+
+    patch.setattr("simulation.transport.read_answer", read)
+    patch.setattr(
+        CheckVectors, "verify", lambda self, operand, response, n=1: real(self, operand[:1], response[:1], n)
+    )
+
+
+def _length_of_answers_unchecked(patch: pytest.MonkeyPatch) -> None:
+    def read(request: Any, messages: Any) -> Any:
+        data = b"".join(message.residues for message in messages)
+        return np.frombuffer(data, "<u4").reshape(request.share.residues.shape[0], request.outputs)
+
+    patch.setattr("simulation.transport.read_answer", read)
+
+
+def _words_beyond_the_modulus_accepted(patch: pytest.MonkeyPatch) -> None:
+    real = CheckVectors.verify
+    patch.setattr(
+        CheckVectors,
+        "verify",
+        lambda self, operand, response, n=1: real(self, operand, response % np.uint32(MODULUS), n),
+    )
+
+
+def _retried_with_a_new_mask(patch: pytest.MonkeyPatch) -> None:
+    real = multiplier.RemoteMultiplier.multiply
+
+    def multiply(self: Any, operand: Any, product: Any) -> Any:
+        try:
+            return real(self, operand, product)
+        except OperatorUnavailableError:
+            return real(self, operand, product)
+
+    patch.setattr(multiplier.RemoteMultiplier, "multiply", multiply)
+    _no_second_attempt(patch)
+
+
+def _retried_with_other_bytes(patch: pytest.MonkeyPatch) -> None:
+    real = operator.OperatorClient._ask
+    seen: set[int] = set()
+
+    def ask(self: Any, worker: int, request: Any, *rest: Any) -> Any:
+        if id(request) in seen and request.share.seed is None:
+            residues = np.roll(request.share.residues, 1, axis=0)
+            request = replace(request, share=Share(request.share.recipient, residues))
+        seen.add(id(request))
+        return real(self, worker, request, *rest)
+
+    patch.setattr(operator.OperatorClient, "_ask", ask)
+
+
+def _any_operator_will_do(patch: pytest.MonkeyPatch) -> None:
+    real = operator.OperatorClient._ask
+    everyone: dict[str, dict[int, Any]] = {}
+
+    def ask(self: Any, worker: int, request: Any, *rest: Any) -> Any:
+        name = self._transports[worker]._client
+        everyone.setdefault(name, {})[self.index] = self
+        other = everyone[name].get(1 - self.index, self)
+        if self._policy.describe(worker) != "not asked yet":
+            return real(other, 0, request, *rest)
+        return real(self, worker, request, *rest)
+
+    patch.setattr(operator.OperatorClient, "_ask", ask)
+
+
+def _same_seeds_after_a_restart(patch: pytest.MonkeyPatch) -> None:
+    real = World.source
+
+    def source(self: World) -> Any:
+        self._drawn = 0
+        return real(self)
+
+    patch.setattr(World, "source", source)
+
+
+def _rows_handed_out_twice(patch: pytest.MonkeyPatch) -> None:
+    real = Stock.draw
+
+    def draw(self: Stock, product: Any, rows: int) -> Any:
+        runs = real(self, product, rows)
+        runs[-1].block.drawn -= 1
+        return runs
+
+    patch.setattr(Stock, "draw", draw)
+
+
+def _zero_rows_in_the_clear(patch: pytest.MonkeyPatch) -> None:
+    real = ShareSource.mask
+
+    def mask(self: Any, operand: Any, product: Any) -> Any:
+        masked = real(self, operand, product)
+        rows = masked.shares[-1].residues.copy()
+        rows[~operand.any(axis=1)] = 0
+        shares = (*masked.shares[:-1], Share(masked.shares[-1].recipient, rows))
+        return replace(masked, shares=shares)
+
+    patch.setattr(ShareSource, "mask", mask)
+
+
+def _place_kept_by_those_who_left(patch: pytest.MonkeyPatch) -> None:
+    real = Gate.admit
+    kept: list[Any] = []
+
+    @contextmanager
+    def admit(self: Gate, client: str = "") -> Iterator[None]:
+        inside = real(self, client)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(inside)
+            try:
+                yield
+            except BaseException:
+                kept.append(stack.pop_all())
+                raise
+
+    patch.setattr(Gate, "admit", admit)
+
+
+def _no_watchdog(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Watchdog, "sweep", lambda self: 0)
+
+
+def _slept_away(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(policy, "_JUMP_SECONDS", float("inf"))
+
+
+def _memory_error_blames_the_client(patch: pytest.MonkeyPatch) -> None:
+    real = service._status_of
+
+    def status(error: Exception) -> Any:
+        if isinstance(error, MemoryError):
+            return grpc.StatusCode.INVALID_ARGUMENT, "too much"
+        return real(error)
+
+    patch.setattr(service, "_status_of", status)
+
+
+def _a_lie_is_no_failure_of_ours(patch: pytest.MonkeyPatch) -> None:
+    real = operator.OperatorClient._note_failure
+
+    def note(self: Any, worker: int, request: Any, failure: Failure, detail: str) -> None:
+        real(self, worker, request, failure, detail)
+        if failure is Failure.LIED:
+            raise ValueError(detail)
+
+    patch.setattr(operator.OperatorClient, "_note_failure", note)
+
+
+def _checkpoint_ahead_of_its_adapter(patch: pytest.MonkeyPatch) -> None:
+    real = World.save
+
+    def save(self: World, state: Any) -> None:
+        real(self, replace(state, adapter=self.saved.adapter) if self.lives == 1 else state)
+
+    patch.setattr(World, "save", save)
+
+
+def _at(kind: Any, seconds: float = 5.0, operator: int | None = 0, **more: Any) -> Fault:
+    return Fault(0.001, kind, operator, None if operator is None else 0, seconds, **more)
+
+
+_LIE = _at("lie", lie="one residue is off by one", operator=1)
+_BEYOND = _at("lie", lie="y + q", operator=1)
+
+
+def _damaged(kind: Any, side: str, operator: int = 1) -> Fault:
+    return _at(f"damaged {side}", operator=operator, damage=Damage(kind, 1))
+
+
+_LONG = Job(steps=1, micro_batches=1, rows=9, data=0)
+_STEPS = Job(steps=2, micro_batches=1, rows=5, data=0)
+
+PLANTS: tuple[Plant, ...] = (
+    Plant("delays", "an attempt has no deadline", "finite", _attempts_without_deadline,
+          _schedule(_at("slow network", 1e5))),
+    Plant("reordering", "answers go to whoever asked first", "honest workers",
+          _answers_go_to_who_asked_first, _schedule(_at("reordering", operator=1), protected=True)),
+    Plant("drops", "a request is not repeated", "alive", _no_second_attempt,
+          _schedule(_damaged("drop", "request"), workers=(2, 2), protected=True)),
+    Plant("drops", "a repeated request gets a new mask", "one mask", _retried_with_a_new_mask,
+          _schedule(_damaged("drop", "answer"))),
+    Plant("half-open connections", "an attempt has no deadline", "finite", _attempts_without_deadline,
+          _schedule(_at("half-open", 1e5))),
+    Plant("half-open connections", "the worker waits for its client for ever", "bounded memory",
+          _no_watchdog, _schedule(_at("stalled stranger"))),
+    Plant("duplicated streams", "the length of an answer goes unchecked", "typed error",
+          _length_of_answers_unchecked, _schedule(_damaged("duplicate", "answer"))),
+    Plant("truncated streams", "only the first row is verified", "result", _first_row_verified_only,
+          _schedule(_damaged("truncate", "answer", 0), _damaged("truncate", "answer", 1), job=_LONG)),
+    Plant("corrupted streams", "answers are not verified", "result", _no_verification,
+          _schedule(_damaged("corrupt", "answer", 0), _damaged("corrupt", "answer", 1))),
+    Plant("slow readers", "a client that leaves keeps its place", "bounded memory",
+          _place_kept_by_those_who_left, _schedule(_at("slow reader", 2000.0))),
+    Plant("restarts", "a worker that was gone stays out", "alive", _never_rejoined,
+          _schedule(_at("restart"), protected=True)),
+    Plant("restarts", "a repeated request has other bytes", "same bytes", _retried_with_other_bytes,
+          _schedule(_at("restart", operator=1))),
+    Plant("restarts", "when one operator fails, the other is asked", "recipient", _any_operator_will_do,
+          _schedule(_at("restart", operator=1))),
+    Plant("restarts", "what is under way is counted wrongly", "bounded memory", _in_flight_forever,
+          _schedule(_at("restart"))),
+    Plant("clock jumps", "time asleep counts as trying", "alive", _slept_away,
+          _schedule(replace(_at("restart"), at=0.02), replace(_at("clock jump", 1e6, None), at=0.1),
+                    protected=True)),
+    Plant("lying workers", "answers are not verified", "result", _no_verification, _schedule(_LIE)),
+    Plant("lying workers", "y + q passes", "result", _words_beyond_the_modulus_accepted, _schedule(_BEYOND)),
+    Plant("lying workers", "a liar is asked again", "quarantine", _liars_are_asked_again, _schedule(_LIE)),
+    Plant("lying workers", "a lie ends in an error of another kind", "typed error",
+          _a_lie_is_no_failure_of_ours, _schedule(_LIE)),
+    Plant("busy workers", "a busy worker is given up", "alive", _busy_is_final,
+          _schedule(protected=True, max_concurrent=1)),
+    Plant("out of memory", "the worker blames the client", "alive", _memory_error_blames_the_client,
+          _schedule(_at("out of memory"), protected=True)),
+    Plant("client killed", "the same seeds after a restart", "fresh masks", _same_seeds_after_a_restart,
+          _schedule(_at("client killed", operator=None))),
+    Plant("client killed", "a checkpoint is ahead of its adapter", "resumable",
+          _checkpoint_ahead_of_its_adapter, _schedule(_at("client killed", operator=None), job=_STEPS)),
+    Plant("short operands", "a lattice mask's row is handed out twice", "fresh masks",
+          _rows_handed_out_twice, _schedule(lattice=True)),
+    Plant("rows of zeros", "they travel in the clear", "fresh masks", _zero_rows_in_the_clear,
+          _schedule(job=Job(2, 3, 5, 0))),
+)  # fmt: skip

@@ -1,0 +1,59 @@
+"""Thousands of schedules, each of which replays from its seed (`make simulate ARGS="--seed N"`)."""
+
+from collections import Counter
+
+import pytest
+
+from simulation.planted import PLANTS, Plant
+from simulation.schedules import FAULTS, Fault, Schedule
+from simulation.training import Job
+from simulation.world import Assets, World
+
+EVERYDAY, MANY = 100, 3_000
+
+
+def _play(assets: Assets, seeds: range) -> Counter[str]:
+    seen: Counter[str] = Counter()
+    for seed in seeds:
+        schedule = Schedule.of(seed)
+        outcome = World(schedule, assets).run()
+        assert not outcome.violations, f"seed {seed}: {outcome.violations}"
+        seen["repeated"] += outcome.repeated
+        seen["failures"] += len(outcome.failures)
+        seen.update(fault.kind for fault in schedule.faults)
+    return seen
+
+
+def test_schedules(assets: Assets) -> None:
+    seen = _play(assets, range(EVERYDAY))
+    # The faults struck: a simulation in which nothing happens shows nothing.
+    assert seen["repeated"] and seen["failures"] and all(seen[kind] for kind in FAULTS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_many_schedules(assets: Assets) -> None:
+    _play(assets, range(EVERYDAY, MANY))
+
+
+def test_a_schedule_replays_from_its_seed(assets: Assets) -> None:
+    busiest = max(range(50), key=lambda seed: len(Schedule.of(seed).faults))
+    first, second = (World(Schedule.of(busiest), assets).run() for _ in range(2))
+    assert first.attempts and first == second
+
+
+def test_a_rolling_restart_with_a_single_worker_each_loses_no_step(assets: Assets) -> None:
+    faults = tuple(
+        Fault(0.02 + 10 * turn, "graceful restart", operator, 0, seconds=5.0)
+        for turn, operator in enumerate((0, 1, 0, 1))
+    )
+    schedule = Schedule(1, "shares", (1, 1), Job(3, 2, 5, 0), 2, 8, True, faults)
+    outcome = World(schedule, assets).run()
+    assert not outcome.violations
+    assert outcome.lives == 1 and outcome.repeated
+
+
+@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.fault}: {plant.bug}")
+def test_a_planted_bug_is_caught(plant: Plant, assets: Assets) -> None:
+    assert plant.hunt(assets), "no schedule showed it"
+    assert not World(plant.schedule(0), assets).run().violations, "it is the schedule, not the bug"

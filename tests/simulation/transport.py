@@ -1,0 +1,121 @@
+"""How the real client reaches simulated workers: the place of `GrpcTransport`."""
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from support.transports import manifest_of
+
+from blindtune.client.kit import Kit
+from blindtune.client.operators.messages import WorkRequest, read_answer, request_messages
+from blindtune.client.operators.transport import transport_error
+from blindtune.proto import worker_pb2
+from blindtune.server.limits import Limits
+from simulation.ledger import Ledger
+from simulation.network import Broken, DeadlineExceeded
+from simulation.scheduler import Scheduler
+from simulation.workers import Call, SimulatedWorker
+
+__all__ = ["SimulatedTransport"]
+
+
+class _RpcError(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(details)
+        self._code, self._details = code, details
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+
+class SimulatedTransport:
+    """A client's connection to one worker.
+
+    Args:
+        client: name of the client.
+        operator: index of the operator that the client believes the worker to belong to.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        ledger: Ledger,
+        worker: SimulatedWorker,
+        client: str,
+        kit: Kit,
+        limits: Limits,
+    ) -> None:
+        self._scheduler = scheduler
+        self._ledger = ledger
+        self._worker = worker
+        self._client = client
+        self._manifest = manifest_of(kit, limits)
+
+    def manifest(self, timeout: float) -> worker_pb2.Manifest:
+        try:
+            self._connect(self._scheduler.now + timeout)
+        except grpc.RpcError as error:
+            raise transport_error(error) from None
+        return self._manifest
+
+    def _connect(self, deadline: float) -> None:
+        link = self._worker.link
+        seconds, left = self._scheduler.random.uniform(*link.delay), deadline - self._scheduler.now
+        if link.silent or seconds > left:
+            self._scheduler.sleep(left)
+            raise _RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+        self._scheduler.sleep(seconds)
+        if not (link.up and self._worker.alive):
+            raise _RpcError(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
+
+    def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
+        deadline = self._scheduler.now + timeout
+        messages = [message.SerializeToString() for message in request_messages(request)]
+        attempt = self._ledger.sent(self._client, self._worker, request, messages)
+        try:
+            self._connect(deadline)
+            call = self._worker.open_call(self._client)
+            sender = self._scheduler.spawn(lambda: _send(call, messages))
+            try:
+                answer = read_answer(request, self._answer(call, deadline))
+            finally:
+                call.cancel()
+                sender.kill()
+        except grpc.RpcError as error:
+            raise transport_error(error) from None
+        attempt.answered(answer)
+        return answer
+
+    def _answer(self, call: Call, deadline: float) -> Iterator[worker_pb2.MultiplyResponse]:
+        try:
+            for message in call.downlink.messages(deadline):
+                try:
+                    yield worker_pb2.MultiplyResponse.FromString(message)
+                except DecodeError:
+                    raise _RpcError(grpc.StatusCode.INTERNAL, "Exception deserializing response!") from None
+        except DeadlineExceeded:
+            raise _RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
+        except Broken:
+            raise _RpcError(call.code or grpc.StatusCode.UNAVAILABLE, call.details) from None
+        if call.code not in (None, grpc.StatusCode.OK):  # None: a stream that was truncated looks complete
+            raise _RpcError(call.code, call.details)
+
+    def close(self) -> None:
+        pass
+
+
+def _send(call: Call, messages: list[bytes]) -> None:
+    try:
+        for message in messages:
+            call.uplink.send(message)
+        call.uplink.end()
+    except Broken:
+        pass  # the worker answered or left without having read everything
+
+
+Connect = Callable[[SimulatedWorker], SimulatedTransport]

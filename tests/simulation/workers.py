@@ -1,0 +1,246 @@
+"""An operator's workers: the real service behind a simulated server that can crash, hang and lie."""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import grpc
+from google.protobuf.message import DecodeError
+from support.lies import Rogue
+
+from blindtune.proto import worker_pb2
+from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Residues
+from blindtune.server.gate import Gate
+from blindtune.server.limits import Limits
+from blindtune.server.rate import RateLimit
+from blindtune.server.service import WorkerService
+from blindtune.server.store import LayerStore
+from blindtune.server.watchdog import Watchdog
+from simulation.network import Broken, DeadlineExceeded, Link, Stream
+from simulation.scheduler import Scheduler, Signal, Task
+
+__all__ = ["Call", "SimulatedWorker"]
+
+FOREVER = float("inf")
+
+
+class _Aborted(Exception):
+    """The service refused a call."""
+
+
+class Call:
+    """One request on its way, as the worker's side sees it: what gRPC calls a servicer context."""
+
+    def __init__(self, scheduler: Scheduler, link: Link, client: str) -> None:
+        self.uplink = Stream(scheduler, link, "worker")
+        self.downlink = Stream(scheduler, link, "client")
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+        self.task: Task | None = None
+        self.client = client
+        self._active = True
+        self._callbacks: list[Callable[[], None]] = []
+
+    def requests(self) -> Iterator[worker_pb2.MultiplyRequest]:
+        """What the client sends."""
+        for message in self.uplink.messages(FOREVER):
+            try:
+                yield worker_pb2.MultiplyRequest.FromString(message)
+            except DecodeError:
+                self.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+
+    def cancel(self) -> None:
+        """Ends the call for both sides; the client is told unless it is the one who left."""
+        self.close(grpc.StatusCode.CANCELLED, "")
+
+    def close(self, code: grpc.StatusCode, details: str) -> None:
+        """Ends the call at once."""
+        if self._active:
+            self._active = False
+            self.code, self.details = self.code or code, self.details or details
+            self.uplink.break_off(Broken())
+            self.downlink.break_off(Broken())
+            for callback in self._callbacks:
+                callback()
+
+    def complete(self, code: grpc.StatusCode) -> None:
+        """Ends the call after all that was sent."""
+        if self._active:
+            self._active = False
+            self.code = self.code or code
+            self.uplink.break_off(Broken())
+            self.downlink.end()
+            for callback in self._callbacks:
+                callback()
+
+    def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
+        self.code, self.details = code, details
+        raise _Aborted
+
+    def is_active(self) -> bool:
+        return self._active
+
+    def add_callback(self, callback: Callable[[], None]) -> bool:
+        if self._active:
+            self._callbacks.append(callback)
+        return self._active
+
+    def time_remaining(self) -> float | None:
+        return None
+
+    def invocation_metadata(self) -> tuple[()]:
+        return ()
+
+    def peer(self) -> str:
+        return f"ipv4:{self.client}"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+
+class _Computing:
+    """A multiplier that takes its time, and does what the schedule wants of it.
+
+    Attributes:
+        seconds: what a product takes.
+        hangs: whether products come to no end, until this is over.
+        memory_errors: how many of the next products run out of memory.
+    """
+
+    def __init__(self, scheduler: Scheduler, rogue: Rogue) -> None:
+        self.seconds = 0.001
+        self.hangs = False
+        self.memory_errors = 0
+        self.recovered = Signal(scheduler)
+        self._scheduler = scheduler
+        self._rogue = rogue
+
+    def outputs(self, product: Product) -> int:
+        return self._rogue.outputs(product)
+
+    def multiply(self, product: Product, operand: Residues) -> Residues:
+        if self.memory_errors:
+            self.memory_errors -= 1
+            raise MemoryError
+        self._scheduler.sleep(self.seconds)
+        while self.hangs:
+            self.recovered.wait()
+        return self._rogue.multiply(product, operand)
+
+
+class SimulatedWorker:
+    """A worker that can be stopped and started.
+
+    Attributes:
+        operator, index: whose it is, and which.
+        link: the way to it.
+        alive: whether its process runs.
+        calls: those under way.
+        rogue: lies on demand.
+        computing: slow or out of memory on demand.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        operator: int,
+        index: int,
+        store: LayerStore,
+        honest: Multiplier,
+        limits: Limits,
+    ) -> None:
+        self.operator, self.index = operator, index
+        self.link = Link()
+        self.rogue = Rogue(honest)
+        self.computing = _Computing(scheduler, self.rogue)
+        self.calls: set[Call] = set()
+        self.most_queued = 0
+        self._honest = honest
+        self._scheduler = scheduler
+        self._store = store
+        self._limits = limits
+        self.start()
+
+    def __repr__(self) -> str:
+        return f"worker {self.index} of operator {self.operator}"
+
+    def start(self) -> None:
+        """Starts the process."""
+        self.alive = True
+        limits = self._limits
+        rate = RateLimit(limits.max_requests_per_second, self._clock)
+        self.gate = Gate(limits.max_concurrent, limits.max_concurrent_per_client, rate)
+        self.watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second, self._clock)
+        self.service = WorkerService(
+            self._store,
+            limits,
+            self.gate,
+            self.computing,
+            identify=lambda context: context.client,  # type: ignore[attr-defined]
+            watchdog=self.watchdog,
+            clock=self._clock,
+        )
+
+    def _clock(self) -> float:
+        return self._scheduler.now
+
+    def _watch(self) -> None:
+        """What the daemon's watchdog thread does, for as long as there is something to watch."""
+        while self.calls:
+            self._scheduler.sleep(1.0)
+            self.watchdog.sweep()
+
+    def kill(self) -> None:
+        """Ends the process as a crash would: the kernel resets its connections."""
+        self.alive = False
+        for call in tuple(self.calls):
+            call.close(grpc.StatusCode.UNAVAILABLE, "Connection reset by peer")
+            assert call.task
+            call.task.kill()
+        self.computing.hangs = False
+
+    def restart(self, pause: float, drain: bool) -> None:
+        """Stops, gracefully or not, and starts again after a pause."""
+        if drain:
+            self.gate.close()
+            deadline = self._scheduler.now + 30.0
+            while self.gate.inside and self._scheduler.now < deadline:
+                self._scheduler.sleep(0.05)
+        self.kill()
+        self._scheduler.sleep(pause)
+        self.start()
+
+    def hang(self, hangs: bool) -> None:
+        """Stops all computing, or lets it go on."""
+        self.computing.hangs = hangs
+        self.computing.recovered.notify()
+
+    def true_answer(self, product: Product, operand: Residues) -> Residues:
+        """What it ought to say."""
+        return self._honest.multiply(product, operand)
+
+    def open_call(self, client: str) -> Call:
+        """Begins to serve a request."""
+        call = Call(self._scheduler, self.link, client)
+        if not self.calls:
+            self._scheduler.spawn(self._watch, repr(self))
+        self.calls.add(call)
+        call.task = self._scheduler.spawn(lambda: self._serve(call), repr(self))
+        return call
+
+    def _serve(self, call: Call) -> None:
+        context: Any = call
+        answer = self.service.Multiply(call.requests(), context)
+        try:
+            for message in answer:
+                call.downlink.send(message.SerializeToString())
+            call.complete(grpc.StatusCode.OK)
+        except _Aborted:
+            call.complete(grpc.StatusCode.UNKNOWN)
+        except (Broken, DeadlineExceeded):
+            call.cancel()
+        finally:
+            answer.close()
+            self.calls.discard(call)
+            self.most_queued = max(self.most_queued, call.uplink.most_queued, call.downlink.most_queued)
