@@ -8,7 +8,7 @@ another worker of the same operator, with the same bytes.
     abandoned(worker)           this side was interrupted
     failed(worker, failure, now)
         UNREACHABLE             tried again after a pause that doubles, up to a limit
-        BUSY                    the same
+        BUSY                    the same; it is alive, so a few more times though patience has ended
         INCOMPATIBLE            not asked again in this run
         LIED                    not asked again in this run
 
@@ -23,6 +23,7 @@ __all__ = ["Ask", "Decision", "Failure", "GiveUp", "Request", "Wait", "WorkerPol
 
 # Later than this is no matter of scheduling.
 _JUMP_SECONDS = 5.0
+_LATE_TRIES = 8
 
 
 class Failure(enum.Enum):
@@ -75,11 +76,17 @@ class Request:
         deadline: when patience ends.
         expected: when the next decision is asked for, at the latest, unless the clock jumps.
         failed: attempts that failed, by worker.
+        turned_down: how often a worker said that it was busy, since it last failed in another way.
     """
 
     deadline: float
     expected: float
     failed: dict[int, int] = field(default_factory=dict)
+    turned_down: dict[int, int] = field(default_factory=dict)
+
+    def is_worth_a_late_try(self, worker: int) -> bool:
+        """Whether a worker is asked though patience has ended: attempts elsewhere may have used it up."""
+        return worker not in self.failed or 0 < self.turned_down.get(worker, 0) < _LATE_TRIES
 
 
 class WorkerPolicy:
@@ -126,17 +133,20 @@ class WorkerPolicy:
         left = [i for i, worker in enumerate(self._workers) if worker.excluded is None]
         if not left:
             return GiveUp("no worker is left")
+        late = [i for i in left if request.is_worth_a_late_try(i)]
+        in_time = now < request.deadline
         # A replica that this request has not failed at comes first, then the one that is least busy.
-        ready = [i for i in left if self._workers[i].not_before <= now]
+        ready = [i for i in (left if in_time else late) if self._workers[i].not_before <= now]
         ready.sort(key=lambda i: (request.failed.get(i, 0), self._workers[i].in_flight, i))
-        # Past its deadline a request still goes once to each replica that it has not tried.
-        if ready and (now < request.deadline or ready[0] not in request.failed):
+        if ready:
             self._workers[ready[0]].in_flight += 1
             return Ask(ready[0])
-        wake = min(self._workers[i].not_before for i in left)
-        if now >= request.deadline or wake > request.deadline:
+        wakes = [self._workers[i].not_before for i in late]
+        if in_time:
+            wakes += [x for i in left if (x := self._workers[i].not_before) <= request.deadline]
+        if not wakes:
             return GiveUp(f"no worker answered within {self._patience:g} s")
-        return Wait(max(wake - now, 0.001))
+        return Wait(max(min(wakes) - now, 0.001))
 
     def succeeded(self, worker: int) -> None:
         """A worker answered, and its answer was right."""
@@ -151,6 +161,8 @@ class WorkerPolicy:
         state.in_flight -= 1
         state.last_failure = f"{failure.value}: {detail}"
         request.failed[worker] = request.failed.get(worker, 0) + 1
+        busy = failure is Failure.BUSY
+        request.turned_down[worker] = request.turned_down.get(worker, 0) + 1 if busy else 0
         if failure in (Failure.LIED, Failure.INCOMPATIBLE):
             state.excluded = state.last_failure
         else:

@@ -1,8 +1,8 @@
 """Runs schedules for as long as wanted, replays one, or hunts planted bugs.
 
-cd tests && python -m simulation --schedules 100000 --first 1000000
-cd tests && python -m simulation --seed 1234567
-cd tests && python -m simulation --planted
+    make simulate ARGS="--schedules 100000 --first 1000000"
+    make simulate ARGS="--seed 1234567"
+    make simulate ARGS="--planted"
 """
 
 import sys

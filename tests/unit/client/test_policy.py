@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindtune.client.operators.policy import Ask, Failure, GiveUp, Request, Wait, WorkerPolicy
+from blindtune.client.operators.policy import _LATE_TRIES, Ask, Failure, GiveUp, Request, Wait, WorkerPolicy
 
 PATIENCE, LONGEST_ATTEMPT, FIRST_PAUSE, LONGEST_PAUSE = 60.0, 1000.0, 0.5, 4.0
 FOR_EVER = 1e9
@@ -117,15 +117,33 @@ def test_a_request_is_tried_for_as_long_as_the_patience_lasts_and_no_longer() ->
 def test_a_machine_that_slept_has_lost_no_patience() -> None:
     policy = _policy(1)
     request = policy.request(0)
-    policy.failed(request, _ask(policy, request, 0), Failure.BUSY, "full", 0)
+    policy.failed(request, _ask(policy, request, 0), Failure.UNREACHABLE, "gone", 0)
     assert policy.choose(request, 0) == Wait(FIRST_PAUSE)
     woken = FIRST_PAUSE + 3600
-    policy.failed(request, _ask(policy, request, woken), Failure.BUSY, "full", woken)
+    policy.failed(request, _ask(policy, request, woken), Failure.UNREACHABLE, "gone", woken)
     assert isinstance(policy.choose(request, woken), Wait)
     # It slept in the middle of an attempt too; what an attempt may take counts.
     woken += 2 * FIRST_PAUSE
-    policy.failed(request, _ask(policy, request, woken), Failure.BUSY, "full", woken + 7200)
+    policy.failed(request, _ask(policy, request, woken), Failure.UNREACHABLE, "gone", woken + 7200)
     assert isinstance(policy.choose(request, woken + 7200), GiveUp)
+
+
+def test_a_busy_worker_is_asked_again_though_others_used_up_all_patience() -> None:
+    policy = _policy(2)
+    request = policy.request(0)
+    policy.failed(request, _ask(policy, request, 0), Failure.BUSY, "full", 0)
+    assert _ask(policy, request, 0) == 1
+    now = PATIENCE + 1
+    policy.failed(request, 1, Failure.UNREACHABLE, "timed out", now)
+    turned_down = 1
+    while isinstance(decision := policy.choose(request, now), Ask | Wait):
+        if isinstance(decision, Wait):
+            now += decision.seconds
+            continue
+        assert decision.worker == 0
+        turned_down += 1
+        policy.failed(request, 0, Failure.BUSY, "full", now)
+    assert turned_down == _LATE_TRIES
 
 
 def test_nobody_waits_for_a_worker_that_comes_back_too_late() -> None:
@@ -178,7 +196,7 @@ def test_whatever_happens_every_request_ends_and_no_excluded_worker_is_asked(
     excluded: set[int] = set()
     script = iter(outcomes)
     for _ in range(len(outcomes)):
-        request, started, waits = policy.request(now), now, 0
+        request, started, waits, late = policy.request(now), now, 0, 0.0
         while True:
             decision = policy.choose(request, now)
             if isinstance(decision, GiveUp):
@@ -187,7 +205,8 @@ def test_whatever_happens_every_request_ends_and_no_excluded_worker_is_asked(
                 assert decision.seconds > 0
                 now += decision.seconds
                 waits += 1
-                assert now <= started + patience + 1e-3
+                late += min(decision.seconds, max(0.0, now - started - patience))
+                assert late <= workers * _LATE_TRIES * LONGEST_PAUSE + 1e-3
                 continue
             assert decision.worker not in excluded
             outcome, seconds = next(script, ("ok", 0.0))
