@@ -73,7 +73,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
                 return self._pickled(path)[key]
             return self._safetensors(path).get_tensor(key)
         except (SafetensorError, OSError, KeyError) as error:
-            raise CheckpointError(f"cannot read tensor {key} of {path}: {error}") from error
+            raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
 
     def paths(self) -> list[Path]:
         """The weight files, each once."""
@@ -86,20 +86,24 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
     def _find(self) -> dict[str, Path]:
         for single, index in (_SAFETENSORS, _PICKLED):
             if (self.folder / index).is_file():
-                try:
-                    weight_map = json.loads((self.folder / index).read_text())["weight_map"]
-                except (ValueError, KeyError) as error:
-                    raise CheckpointError(f"{self.folder / index} is no index of weights: {error}") from error
-                missing = {name for name in weight_map.values() if not (self.folder / name).is_file()}
+                files = self._indexed(self.folder / index)
+                missing = {path.name for path in files.values() if not path.is_file()}
                 if missing:
                     raise CheckpointError(f"{self.folder} lacks {', '.join(sorted(missing))}")
-                return {key: self.folder / name for key, name in weight_map.items()}
+                return files
             path = self.folder / single
             if path.is_file():
                 return dict.fromkeys(self._keys(path), path)
         raise CheckpointError(
             f"{self.folder} holds no weights: expected {' or '.join((*_SAFETENSORS, *_PICKLED))}"
         )
+
+    def _indexed(self, index: Path) -> dict[str, Path]:
+        try:
+            names = json.loads(index.read_bytes())["weight_map"]
+            return {key: self.folder / _plain_name(name) for key, name in names.items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise CheckpointError(f"{index} is no index of weights: {str(error)[:200]}") from error
 
     def _keys(self, path: Path) -> list[str]:
         return list(self._pickled(path) if path.suffix == ".bin" else self._safetensors(path).keys())
@@ -109,13 +113,30 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
             try:
                 self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
-                raise CheckpointError(f"{path} is no safetensors file: {error}") from error
+                raise CheckpointError(f"{path} is no safetensors file: {str(error)[:300]}") from error
         return self._open[path]
 
     def _pickled(self, path: Path) -> Any:
         if path not in self._open:
             try:
-                self._open[path] = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+                self._open[path] = _tensors(torch.load(path, "cpu", mmap=True, weights_only=True))
             except Exception as error:  # torch raises many types for a damaged file
-                raise CheckpointError(f"{path} cannot be read as PyTorch weights: {error}") from error
+                what = " ".join(str(error).split())[:300]
+                raise CheckpointError(f"{path} cannot be read as PyTorch weights: {what}") from error
         return self._open[path]
+
+
+def _plain_name(name: Any) -> str:
+    """The name of a file in a checkpoint's own folder: an index may not lead out of it."""
+    if not isinstance(name, str) or Path(name).name != name or not name.isprintable() or len(name) > 200:
+        raise ValueError(f"{str(name)[:100]!r} is no file of this folder")
+    return name
+
+
+def _tensors(content: Any) -> dict[str, torch.Tensor]:
+    if not isinstance(content, dict):
+        raise TypeError(f"it holds a {type(content).__name__}, and not tensors by name")
+    for key, value in content.items():
+        if not isinstance(key, str) or not isinstance(value, torch.Tensor):
+            raise TypeError(f"it holds a {type(value).__name__} under a {type(key).__name__}")
+    return content

@@ -72,17 +72,18 @@ class LayerReader:
         """A layer's integers and scales, quantized from the type that the checkpoint stores.
 
         Raises:
-            CheckpointError: the tensor has another shape than the model, or is not finite.
+            CheckpointError: the tensor has another shape than the model, or holds no finite numbers.
         """
         weight = self.tensors.get(layer.name)
+        where = f"tensor {layer.name} of {self.tensors.folder}"
         expected = (layer.out_features, layer.in_features)
+        if not weight.is_floating_point():
+            raise CheckpointError(f"{where} is {weight.dtype}: name a checkpoint in full precision")
         if layer.transposed and weight.dim() == 2:
             weight = weight.t()
         if tuple(weight.shape) != expected:
-            raise CheckpointError(
-                f"tensor {layer.name} has shape {tuple(weight.shape)}, but the model needs {expected}"
-            )
+            raise CheckpointError(f"{where} has shape {tuple(weight.shape)}, but the model needs {expected}")
         try:
             return quantize_int8(weight)
         except ValueError as error:
-            raise CheckpointError(f"tensor {layer.name}: {error}") from error
+            raise CheckpointError(f"{where}: {error}") from error

@@ -9,6 +9,7 @@ layers outside the base model, such as a classification head, are small and ofte
 on the client.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -35,6 +36,9 @@ __all__ = [
 ]
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
+_BLOCKS = re.compile(r"(num_|n_)?((hidden|encoder|decoder)_)?layers?")
+# Several times as deep as any model: what a damaged number asks for would fill the memory.
+_MOST_BLOCKS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +70,19 @@ def supported_config(folder: Path) -> PretrainedConfig:
         CheckpointError: there is none, or it can't be read.
         UnsupportedError: see `require_supported`.
     """
+    path = folder / "config.json"
     try:
+        settings = json.loads(path.read_bytes())
+        blocks = [x for name, x in _settings(settings) if _BLOCKS.fullmatch(name) and isinstance(x, int)]
+        if max(blocks, default=0) > _MOST_BLOCKS:
+            raise ValueError(f"it asks for {max(blocks)} blocks, more than {_MOST_BLOCKS}")
         # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{folder} has no usable config.json: {error}") from error
+    except Exception as error:  # a setting of the wrong type leads to errors of any kind
+        what = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{folder} has no usable config.json: {what or type(error).__name__}"
+        ) from error
     require_supported(config)
     return config
 
@@ -104,12 +116,25 @@ def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
-    """The model of a checkpoint on the meta device: all its modules, no weights."""
-    architecture = next(iter(config.architectures or []), None)
-    cls = getattr(transformers, architecture, None) if architecture else None
-    with torch.device("meta"):
-        model = AutoModel.from_config(config) if cls is None else cls(config)
-    return model
+    """The model of a checkpoint on the meta device: all its modules, no weights.
+
+    Raises:
+        CheckpointError: no model can be built with these settings.
+    """
+    try:
+        architecture = next(iter(config.architectures or []), None)
+        # Nothing but a model: the name comes out of a file.
+        cls = getattr(transformers, architecture, None) if isinstance(architecture, str) else None
+        with torch.device("meta"):
+            if isinstance(cls, type) and issubclass(cls, PreTrainedModel):
+                return cls(config)
+            return AutoModel.from_config(config, trust_remote_code=False)
+    except Exception as error:  # a setting of the wrong size leads to errors of any kind
+        what = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"no model can be built from the config.json in {config.name_or_path} "
+            f"({type(error).__name__}: {what}): restore the file"
+        ) from error
 
 
 def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.client.head import Head, checked_head
-from blindtune.client.tls_files import public_keys, require_key_of
+from blindtune.client.tls_files import public_keys, read_files, read_token
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 
@@ -32,6 +32,8 @@ class Operator:
         workers: addresses, ``host:port``. They are replicas: each holds the whole model.
         ca: the operator's certificate authority, a PEM file. Only workers that it signed are trusted.
         cert, key: the client's certificate for this operator and its private key, PEM files.
+        token: file of the token that the operator gave the client, instead of a certificate. It is sent over
+            TLS alone.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Operator:
     ca: str | os.PathLike[str] | None = None
     cert: str | os.PathLike[str] | None = None
     key: str | os.PathLike[str] | None = field(default=None, repr=False)
+    token: str | os.PathLike[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not self.name:
@@ -159,14 +162,16 @@ class BlindConfig(QuantizationConfigMixin):
         if not self.allow_one_machine:
             self._require_independence()
         for operator in self.operators:
-            if operator.ca and operator.cert and operator.key:
-                public_keys(Path(operator.ca), operator.name)
-                require_key_of(Path(operator.cert), Path(operator.key), operator.name)
+            if operator.ca:
+                read_files(operator.name, operator.ca, operator.cert, operator.key, operator.token)
 
     def _validate_connections(self) -> None:
         for operator in self.operators:
-            files = {"ca": operator.ca, "cert": operator.cert, "key": operator.key}
-            missing = [name for name, path in files.items() if path is None]
+            files = {"ca": operator.ca, "cert": operator.cert, "key": operator.key, "token": operator.token}
+            needed = {"ca", "cert", "key"}
+            if operator.token is not None:
+                needed = {"ca"} if operator.cert is None and operator.key is None else {"ca", "cert", "key"}
+            missing = [name for name, path in files.items() if path is None and name in needed]
             if self.insecure:
                 for address in operator.workers:
                     host, _ = split_address(address, operator.name)
@@ -177,8 +182,8 @@ class BlindConfig(QuantizationConfigMixin):
                         )
             elif missing:
                 raise ConfigurationError(
-                    f"operator {operator.name}: {', '.join(missing)} missing; TLS needs ca, cert and key "
-                    "(for a trial on this machine: blindtune certs)"
+                    f"operator {operator.name}: {', '.join(missing)} missing; TLS needs ca, cert and key, "
+                    "or ca and token (for a trial on this machine: blindtune certs)"
                 )
             for name, path in files.items():
                 if path is not None and not Path(path).is_file():
@@ -191,6 +196,8 @@ class BlindConfig(QuantizationConfigMixin):
             for name, path in (("CA", operator.ca), ("certificate", operator.cert)):
                 for key in [] if path is None else public_keys(Path(path), operator.name):
                     users[name, key].add(operator.name)
+            if operator.token is not None:
+                users["token", read_token(Path(operator.token), operator.name)].add(operator.name)
             for address in operator.workers:
                 for resolved in _resolve(split_address(address, operator.name)[0]):
                     users["address", resolved].add(operator.name)

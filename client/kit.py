@@ -128,7 +128,7 @@ class Kit:
             raise KitError(f"the kit in {folder} is for {description.scheme}, this is {SCHEME}; {again}")
         if len(secret) != KEY_BYTES or hashlib.sha256(secret).hexdigest() != description.secret_sha256:
             raise KitError(f"{inside / SECRET} is damaged: its digest differs; {again}")
-        if not hmac.compare_digest(description.digest(secret), description.keyed_digest):
+        if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):
             raise KitError(f"{inside / DESCRIPTION} was changed: its digest differs; {again}")
         if arrays_sha256 != description.arrays_sha256:
             raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import huggingface_hub.constants
 import torch
-from rich.console import Console
 from rich.progress import track
 from torch import nn
 from transformers import PreTrainedModel
@@ -32,12 +31,13 @@ from blindtune.client.head import head_is_remote
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
-from blindtune.client.prepare import cached_kit, kit_of
+from blindtune.client.output import OutputConsole
+from blindtune.client.prepare import Progress, cached_kit, kit_of
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.products import Product
 
-__all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of"]
+__all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of", "preparing"]
 
 Item = TypeVar("Item")
 
@@ -124,12 +124,14 @@ def multiplier_of(model: nn.Module) -> PrivateMultiplier:
     raise ConfigurationError("this model has no remote layers: load it with a BlindConfig")
 
 
+def preparing(name: str, shown: bool = True) -> Progress:
+    """Shows on stderr how far the making of a model's kit is."""
+    return lambda layers: _track(layers, f"Preparing {Path(name).name} (once)", shown)
+
+
 def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMultiplier]:
     """The kit for a checkpoint folder, and what multiplies."""
-
-    def progress(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
-        return _track(layers, f"Preparing {Path(name).name} (once)", config)
-
+    progress = preparing(name, config.progress)
     if config.masking == "reference":
         if is_kit(folder):
             raise ConfigurationError(
@@ -141,14 +143,16 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
     return kit, connect(config, kit, _hint_progress(config))
 
 
-def _track(items: Iterable[Item], what: str, config: BlindConfig) -> Iterable[Item]:
-    return track(items, what, console=Console(stderr=True), disable=not config.progress, transient=True)
+def _track(items: Iterable[Item], what: str, shown: bool) -> Iterable[Item]:
+    console = OutputConsole(stderr=True)
+    # In a file or a log, all that a bar would leave is an empty line.
+    return track(items, what, console=console, disable=not (shown and console.is_terminal), transient=True)
 
 
 def _hint_progress(config: BlindConfig) -> HintProgress:
     def show(products: Sequence[Product], size: int) -> Iterable[Product]:
         _logger.info("obtaining hints for %d products, %.1f MB, kept with the kit", len(products), size / 1e6)
-        return _track(products, f"Obtaining {size / 1e6:,.0f} MB of hints (once)", config)
+        return _track(products, f"Obtaining {size / 1e6:,.0f} MB of hints (once)", config.progress)
 
     return show
 

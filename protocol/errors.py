@@ -6,12 +6,14 @@
     ├── UnsupportedError        a model, adapter or precision that the protocol cannot serve
     ├── CheckpointError         the checkpoint cannot be read, or is not the one expected
     ├── KitError                the client kit is missing, damaged or of another version
+    ├── RecordError             a training record is broken, or is not of what it is shown with
     ├── ResourceError           memory or disk does not suffice
     ├── InterruptedRunError     the user stopped a run, which can be resumed
     └── ProtocolError           something went wrong with a worker
         ├── VerificationError   a response is not the product that was asked for
         ├── IncompatibleWorkerError   other model, other quantization, other protocol version
         └── OperatorUnavailableError  no worker of an operator can answer
+            └── UntrustworthyOperatorError  nor may one be asked: its workers gave wrong answers
 
 Messages name layers, shapes, rows and addresses. They never hold operands, scales, masks or data.
 """
@@ -26,14 +28,24 @@ __all__ = [
     "KitError",
     "OperatorUnavailableError",
     "ProtocolError",
+    "RecordError",
     "ResourceError",
     "UnsupportedError",
+    "UntrustworthyOperatorError",
     "VerificationError",
 ]
 
 
 class BlindtuneError(Exception):
-    """Base of all errors that Blindtune raises on purpose."""
+    """Base of all errors that Blindtune raises on purpose.
+
+    A message may quote a name out of a file or from a worker: what is not printable shows as an escape, so
+    that no quotation steers a terminal.
+    """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class ConfigurationError(BlindtuneError):
@@ -54,6 +66,10 @@ class CheckpointError(BlindtuneError):
 
 class KitError(BlindtuneError):
     """The client kit is missing, damaged or of another version."""
+
+
+class RecordError(BlindtuneError):
+    """A training record is broken, or is not the record of what it is shown with."""
 
 
 class ResourceError(BlindtuneError):
@@ -78,3 +94,7 @@ class IncompatibleWorkerError(ProtocolError):
 
 class OperatorUnavailableError(ProtocolError):
     """No worker of an operator can answer."""
+
+
+class UntrustworthyOperatorError(OperatorUnavailableError):
+    """Workers of an operator gave wrong answers, and none is left that may be asked."""

@@ -17,6 +17,7 @@ reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -30,17 +31,19 @@ from blindtune.protocol.residues import Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = [
+    "LIMBS",
     "FloatProduct",
     "Int8Product",
     "Method",
     "Multiplier",
     "TorchInt8Product",
     "exact_method",
+    "int_mm",
 ]
 
 _logger = logging.getLogger(__name__)
 _HALF = (MODULUS - 1) // 2
-_LIMBS = 4
+LIMBS = 4
 _ROWS_AT_ONCE = 1024
 _FLOATS_AT_ONCE = 1 << 24
 
@@ -73,7 +76,7 @@ def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
         for i in range(operand.shape[1]):
             value = np.int64(operand[r, i])
             x = np.int32(value - MODULUS) if value > _HALF else np.int32(value)
-            for k in range(_LIMBS):
+            for k in range(LIMBS):
                 digit = np.int32(((x + np.int32(128)) & np.int32(255)) - np.int32(128))
                 limbs[k, r, i] = np.int8(digit)
                 x = np.int32((x - digit) >> np.int32(8))
@@ -93,7 +96,8 @@ def _recombine(sums, out, start, stop):  # type: ignore[no-untyped-def]
             out[r, j] = uint32(value % MODULUS)
 
 
-def _int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """int8 [m, k] times int8 [k, n], int32 sums; on some hardware wrong, see above."""
     return torch._int_mm(a, b)
 
 
@@ -104,24 +108,25 @@ class Int8Product(Method):
 
     def prepare(self, operand: Residues) -> torch.Tensor:
         rows, columns = operand.shape
-        limbs = np.empty((_LIMBS, rows, columns), np.int8)
+        limbs = np.empty((LIMBS, rows, columns), np.int8)
         for_row_blocks(rows, columns, lambda a, b: _split(operand, limbs, a, b))
         return torch.from_numpy(limbs)
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         _, rows, contraction = prepared.shape
-        sums = _int_mm(prepared.view(_LIMBS * rows, contraction), matrix).numpy()
-        sums = sums.reshape(_LIMBS, rows, matrix.shape[1])
+        sums = int_mm(prepared.view(LIMBS * rows, contraction), matrix).numpy()
+        sums = sums.reshape(LIMBS, rows, matrix.shape[1])
         out = np.empty((rows, matrix.shape[1]), np.uint32)
         for_row_blocks(rows, out.shape[1], lambda a, b: _recombine(sums, out, a, b))
         return out
 
 
 class TorchInt8Product(Method):
-    """Four int8 products in torch operations, for CUDA devices (it runs anywhere).
+    """Four int8 products in torch operations, for CUDA devices without Triton (it runs anywhere).
 
-    The int8 product on CUDA takes more than 16 rows, and contraction and outputs that are multiples
-    of 8: operands and matrices are padded with zeros, which add nothing to any sum.
+    The int8 product on CUDA takes more than 16 rows, in some layouts only multiples of 32, and contraction
+    and outputs that are multiples of 8: operands and matrices are padded with zeros, which add nothing to
+    any sum.
     """
 
     name = "int8-torch"
@@ -133,9 +138,9 @@ class TorchInt8Product(Method):
         rows = operand.shape[0]
         x = torch.from_numpy(operand.view(np.int32)).to(self.device)
         x = torch.where(x > _HALF, x - MODULUS, x)
-        padding = (0, -x.shape[1] % 8, 0, max(0, 5 - rows))
+        padding = (0, -x.shape[1] % 8, 0, -rows % 8)  # four limbs make 32 of 8
         limbs = []
-        for _ in range(_LIMBS):
+        for _ in range(LIMBS):
             digit = ((x + 128) & 255) - 128
             limbs.append(torch.nn.functional.pad(digit.to(torch.int8), padding))
             x = (x - digit) >> 8
@@ -147,9 +152,9 @@ class TorchInt8Product(Method):
         padding = (0, -outputs % 8, 0, -contraction % 8)
         if any(padding):
             matrix = torch.nn.functional.pad(matrix, padding)
-        sums = _int_mm(limbs, matrix).view(_LIMBS, -1, matrix.shape[1])[:, :rows, :outputs]
+        sums = int_mm(limbs, matrix).view(LIMBS, -1, matrix.shape[1])[:, :rows, :outputs]
         total = torch.zeros((rows, outputs), dtype=torch.int64, device=sums.device)
-        for k in reversed(range(_LIMBS)):
+        for k in reversed(range(LIMBS)):
             total = (total << 8) + sums[k]
         return torch.remainder(total, MODULUS).cpu().numpy().astype(np.uint32)
 
@@ -208,7 +213,7 @@ def _is_exact(method: Method, contraction: int, device: torch.device) -> bool:
     repeatable.
     """
     generator = np.random.default_rng(contraction)
-    for rows, outputs in ((1, 264), (17, 24)):
+    for rows, outputs in ((1, 264), (17, 24), (5, 40)):
         matrices = [
             generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
             np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
@@ -249,8 +254,7 @@ def exact_method(
         raise ValueError("there is no contraction length to check a method at")
     if lengths[-1] > MAX_CONTRACTION:
         raise ValueError(f"a contraction of {lengths[-1]} must be cut into spans of {MAX_CONTRACTION}")
-    int8 = Int8Product() if device.type == "cpu" else TorchInt8Product(device)
-    for method in (int8, FloatProduct(device)):
+    for method in (*_int8_methods(device), FloatProduct(device)):
         try:
             wrong = next((n for n in lengths if not _is_exact(method, n, device)), None)
             reason = f"is not exact at contraction length {wrong}" if wrong else None
@@ -262,6 +266,18 @@ def exact_method(
             return method
         log(f"the {method.name} product on {device} {reason}; trying a slower exact method")
     raise RuntimeError(f"no exact modular product on {device}: the hardware or its libraries are faulty")
+
+
+def _int8_methods(device: torch.device) -> list[Method]:
+    """The ways to multiply int8 on a device, the fastest first."""
+    if device.type == "cpu":
+        return [Int8Product()]
+    methods: list[Method] = [TorchInt8Product(device)]
+    if find_spec("triton"):
+        from blindtune.protocol.cuda_product import TritonInt8Product
+
+        methods.insert(0, TritonInt8Product(device))
+    return methods
 
 
 class Multiplier:
@@ -314,27 +330,37 @@ class Multiplier:
         Returns:
             uint32 [rows, outputs].
         """
-        out = np.empty((operand.shape[0], self.outputs(product)), np.uint32)
+        outputs = self.outputs(product)
         if operand.shape[1] != product.contraction:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
+        if len(product.spans) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
+            return self.method.multiply(self.method.prepare(operand), self._matrix(product, 0))
+        out = np.empty((len(operand), outputs), np.uint32)
         for start in range(0, operand.shape[0], _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             self._multiply_rows(product, operand[rows], out[rows])
         return out
 
+    def _matrix(self, product: Product, index: int) -> torch.Tensor:
+        """One span's part of the product's matrix, int8 [features of the span, outputs of the layer]."""
+        span = product.spans[index]
+        if product.direction is Direction.FORWARD:
+            return self._layers[span.layer][:, span.start : span.stop].t()
+        return self._layers[span.layer][span.start : span.stop]
+
     def _multiply_rows(self, product: Product, operand: Residues, out: Residues) -> None:
         if product.direction is Direction.FORWARD:
             prepared = self.method.prepare(operand)
             column = 0
-            for span in product.spans:
-                matrix = self._layers[span.layer][:, span.start : span.stop].t()
+            for index in range(len(product.spans)):
+                matrix = self._matrix(product, index)
                 out[:, column : column + matrix.shape[1]] = self.method.multiply(prepared, matrix)
                 column += matrix.shape[1]
             return
         total = np.zeros(out.shape, np.uint64)
         column = 0
-        for span in product.spans:
+        for index, span in enumerate(product.spans):
             prepared = self.method.prepare(np.ascontiguousarray(operand[:, column : column + len(span)]))
-            total += self.method.multiply(prepared, self._layers[span.layer][span.start : span.stop])
+            total += self.method.multiply(prepared, self._matrix(product, index))
             column += len(span)
         out[:] = total % MODULUS

@@ -9,21 +9,24 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import prometheus_client
 import typer
 
-from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
-from blindtune.protocol.weights import model_fingerprint
-from blindtune.server.daemon import RunningWorker, serve
+from blindtune.server.core_dumps import forbid_core_dumps
 from blindtune.server.limits import Limits
 from blindtune.server.log import LogFormat, configure_logging
-from blindtune.server.memory import usable_device
-from blindtune.server.service import software_version
-from blindtune.server.store import LayerStore, layer_fingerprints
+from blindtune.server.metrics_page import MetricsPage
+from blindtune.server.probe import ProbeTls, probe
+from blindtune.server.tokens import Tokens, add_token
 from blindtune.server.transport import Endpoint, TlsFiles
+from blindtune.server.version import software_version
+
+if TYPE_CHECKING:
+    from blindtune.server.daemon import RunningWorker
+    from blindtune.server.store import LayerStore
 
 __all__ = ["app", "main"]
 
@@ -47,6 +50,9 @@ def _twin(name: str) -> str:
 _Revision = Annotated[
     str | None,
     typer.Option(help="Branch, tag or commit of a model on the hub.", envvar=_twin("REVISION")),
+]
+_Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Plaintext, on loopback only.", envvar=_twin("INSECURE"))
 ]
 _Log = Annotated[
     LogFormat, typer.Option(help="How events are written to stderr.", envvar=_twin("LOG_FORMAT"))
@@ -90,9 +96,11 @@ def _serve(
         Path | None,
         typer.Option(help="CA of the clients that are let in (PEM).", envvar=_twin("TLS_CLIENT_CA")),
     ] = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Plaintext, on loopback only.", envvar=_twin("INSECURE"))
-    ] = False,
+    tokens: Annotated[
+        Path | None,
+        typer.Option(help="File of the clients' tokens, instead of a client CA.", envvar=_twin("TOKENS")),
+    ] = None,
+    insecure: _Insecure = False,
     max_rows: Annotated[
         int, typer.Option(help="Rows of one operand.", envvar=_twin("MAX_ROWS"))
     ] = Limits().max_rows,
@@ -102,6 +110,35 @@ def _serve(
     max_concurrent: Annotated[
         int, typer.Option(help="Requests at the same time.", envvar=_twin("MAX_CONCURRENT"))
     ] = Limits().max_concurrent,
+    max_concurrent_per_client: Annotated[
+        int,
+        typer.Option(help="Those of one client.", envvar=_twin("MAX_CONCURRENT_PER_CLIENT")),
+    ] = Limits().max_concurrent_per_client,
+    max_requests_per_second: Annotated[
+        float,
+        typer.Option(
+            help="Requests of one client, on average; twice as many may come at once.",
+            envvar=_twin("MAX_REQUESTS_PER_SECOND"),
+        ),
+    ] = Limits().max_requests_per_second,
+    patience_seconds: Annotated[
+        float,
+        typer.Option(
+            help="How long a request may wait for a client that neither sends nor reads.",
+            envvar=_twin("PATIENCE_SECONDS"),
+        ),
+    ] = Limits().patience_seconds,
+    min_bytes_per_second: Annotated[
+        int,
+        typer.Option(
+            help="Bytes that a client must move for its waiting not to count.",
+            envvar=_twin("MIN_BYTES_PER_SECOND"),
+        ),
+    ] = Limits().min_bytes_per_second,
+    handshake_seconds: Annotated[
+        float,
+        typer.Option(help="How long a new connection may take to stand.", envvar=_twin("HANDSHAKE_SECONDS")),
+    ] = Limits().handshake_seconds,
     threads: Annotated[
         int | None,
         typer.Option(min=1, help="Threads of one product; all cores unless given.", envvar=_twin("THREADS")),
@@ -110,28 +147,75 @@ def _serve(
         float,
         typer.Option(min=0, help="Time for running requests at shutdown.", envvar=_twin("DRAIN_SECONDS")),
     ] = 30.0,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="HOST:PORT of /metrics for Prometheus: plain HTTP on loopback, else with the TLS files.",
+            envvar=_twin("METRICS_LISTEN"),
+        ),
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            help="For audits only: write down all that clients send, in a new folder.",
+            envvar=_twin("RECORD"),
+        ),
+    ] = None,
     log_format: _Log = "json",
 ) -> None:
     """Load a model and serve it until SIGTERM or SIGINT.
 
     Once it serves, one line of JSON on stdout says where: {"event": "listening", "address": ...}.
+    A message of the protocol has at most 4 MiB, which is no option: both sides must agree on it.
     """
     configure_logging(log_format)
-    endpoint = Endpoint.parse(listen, _tls_files(tls_cert, tls_key, tls_client_ca), insecure)
-    if endpoint.tls:
-        endpoint.tls.credentials()  # a wrong file shows now, and not after minutes of loading
-    limits = Limits(max_rows, max_operand_bytes, max_concurrent)
+    endpoint = Endpoint.parse(listen, _tls_files(tls_cert, tls_key, tls_client_ca, tokens), insecure, tokens)
+    limits = Limits(
+        max_rows=max_rows,
+        max_operand_bytes=max_operand_bytes,
+        max_concurrent=max_concurrent,
+        max_concurrent_per_client=max_concurrent_per_client,
+        max_requests_per_second=max_requests_per_second,
+        patience_seconds=patience_seconds,
+        min_bytes_per_second=min_bytes_per_second,
+        handshake_seconds=handshake_seconds,
+    )
+    _require_usable(endpoint)
+    # Who reads the figures shows a certificate: tokens are for the service alone.
+    page = MetricsPage.open(metrics_listen, None if tokens else endpoint.tls) if metrics_listen else None
+
+    # Imported this late, so that a mistake shows at once and the other commands are quick.
+    import torch
+
+    from blindtune.checkpoint import Checkpoint
+    from blindtune.server.daemon import serve
+    from blindtune.server.memory import usable_device
+    from blindtune.server.record import TranscriptRecorder
+    from blindtune.server.rows import workspace_bytes
+    from blindtune.server.store import LayerStore
+
+    folder = None if record is None else _recording_loudly(record)
     where = usable_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    store = LayerStore.load(Checkpoint.open(model, revision), where)
+    checkpoint = Checkpoint.open(model, revision)
+    store = LayerStore.load(checkpoint, where, workspace=workspace_bytes(checkpoint.layers, limits))
     stop = _stop_on_signals()
-    worker = serve(store, endpoint, limits=limits)
-    _announce(worker, store)
+    recorder = None
+    if folder is not None:
+        recorder = TranscriptRecorder(folder, store.model, store.fingerprint)
+    worker = serve(store, endpoint, limits=limits, observer=recorder)
+    if page is not None:
+        page.show(worker.metrics.registry)
+    _announce(worker, store, page)
     stop.wait()
     _logger.info("draining", extra={"requests": worker.requests_inside, "seconds": drain_seconds})
     if not worker.stop(drain_seconds):
         _logger.warning("requests were cut off", extra={"seconds": drain_seconds})
+    if page is not None:
+        page.close()
+    if recorder is not None:
+        recorder.close()
     _logger.info("stopped")
 
 
@@ -147,6 +231,10 @@ def _fingerprint(
     log_format: _Log = "text",
 ) -> None:
     """Print the fingerprint of a model's frozen layers, to compare with a client's or a worker's."""
+    from blindtune.checkpoint import Checkpoint
+    from blindtune.protocol.weights import model_fingerprint
+    from blindtune.server.store import layer_fingerprints
+
     configure_logging(log_format)
     fingerprints = layer_fingerprints(Checkpoint.open(model, revision))
     typer.echo(f"{model_fingerprint(fingerprints)}  {model}")
@@ -155,8 +243,56 @@ def _fingerprint(
             typer.echo(f"{fingerprint}  {name}")
 
 
+@app.command("token")
+def _token(
+    name: Annotated[str, typer.Argument(help="Whose it is.", envvar=_twin("TOKEN_NAME"))],
+    tokens: Annotated[Path, typer.Option(help="File of the clients' tokens.", envvar=_twin("TOKENS"))],
+) -> None:
+    """Make a token for a client: its hash goes to the file, and the token, this once, to stdout."""
+    typer.echo(add_token(tokens, name))
+
+
+@app.command("health")
+def _health(
+    address: Annotated[str, typer.Option(help="HOST:PORT of the worker.", envvar=_twin("HEALTH_ADDRESS"))],
+    tls_ca: Annotated[
+        Path | None,
+        typer.Option(help="CA of the worker's certificate (PEM).", envvar=_twin("HEALTH_TLS_CA")),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(
+            help="A client's certificate (PEM), if the worker asks for them.", envvar=_twin("HEALTH_TLS_CERT")
+        ),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="That certificate's key (PEM).", envvar=_twin("HEALTH_TLS_KEY"))
+    ] = None,
+    tls_name: Annotated[
+        str | None,
+        typer.Option(
+            help="Host that the worker's certificate is for, if it isn't for the address.",
+            envvar=_twin("HEALTH_TLS_NAME"),
+        ),
+    ] = None,
+    insecure: _Insecure = False,
+    seconds: Annotated[
+        float, typer.Option(min=0.1, help="Time for an answer.", envvar=_twin("HEALTH_SECONDS"))
+    ] = 5.0,
+) -> None:
+    """End with 0 if a worker serves, and else with 1 and the reason: for health checks of containers."""
+    if (tls_cert or tls_key or tls_name) and not tls_ca:
+        raise ConfigurationError("--tls-cert, --tls-key and --tls-name need --tls-ca")
+    tls = ProbeTls(tls_ca, tls_cert, tls_key, tls_name) if tls_ca else None
+    probe(address, tls, insecure, seconds)
+    typer.echo("SERVING")
+
+
 def main() -> None:
     """Runs the command; an expected error becomes one line on stderr and exit code 1."""
+    forbid_core_dumps()
+    # The time at which each series began would double their number.
+    prometheus_client.disable_created_metrics()
     try:
         app()
     except BlindtuneError as error:
@@ -164,12 +300,39 @@ def main() -> None:
         sys.exit(1)
 
 
-def _tls_files(cert: Path | None, key: Path | None, client_ca: Path | None) -> TlsFiles | None:
-    if cert and key and client_ca:
+def _tls_files(
+    cert: Path | None, key: Path | None, client_ca: Path | None, tokens: Path | None
+) -> TlsFiles | None:
+    if cert and key and (client_ca or tokens):
         return TlsFiles(cert, key, client_ca)
     if cert or key or client_ca:
-        raise ConfigurationError("--tls-cert, --tls-key and --tls-client-ca belong together: give all three")
+        raise ConfigurationError(
+            "--tls-cert, --tls-key and --tls-client-ca (or --tokens) belong together: give all three"
+        )
     return None
+
+
+def _require_usable(endpoint: Endpoint) -> None:
+    """What is wrong with the files or the address shows now, and not after minutes of loading."""
+    if endpoint.tls is not None:
+        endpoint.tls.credentials()
+    if endpoint.tokens is not None and not len(Tokens(endpoint.tokens)):
+        _logger.warning(
+            "there are no tokens, so nobody is let in: make one with blindtune-worker token",
+            extra={"file": str(endpoint.tokens)},
+        )
+    endpoint.require_free()
+
+
+def _recording_loudly(path: Path) -> Path:
+    """A folder to record to, and a warning that nobody who starts or watches this worker overlooks."""
+    from blindtune.server.record import recording_folder
+
+    folder = recording_folder(path)
+    warning = "this worker keeps a copy of everything that its clients send"
+    typer.echo(f"blindtune-worker: WARNING: {warning}, in {folder}. It is meant for audits.", err=True)
+    _logger.warning("recording", extra={"folder": str(folder), "warning": warning})
+    return folder
 
 
 def _stop_on_signals() -> threading.Event:
@@ -180,7 +343,7 @@ def _stop_on_signals() -> threading.Event:
     return stop
 
 
-def _announce(worker: RunningWorker, store: LayerStore) -> None:
+def _announce(worker: "RunningWorker", store: "LayerStore", page: MetricsPage | None) -> None:
     line = {
         "event": "listening",
         "address": worker.address,
@@ -188,5 +351,7 @@ def _announce(worker: RunningWorker, store: LayerStore) -> None:
         "model": store.model,
         "fingerprint": store.fingerprint,
     }
+    if page is not None:
+        line["metrics"] = f"{page.scheme}://{page.address}/metrics"
     print(json.dumps(line), flush=True)
     _logger.info("listening", extra={k: v for k, v in line.items() if k != "event"})

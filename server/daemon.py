@@ -10,14 +10,22 @@ from grpc_reflection.v1alpha import reflection
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.server.gate import Gate
 from blindtune.server.hooks import Multiplying, Observer
+from blindtune.server.identity import Identify, by_certificate, by_token
+from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
 from blindtune.server.limits import Limits
+from blindtune.server.metrics import WorkerMetrics
+from blindtune.server.rate import RateLimit
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
+from blindtune.server.tokens import Tokens
 from blindtune.server.transport import Endpoint
+from blindtune.server.version import software_version
+from blindtune.server.watchdog import Watchdog
 
 __all__ = ["SERVICE_NAME", "RunningWorker", "serve"]
 
 SERVICE_NAME: str = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+_MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
 # Threads for manifests, health checks, reflection and refusals while all others multiply.
 _SPARE_THREADS = 8
@@ -33,6 +41,10 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    # A connection carries many times what one client may run at once, and no more.
+    ("grpc.max_concurrent_streams", 128),
+    ("grpc.max_metadata_size", 8 << 10),
+    ("grpc.absolute_max_metadata_size", 16 << 10),
 )
 
 
@@ -42,17 +54,30 @@ class RunningWorker:
     Attributes:
         port: where it listens.
         address: ``HOST:PORT``.
+        metrics: its figures.
     """
 
     def __init__(
-        self, server: grpc.Server, gate: Gate, health_service: health.HealthServicer, address: str, port: int
+        self,
+        server: grpc.Server,
+        gate: Gate,
+        health_service: health.HealthServicer,
+        address: str,
+        port: int,
+        metrics: WorkerMetrics,
+        watchdog: Watchdog,
     ) -> None:
         self.address = address
         self.port = port
+        self.metrics = metrics
         self._server = server
         self._gate = gate
         self._health = health_service
         self._stopping = threading.Lock()
+        self._stopped = threading.Event()
+        threading.Thread(
+            target=watchdog.run, args=(self._stopped,), name="blindtune-watchdog", daemon=True
+        ).start()
 
     @property
     def requests_inside(self) -> int:
@@ -74,6 +99,7 @@ class RunningWorker:
             finished = self._gate.wait_until_empty(drain_seconds)
             # A request leaves the gate a moment before its status leaves the machine.
             self._server.stop(_CLOSING_SECONDS if finished else None).wait()
+            self._stopped.set()
         return finished
 
 
@@ -95,19 +121,43 @@ def serve(
         observer: shown every operand, for tests and demonstrations.
 
     Raises:
-        ConfigurationError: it cannot listen there.
+        ConfigurationError: it cannot listen there, or the file of tokens is unusable.
     """
     limits = limits or Limits()
-    gate = Gate(limits.max_concurrent)
+    gate = Gate(
+        limits.max_concurrent, limits.max_concurrent_per_client, RateLimit(limits.max_requests_per_second)
+    )
+    metrics = _metrics(store, limits, gate)
+    watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
+    interceptors: list[grpc.ServerInterceptor] = [
+        DecodeAll(SERVICE_NAME),
+        WatchClients(watchdog, besides=frozenset([_MULTIPLY])),
+    ]
+    identify: Identify = by_certificate
+    if endpoint.tokens is not None:
+        tokens = Tokens(endpoint.tokens)
+        identify = by_token(tokens)
+        interceptors.insert(0, RequireToken(tokens, metrics.rejected))
     threads = limits.max_concurrent + _SPARE_THREADS
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker"),
-        options=_OPTIONS,
+        interceptors=interceptors,
+        options=(*_OPTIONS, ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake_seconds))),
         # Calls beyond the threads are refused: without this bound they would queue.
         maximum_concurrent_rpcs=threads,
     )
     worker_pb2_grpc.add_WorkerServicer_to_server(
-        WorkerService(store, limits, gate, multiplier, observer), server
+        WorkerService(
+            store,
+            limits,
+            gate,
+            metrics.timed(multiplier or store.multiplier()),
+            observer,
+            metrics,
+            identify=identify,
+            watchdog=watchdog,
+        ),
+        server,
     )
     health_service = health.HealthServicer()
     health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
@@ -115,4 +165,16 @@ def serve(
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = endpoint.bind(server)
     server.start()
-    return RunningWorker(server, gate, health_service, endpoint.address(port), port)
+    return RunningWorker(server, gate, health_service, endpoint.address(port), port, metrics, watchdog)
+
+
+def _metrics(store: LayerStore, limits: Limits, gate: Gate) -> WorkerMetrics:
+    device = next(iter(store.layers.values())).integers.device
+    build = {
+        "version": software_version(),
+        "model": store.model,
+        "fingerprint": store.fingerprint,
+        "product_method": store.method.name,
+        "device": str(device),
+    }
+    return WorkerMetrics(limits.max_concurrent, lambda: gate.inside, device, build)

@@ -9,12 +9,23 @@ import torch
 from blindtune.checkpoint import FrozenLayer
 from blindtune.protocol.errors import ConfigurationError, ResourceError
 
-__all__ = ["Available", "available_bytes", "cgroup_bytes", "memory_needed", "require_memory", "usable_device"]
+__all__ = [
+    "Available",
+    "available_bytes",
+    "cgroup_bytes",
+    "give_back_cache",
+    "is_out_of_memory",
+    "memory_needed",
+    "require_memory",
+    "usable_device",
+]
 
 Available = Callable[[torch.device], int]
 """How many bytes of a device can still be taken."""
 
 _CPU = torch.device("cpu")
+# How torch and CUDA's libraries report memory that they did not get, where they have no exception for it.
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "ALLOC_FAILED")
 # Where a container's own limit shows, for versions 2 and 1: limit, usage, and the line of
 # memory.stat for cached files that the kernel gives back on demand.
 _CGROUPS = (
@@ -72,30 +83,64 @@ def available_bytes(device: torch.device) -> int:
     return host if limit is None else max(0, min(host, limit))
 
 
-def memory_needed(layers: Iterable[FrozenLayer], device: torch.device) -> dict[torch.device, int]:
-    """Bytes that loading layers takes at its peak: int8 for all, and float32 for the largest.
+def memory_needed(
+    layers: Iterable[FrozenLayer], device: torch.device, workspace: int = 0
+) -> dict[torch.device, int]:
+    """Bytes that a worker takes at its peak: int8 for all layers, and what it works with.
 
-    Layers pass through the host's memory one at a time on their way to a GPU, and the GPU needs
-    room to work on one too.
+    While it loads, that is float32 for the largest layer. Layers pass through the host's memory one at
+    a time on their way to a GPU, and the GPU needs room to work on one too.
+
+    Args:
+        layers: all that are held.
+        device: that holds them.
+        workspace: bytes that requests take while they run, on the device and, if that is a GPU, on the host.
     """
     sizes = [layer.out_features * layer.in_features for layer in layers]
     held, largest = sum(sizes), max(sizes, default=0)
-    needed = {device: held + 4 * largest}
+    needed = {device: held + max(4 * largest, workspace)}
     if device != _CPU:
-        needed[_CPU] = 5 * largest
+        needed[_CPU] = max(5 * largest, workspace)
     return needed
 
 
-def require_memory(needed: dict[torch.device, int], available: Available) -> None:
+def require_memory(needed: dict[torch.device, int], available: Available, workspace: int = 0) -> None:
     """Refuses what would not fit.
+
+    Args:
+        needed: from `memory_needed`.
+        available: how much there is.
+        workspace: how much of it is for requests, to say so.
 
     Raises:
         ResourceError: a device has less memory than needed.
     """
     for device, wanted in needed.items():
         free = available(device)
-        if wanted > free:
-            raise ResourceError(
-                f"the model's layers need {wanted / 2**30:.2f} GiB on {device}, and {free / 2**30:.2f} "
-                "GiB are available: free memory, raise the container's limit, or use a larger machine"
-            )
+        if wanted <= free:
+            continue
+        advice = "free memory, raise the container's limit, or use a larger machine"
+        if wanted - workspace <= free:
+            advice = f"lower --max-concurrent, {advice}"
+        share = f", up to {_gib(workspace)} of it for requests that run at the same time" if workspace else ""
+        raise ResourceError(
+            f"the model's layers need {_gib(wanted)} on {device}{share}, and {_gib(free)} are available: "
+            f"{advice}"
+        )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error means that the host or the device has no memory left."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _NO_MEMORY)
+
+
+def give_back_cache() -> None:
+    """Hands back what torch keeps of a GPU's memory for later."""
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

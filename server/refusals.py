@@ -4,7 +4,8 @@
     ├── MalformedRequest     INVALID_ARGUMENT      no request that follows the contract looks like this
     ├── LayerNotHeld         NOT_FOUND             another worker may hold the layer
     ├── OtherContract        FAILED_PRECONDITION   other model, protocol version or parameter set
-    ├── OverLimit            RESOURCE_EXHAUSTED    larger than the manifest's limits allow
+    ├── OverLimit            OUT_OF_RANGE          larger than the manifest's limits allow
+    ├── Unauthenticated      UNAUTHENTICATED       no token, or one that is not valid
     ├── Busy                 RESOURCE_EXHAUSTED    too many requests at once: try again, or elsewhere
     └── Draining             UNAVAILABLE           this worker is shutting down: go elsewhere
 
@@ -25,6 +26,7 @@ __all__ = [
     "OtherContract",
     "OverLimit",
     "Refusal",
+    "Unauthenticated",
 ]
 
 
@@ -53,13 +55,19 @@ class OtherContract(Refusal):
 
 
 class OverLimit(Refusal):
-    """The request is larger than the manifest's limits allow."""
+    """The request is larger than the manifest's limits allow, so trying again would not help."""
 
-    code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    code = grpc.StatusCode.OUT_OF_RANGE
+
+
+class Unauthenticated(Refusal):
+    """The request carries no token, or one that is not valid."""
+
+    code = grpc.StatusCode.UNAUTHENTICATED
 
 
 class Busy(Refusal):
-    """As many requests as allowed are running."""
+    """As many requests as allowed are running, or came from this client in a short time."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
 

@@ -4,20 +4,23 @@ Rows are independent, so a request's memory is bounded by its blocks and not by 
 first rows of a result leave while the last rows of the operand are still on their way.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from blindtune.checkpoint import FrozenLayer
 from blindtune.proto import worker_pb2
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.residues import Residues, require_residues
+from blindtune.server.limits import Limits
 from blindtune.server.refusals import MalformedRequest
 from blindtune.server.wire import Request
 
-__all__ = ["block_rows", "expanded_blocks", "received_blocks", "response_messages"]
+__all__ = ["block_rows", "expanded_blocks", "received_blocks", "response_messages", "workspace_bytes"]
 
 # A block of E elements takes about 32 E bytes while it is multiplied: operand, limbs, int32 sums, result.
+_BYTES_OF_AN_ELEMENT = 32
 _BLOCK_ELEMENTS = 8 << 20
 _MOST_BLOCK_ROWS = 1024
 _CHUNK_BYTES = 256 << 10
@@ -26,6 +29,16 @@ _CHUNK_BYTES = 256 << 10
 def block_rows(request: Request) -> int:
     """How many rows of a request are multiplied at once."""
     return max(1, min(_MOST_BLOCK_ROWS, _BLOCK_ELEMENTS // max(request.columns, request.outputs)))
+
+
+def workspace_bytes(layers: Iterable[FrozenLayer], limits: Limits) -> int:
+    """Bytes that blocks take, if as many requests as may run are all in the middle of their largest.
+
+    No more than for a product of all layers, which is wider than any that can be asked for.
+    """
+    widest = sum(layer.out_features + layer.in_features for layer in layers)
+    elements = min(_BLOCK_ELEMENTS, min(_MOST_BLOCK_ROWS, limits.max_rows) * widest)
+    return limits.max_concurrent * elements * _BYTES_OF_AN_ELEMENT
 
 
 def received_blocks(

@@ -4,39 +4,35 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import unquote
 
 import grpc
-import torch
 
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import PARAMETER_SETS
+from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import SCHEME
 from blindtune.server.gate import Gate
 from blindtune.server.hooks import Multiplying, Observer
+from blindtune.server.identity import Identify, by_certificate
 from blindtune.server.limits import Limits
+from blindtune.server.memory import give_back_cache, is_out_of_memory
+from blindtune.server.metrics import WorkerMetrics
 from blindtune.server.refusals import Refusal
 from blindtune.server.rows import block_rows, expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
+from blindtune.server.version import software_version
+from blindtune.server.watchdog import Watchdog
 from blindtune.server.wire import Request, parse_header
 
-__all__ = ["WorkerService", "software_version"]
+__all__ = ["WorkerService"]
 
 _logger = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
-
-
-def software_version() -> str:
-    """The installed version of Blindtune."""
-    try:
-        return version("blindtune")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 class WorkerService(worker_pb2_grpc.WorkerServicer):
@@ -48,6 +44,10 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         gate: lets requests in.
         multiplier: the store's own unless given.
         observer: shown every operand, if given.
+        metrics: counts requests, if given.
+        identify: names the client of a request.
+        watchdog: cancels requests of clients that stall, if somebody sweeps it.
+        clock: monotonic seconds, for the log.
     """
 
     def __init__(
@@ -57,39 +57,58 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         gate: Gate,
         multiplier: Multiplying | None = None,
         observer: Observer | None = None,
+        metrics: WorkerMetrics | None = None,
+        *,
+        identify: Identify = by_certificate,
+        watchdog: Watchdog | None = None,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._store = store
         self._limits = limits
         self._gate = gate
         self._multiplier: Multiplying = multiplier or store.multiplier()
         self._observer = observer
+        self._metrics = metrics
+        self._identify = identify
+        self._watchdog = watchdog or Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
+        self._clock = clock
         self._manifest = _manifest(store, limits)
 
     def GetManifest(
         self, request: worker_pb2.GetManifestRequest, context: grpc.ServicerContext
     ) -> worker_pb2.Manifest:
+        try:
+            self._gate.count(self._identify(context))
+        except Refusal as refusal:
+            if self._metrics is not None:
+                self._metrics.rejected(refusal)
+            context.abort(refusal.code, str(refusal))
         return self._manifest
 
     def Multiply(
         self, request_iterator: Iterable[worker_pb2.MultiplyRequest], context: grpc.ServicerContext
     ) -> Iterator[worker_pb2.MultiplyResponse]:
-        call = _Call(context)
+        call = _Call(context, self._clock)
         try:
-            with self._gate.admit():
-                for response in self._answer(call, call.incoming(request_iterator)):
-                    call.bytes_out += response.ByteSize()
-                    yield response
+            call.client = self._identify(context)
+            with self._gate.admit(call.client), self._watchdog.watch(call.stall) as patience:
+                messages = call.incoming(patience.incoming(request_iterator))
+                yield from patience.outgoing(call.outgoing(self._answer(call, messages)))
             call.status = grpc.StatusCode.OK
         except Exception as error:
-            if not context.is_active():
+            if call.is_over():
                 return  # the client is gone, and the error says no more than that
             call.status, message = _status_of(error)
+            if self._metrics is not None:
+                self._metrics.rejected(error)
             if call.status is grpc.StatusCode.INTERNAL:
                 _logger.exception("a request failed", extra={"request_id": call.request_id})
                 message = f"internal error of this worker, request {call.request_id} in its log"
             context.abort(call.status, message)
         finally:
             _logger.info("multiply", extra=call.fields())
+            if self._metrics is not None:
+                call.count(self._metrics)
 
     def _answer(
         self, call: "_Call", messages: Iterator[worker_pb2.MultiplyRequest]
@@ -105,28 +124,75 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         for block in blocks:
             if request.seed is None:
                 self._observe(request, block)
-            yield from response_messages(self._multiplier.multiply(request.product, block))
+            for result in self._results(call, request.product, block):
+                yield from response_messages(result)
+
+    def _results(self, call: "_Call", product: Product, block: Residues) -> Iterator[Residues]:
+        """The product of a block, in parts that memory suffices for.
+
+        Raises:
+            MemoryError: it does not even suffice for one row.
+            _ClientGoneError: nobody waits for them any more.
+        """
+        start = 0
+        while start < len(block):
+            # A client that has gone is noticed between parts: nothing is computed for nobody.
+            if call.is_over():
+                raise _ClientGoneError
+            rows = min(call.rows_at_once, len(block) - start)
+            result = self._multiply_if_it_fits(product, block[start : start + rows])
+            if result is not None:
+                start += rows
+                yield result
+            elif rows > 1:
+                call.rows_at_once = rows // 2
+                give_back_cache()
+                _logger.warning(
+                    "out of memory, going on with fewer rows at once",
+                    extra={"request_id": call.request_id, "rows": call.rows_at_once},
+                )
+            else:
+                give_back_cache()
+                raise MemoryError
+
+    def _multiply_if_it_fits(self, product: Product, operand: Residues) -> Residues | None:
+        try:
+            return self._multiplier.multiply(product, operand)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            # The error's traceback holds all that was allocated until then; it ends with this function.
+            return None
 
     def _observe(self, request: Request, part: Residues | Seed) -> None:
         if self._observer is not None:
             self._observer.operand(request, part)
 
 
+class _ClientGoneError(Exception):
+    """Nobody waits for the answer any more."""
+
+
 class _Call:
     """What is logged of one request: its metadata, and never its operand."""
 
-    def __init__(self, context: grpc.ServicerContext) -> None:
+    def __init__(self, context: grpc.ServicerContext, clock: Callable[[], float]) -> None:
         given = dict(context.invocation_metadata() or ()).get("x-request-id")
         if not isinstance(given, str) or not _REQUEST_ID.fullmatch(given):
             given = uuid.uuid4().hex
         self.request_id = given
+        self.context = context
         self.peer = unquote(context.peer())
+        self.client = ""
+        self.stalled = False
         self.request: Request | None = None
+        self.rows_at_once = 1 << 30
         self.bytes_in = 0
         self.bytes_out = 0
         # Stands when the client goes away before the answer is complete.
         self.status = grpc.StatusCode.CANCELLED
-        self._started = time.perf_counter()
+        self._clock = clock
+        self._started = clock()
 
     def incoming(
         self, messages: Iterable[worker_pb2.MultiplyRequest]
@@ -135,6 +201,31 @@ class _Call:
         for message in messages:
             self.bytes_in += message.ByteSize()
             yield message
+
+    def outgoing(
+        self, messages: Iterable[worker_pb2.MultiplyResponse]
+    ) -> Iterator[worker_pb2.MultiplyResponse]:
+        """The same for messages to the client."""
+        for message in messages:
+            self.bytes_out += message.ByteSize()
+            yield message
+
+    def is_over(self) -> bool:
+        """Whether nobody waits for an answer any more."""
+        # A call that was cancelled can look for a moment as if its messages had just come to an end.
+        return self.stalled or not self.context.is_active()
+
+    def stall(self) -> None:
+        """Ends the call, from another thread: its client kept it waiting for too long."""
+        self.stalled = True
+        self.context.cancel()
+
+    def count(self, metrics: WorkerMetrics) -> None:
+        """Adds the request to the worker's figures."""
+        seconds = self._clock() - self._started
+        metrics.finished(self.request, self.status.name, self.bytes_in, self.bytes_out, seconds)
+        if self.stalled:
+            metrics.stalled()
 
     def fields(self) -> dict[str, object]:
         """The fields of the request's log line."""
@@ -151,11 +242,13 @@ class _Call:
         return {
             "request_id": self.request_id,
             "peer": self.peer,
+            "client": self.client,
             **known,
             "bytes_in": self.bytes_in,
             "bytes_out": self.bytes_out,
-            "seconds": round(time.perf_counter() - self._started, 6),
+            "seconds": round(self._clock() - self._started, 6),
             "status": self.status.name,
+            "stalled": self.stalled,
         }
 
 
@@ -164,7 +257,7 @@ def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
         return error.code, str(error)
     if isinstance(error, VerificationError):
         return grpc.StatusCode.INVALID_ARGUMENT, str(error)
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if is_out_of_memory(error):
         return grpc.StatusCode.RESOURCE_EXHAUSTED, "this worker ran out of memory: send fewer rows"
     return grpc.StatusCode.INTERNAL, ""
 

@@ -68,6 +68,7 @@ class LayerStore:
         *,
         held: Collection[str] | None = None,
         available: Available = available_bytes,
+        workspace: int = 0,
     ) -> "LayerStore":
         """Reads a checkpoint's frozen layers, one at a time.
 
@@ -76,6 +77,7 @@ class LayerStore:
             device: where the integers go.
             held: names of the layers to keep; all of them unless given.
             available: tells how much memory a device has left.
+            workspace: bytes that must be left for requests, see `blindtune.server.rows.workspace_bytes`.
 
         Raises:
             CheckpointError: a layer can't be read.
@@ -87,7 +89,7 @@ class LayerStore:
         if unknown:
             raise ConfigurationError(f"{checkpoint.model} has no frozen layer {min(unknown)}")
         kept = [layer for layer in checkpoint.layers if held is None or layer.name in held]
-        require_memory(memory_needed(kept, device), available)
+        require_memory(memory_needed(kept, device, workspace), available, workspace)
         local = checkpoint.folder == Path(checkpoint.model)
         return cls.from_layers(
             _read(checkpoint),

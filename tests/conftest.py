@@ -19,10 +19,11 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="session", autouse=True)
 def kit_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Kits made at first use go here, and not where a user's are."""
+    """Kits and keys made at first use go here, and not where a user's are."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BLINDTUNE_CACHE", str(folder))
+        patch.setenv("BLINDTUNE_CONFIG", str(folder / "config"))
         yield folder
 
 

@@ -10,8 +10,9 @@ from blindtune.client.cli.progress import JsonObserver, LineObserver
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import PreparedData, prepare_data
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.estimate import Estimate, estimate
-from blindtune.client.training.models import blind_config, load_tokenizer
+from blindtune.client.training.models import base_folder, blind_config, load_tokenizer
 from blindtune.client.training.trainer import training_arguments
 
 __all__ = ["show_dry_run"]
@@ -19,6 +20,7 @@ __all__ = ["show_dry_run"]
 _EXAMPLES = 2
 
 
+@without_accelerate_variables()
 def show_dry_run(recipe: Recipe, json: bool) -> None:
     """Resolves everything that can be resolved here, and shows it.
 
@@ -27,7 +29,7 @@ def show_dry_run(recipe: Recipe, json: bool) -> None:
     """
     blind_config(recipe)
     training_arguments(recipe, recipe.output.dir)
-    tokenizer = load_tokenizer(recipe)
+    tokenizer = load_tokenizer(base_folder(recipe))
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
     expected = estimate(recipe, data)
     if json:

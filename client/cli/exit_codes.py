@@ -11,8 +11,10 @@ from blindtune.protocol.errors import (
     KitError,
     OperatorUnavailableError,
     ProtocolError,
+    RecordError,
     ResourceError,
     UnsupportedError,
+    UntrustworthyOperatorError,
 )
 
 __all__ = ["ExitCode", "exit_code"]
@@ -29,12 +31,18 @@ class ExitCode(enum.IntEnum):
     MODEL = 5, "The model or its kit cannot be read, or the protocol cannot serve it."
     RESOURCE = 6, "Memory or disk does not suffice."
     WORKER = 7, "A worker holds another model, or speaks another protocol version."
-    UNAVAILABLE = (
-        8,
-        "An operator has no worker left that answers and did not lie. What was trained is saved: --resume.",
+    UNAVAILABLE = 8, "An operator has no worker left that answers. What was trained is saved: --resume."
+    FINDINGS = 9, "`blindtune check`, `blindtune doctor` or `blindtune audit` found a problem."
+    UNTRUSTWORTHY = (
+        10,
+        "Workers of an operator gave wrong answers, and none is left to ask. What was trained is saved.",
     )
-    FINDINGS = 9, "`blindtune check` or `blindtune doctor` found a problem."
+    RECORD = 11, "A training record is broken, or is not the record of what it is shown with."
     INTERRUPTED = 130, "The run was stopped by a signal. What was trained is saved: go on with --resume."
+    OUTPUT_CLOSED = (
+        141,
+        "The program that read the output is gone. What was trained is saved: go on with --resume.",
+    )
 
     meaning: str
 
@@ -52,8 +60,10 @@ _CODES: tuple[tuple[type[BlindtuneError], ExitCode], ...] = (
     (UnsupportedError, ExitCode.MODEL),
     (CheckpointError, ExitCode.MODEL),
     (KitError, ExitCode.MODEL),
+    (RecordError, ExitCode.RECORD),
     (ResourceError, ExitCode.RESOURCE),
     (InterruptedRunError, ExitCode.INTERRUPTED),
+    (UntrustworthyOperatorError, ExitCode.UNTRUSTWORTHY),
     (OperatorUnavailableError, ExitCode.UNAVAILABLE),
     (ProtocolError, ExitCode.WORKER),
 )

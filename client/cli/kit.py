@@ -37,6 +37,9 @@ def prepare(
     ca: Annotated[Path | None, typer.Option(help="The operator's CA (PEM).")] = None,
     cert: Annotated[Path | None, typer.Option(help="Your certificate for the operator (PEM).")] = None,
     key: Annotated[Path | None, typer.Option(help="Its private key (PEM).")] = None,
+    token: Annotated[
+        Path | None, typer.Option(help="File of the operator's token, instead of a certificate.")
+    ] = None,
     insecure: Annotated[bool, typer.Option("--insecure", help="Plaintext, on loopback only.")] = False,
 ) -> None:
     """Make a client kit: all that from_pretrained needs of a model, without its big weights.
@@ -75,7 +78,7 @@ def prepare(
     if hints:
         if not worker:
             raise ConfigurationError("--hints needs a --worker to obtain them from")
-        operator = Operator("operator", worker, ca, cert, key)
+        operator = Operator("operator", worker, ca, cert, key, token)
         config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
 
     def reading(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:

@@ -4,14 +4,16 @@ import logging
 import os
 import sys
 from importlib.metadata import version
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from blindtune.client.cli import demo, health, kit, recipes, results
-from blindtune.client.cli.console import fail, messages
+from blindtune.client.cli import audit, demo, health, kit, recipes, record, results
+from blindtune.client.cli.console import fail, log_as_json
+from blindtune.client.cli.core_dumps import forbid_core_dumps
 from blindtune.client.cli.exit_codes import ExitCode, exit_code
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.output import output_closed
+from blindtune.protocol.errors import BlindtuneError, InterruptedRunError
 
 __all__ = ["app", "main"]
 
@@ -29,6 +31,8 @@ for name, command, panel in (
     ("eval", results.evaluate, "Fine-tuning"),
     ("generate", results.generate, "Fine-tuning"),
     ("merge", results.merge, "Fine-tuning"),
+    ("verify-record", record.verify_record, "Training record"),
+    ("prove-record", record.prove_record, "Training record"),
     ("prepare", kit.prepare, "Setting up"),
     ("certs", kit.certs, "Setting up"),
     ("doctor", health.doctor, "Setting up"),
@@ -36,6 +40,7 @@ for name, command, panel in (
     ("demo", demo.demo, "Setting up"),
 ):
     app.command(name, rich_help_panel=panel)(command)
+app.add_typer(audit.app, name="audit", rich_help_panel="Setting up")
 
 
 def _show_version(wanted: bool) -> None:
@@ -50,18 +55,22 @@ def options(
         bool,
         typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
     ] = False,
+    log_format: Annotated[
+        Literal["json", "text"],
+        typer.Option(help="How warnings and errors are written to stderr.", envvar="BLINDTUNE_LOG_FORMAT"),
+    ] = "text",
 ) -> None:
     """Private LoRA fine-tuning on GPUs that you don't trust."""
+    if log_format == "json":
+        log_as_json()
 
 
 def main() -> NoReturn:
     """Runs the command: errors of ours are one message, and an exit code of their own."""
+    forbid_core_dumps()
     # Nothing that runs here reports to anyone, and other libraries are told so before they load.
     for variable in ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK"):
         os.environ.setdefault(variable, "1")
-    # Accelerate would take its precision and its devices from these, and a recipe says what is computed.
-    for variable in [x for x in os.environ if x.startswith("ACCELERATE_")]:
-        del os.environ[variable]
     # Threads that spin while they wait would take the cores that gRPC and local workers need.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Failed handshakes are in our own messages, and gRPC would log each of them.
@@ -72,11 +81,18 @@ def main() -> NoReturn:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         app()
+    except SystemExit as ended:
+        if output_closed() and not ended.code:
+            sys.exit(ExitCode.OUTPUT_CLOSED)
+        if ended.code == ExitCode.INTERRUPTED:  # what typer makes of KeyboardInterrupt, without a word
+            fail("interrupted", ExitCode.INTERRUPTED)
+        raise
     except BlindtuneError as error:
-        code = exit_code(error)
+        stopped_by_reader = isinstance(error, InterruptedRunError) and output_closed()
+        code = ExitCode.OUTPUT_CLOSED if stopped_by_reader else exit_code(error)
         fail(str(error), code)
         sys.exit(code)
     except KeyboardInterrupt:
-        messages.print("blindtune: interrupted", style="red")
+        fail("interrupted", ExitCode.INTERRUPTED)
         sys.exit(ExitCode.INTERRUPTED)
     sys.exit(ExitCode.DONE)

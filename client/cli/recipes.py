@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from blindtune.client.cli.console import emit, messages, results
+from blindtune.client.output import output_closed
 
 __all__ = ["Config", "Settings", "init", "schema", "train"]
 
@@ -49,6 +50,16 @@ def train(
     price_per_gb: Annotated[
         float | None, typer.Option(min=0, help="Price of 10^9 bytes of traffic, for the summary.")
     ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT", help="Show figures of the run to Prometheus at /metrics, on loopback only."
+        ),
+    ] = None,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the same figures to this file, for node_exporter: name it something.prom."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON for each event, on stdout.")] = False,
 ) -> None:
     """Fine-tune a model as a configuration says.
@@ -67,11 +78,22 @@ def train(
         show_dry_run(recipe, json)
         return
     from blindtune.client.cli.progress import JsonObserver, LineObserver
-    from blindtune.client.training.run import Prices, train_recipe
+    from blindtune.client.training.figures import Prices
+    from blindtune.client.training.monitoring import monitoring
+    from blindtune.client.training.run import train_recipe
+    from blindtune.client.training.stopping import StopRequest
 
     observer = JsonObserver() if json else LineObserver()
     try:
-        summary = train_recipe(recipe, observer, resume=resume, prices=Prices(price_per_hour, price_per_gb))
+        with monitoring(metrics_listen, metrics_file) as monitor:
+            summary = train_recipe(
+                recipe,
+                observer,
+                resume=resume,
+                prices=Prices(price_per_hour, price_per_gb),
+                stop=StopRequest(output_closed),
+                monitor=monitor,
+            )
     finally:
         observer.close()
     if json:

@@ -138,7 +138,7 @@ def merge(
     not needed. The folder loads like any other model.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.merge import merge as merge_adapter
+    from blindtune.client.merge.checkpoint import merge as merge_adapter
     from blindtune.client.recipe import load_recipe
     from blindtune.client.training.checkpoints import read_json
     from blindtune.client.training.folder import RECIPE, STATE

@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.data.chat import IGNORED, encode
+from torch.utils.data import Dataset
+
+from blindtune.client.data.chat import encode
 from blindtune.client.data.formats import Completion, Conversation, Labelled, Parsed, parse, recognise
-from blindtune.client.data.records import read_records, sample
+from blindtune.client.data.records import Record, read_records, record_digest, sample
 from blindtune.client.recipe.schema import DataFormat, DataSection
 from blindtune.protocol.errors import DataError
 
@@ -15,8 +17,8 @@ __all__ = ["PreparedData", "Split", "prepare_data", "read_questions", "read_spli
 
 
 @dataclass(frozen=True)
-class Split:
-    """One file's examples.
+class Split(Dataset[dict[str, Any]]):
+    """One file's examples, which a trainer takes as they are.
 
     Attributes:
         path: of the file.
@@ -27,6 +29,7 @@ class Split:
         cut: how many examples were longer than allowed.
         dropped: how many had no token left that carries loss, and are not used.
         labels: class names; empty for instructions.
+        digests: of all records of the file, used or not, in order; see `record_digest`.
     """
 
     path: Path
@@ -36,18 +39,18 @@ class Split:
     cut: int
     dropped: int
     labels: Sequence[str] = ()
+    digests: Sequence[bytes] = ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return dict(self.rows[index])  # what makes batches takes entries out
 
     @property
     def lengths(self) -> list[int]:
         """Tokens of each example."""
         return [len(row["input_ids"]) for row in self.rows]
-
-    @property
-    def loss_tokens(self) -> int:
-        """Tokens that carry loss; texts for classification."""
-        if self.rows and isinstance(self.rows[0]["labels"], int):
-            return len(self.rows)
-        return sum(label != IGNORED for row in self.rows for label in row["labels"][1:])
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,17 @@ def read_split(
         DataError: a record is malformed, has a label that is none of ``labels``, or no record teaches
             anything.
     """
-    layout, parsed = _parsed(section, path)
+    records = read_records(path)
+    layout, parsed = _parsed(section, records)
     chosen = sample(len(parsed), limit, seed)
     if layout == "text-label":
         examples = [x for x in parsed if isinstance(x, Labelled)]
         names = _class_names(examples, labels)
-        return _classification(path, [examples[i] for i in chosen], tokenizer, names, section.max_length)
-    return _instructions(section, path, layout, [parsed[i] for i in chosen], tokenizer)
+        taken = [examples[i] for i in chosen]
+        split = _classification(path, taken, tokenizer, names, section.max_length)
+    else:
+        split = _instructions(section, path, layout, [parsed[i] for i in chosen], tokenizer)
+    return replace(split, digests=[record_digest(x) for x in records])
 
 
 def read_questions(
@@ -118,13 +125,12 @@ def read_questions(
     Raises:
         DataError: a record is malformed, or is a labelled text.
     """
-    _, parsed = _parsed(section, path)
+    _, parsed = _parsed(section, read_records(path))
     return [_question(parsed[i], section.system) for i in sample(len(parsed), limit, seed)]
 
 
-def _parsed(section: DataSection, path: Path) -> tuple[DataFormat, list[Parsed]]:
+def _parsed(section: DataSection, records: Sequence[Record]) -> tuple[DataFormat, list[Parsed]]:
     """Everything in a file: all records are checked before some are taken, so a broken line always shows."""
-    records = read_records(path)
     layout = recognise(records[0], section.task) if section.format == "auto" else section.format
     return layout, [parse(record, layout) for record in records]
 

@@ -10,7 +10,9 @@ from typing import Any
 
 from blindtune.protocol.errors import DataError
 
-__all__ = ["Record", "digest", "read_records", "sample"]
+__all__ = ["Record", "digest", "read_records", "record_digest", "sample"]
+
+_TABLE_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,11 @@ def _decoded(line: bytes, where: str) -> str:
 
 def _object(line: str, where: str) -> dict[str, Any]:
     try:
-        fields = json.loads(line, parse_constant=_refuse_constant)
+        fields = json.loads(line, parse_constant=_refuse_constant, object_pairs_hook=_once)
         if "\\ud" in line.lower():  # half of a pair, which no tokenizer takes
             json.dumps(fields, ensure_ascii=False).encode()
+    except _Repeated:
+        raise DataError(f"{where}: a field is there twice: remove one of the two") from None
     except json.JSONDecodeError as error:
         # Only what is wrong and where: the text around it is private.
         raise DataError(f"{where}, column {error.colno}: this is no JSON: {error.msg}") from None
@@ -91,14 +95,32 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
+class _Repeated(Exception):
+    """A field of a record, which may be private, is there twice."""
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        raise _Repeated
+    return fields
+
+
 def _saved_dataset(path: Path) -> list[Record]:
     from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
         dataset = load_from_disk(str(path))
+        if isinstance(dataset, Dataset):
+            # As stored: decoding an image or a sound would open its path, which may be on the network.
+            tables = dataset.with_format("arrow").iter(_TABLE_ROWS)
+            rows = (row for table in tables for row in table.to_pylist())
+            return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(rows, 1)]
     except IndexError:
         return []  # an empty one can be saved, and then not be loaded
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # its several formats have errors of their own
         raise DataError(
             f"{path} is no folder of datasets.save_to_disk ({type(error).__name__}): name such a folder or a "
             "JSONL file"
@@ -106,9 +128,7 @@ def _saved_dataset(path: Path) -> list[Record]:
     if isinstance(dataset, DatasetDict):
         splits = ", ".join(str(path / name) for name in dataset)
         raise DataError(f"{path} holds several splits: name one of {splits}")
-    if not isinstance(dataset, Dataset):
-        raise DataError(f"{path} holds a {type(dataset).__name__}, not a Dataset")
-    return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(dataset, 1)]
+    raise DataError(f"{path} holds a {type(dataset).__name__}, not a Dataset")
 
 
 def sample(count: int, limit: int | None, seed: int) -> Sequence[int]:
@@ -124,3 +144,15 @@ def digest(examples: Sequence[Mapping[str, Any]]) -> str:
     for example in examples:
         state.update(json.dumps(example, sort_keys=True).encode() + b"\n")
     return state.hexdigest()
+
+
+def record_digest(record: Record) -> bytes:
+    """SHA-256 of one record: of its JSON with sorted names and no spaces, in UTF-8.
+
+    A value for which JSON has no form, as a dataset's column of images or times may hold, counts as Python
+    writes it.
+    """
+    text = json.dumps(
+        dict(record.fields), sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=repr
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -72,13 +72,19 @@ def read_answer(request: WorkRequest, messages: Iterable[worker_pb2.MultiplyResp
     """A worker's answer, of the right shape and otherwise unverified.
 
     Raises:
-        VerificationError: the answer has another size. It says so as soon as there is too much of it.
+        VerificationError: the answer has another size. It says so as soon as there is too much of it, and at
+            a message without whole rows, since of such there could be any number.
     """
     rows = request.share.residues.shape[0]
     answer = np.empty((rows, request.outputs), np.uint32)
     filled, target = 0, answer.data.cast("B")
     for message in messages:
         chunk = message.residues
+        if not chunk or len(chunk) % (4 * request.outputs):
+            raise VerificationError(
+                f"a message of the response has {len(chunk)} bytes, which are no whole rows of "
+                f"{4 * request.outputs} bytes"
+            )
         if filled + len(chunk) > len(target):
             raise VerificationError(f"the response is longer than {len(target)} bytes")
         target[filled : filled + len(chunk)] = chunk

@@ -24,6 +24,7 @@ from blindtune.protocol.errors import (
     IncompatibleWorkerError,
     OperatorUnavailableError,
     ProtocolError,
+    UntrustworthyOperatorError,
     VerificationError,
 )
 from blindtune.protocol.residues import Residues
@@ -117,7 +118,7 @@ class OperatorClient:
         self._timeout = request_timeout
         self._closed = threading.Event()
         self._clock = clock
-        self._sleep = sleep or self._closed.wait
+        self._sleep = sleep
         self._executor = executor
         self._lock = threading.Lock()
         self._statistics = OperatorStatistics()
@@ -150,7 +151,7 @@ class OperatorClient:
                 retry=tenacity.retry_if_exception(_passes),
                 stop=out_of_patience,
                 wait=tenacity.wait_fixed(_PAUSE_SECONDS),
-                sleep=self._sleep,
+                sleep=self._pause,
                 reraise=True,
             )
             try:
@@ -174,6 +175,13 @@ class OperatorClient:
         for message in silent:
             _logger.warning("%s; going on with the operator's other workers", message)
 
+    def _pause(self, seconds: float) -> None:
+        """Waits, but not on after `close`."""
+        if self._sleep is None:
+            self._closed.wait(seconds)
+        else:
+            self._sleep(seconds)
+
     def _accept(self, worker: int, manifest: worker_pb2.Manifest) -> None:
         check_manifest(manifest, self._expected, self._who(worker))
         with self._lock:
@@ -189,7 +197,8 @@ class OperatorClient:
             vectors: how many of them to check with.
 
         Raises:
-            OperatorUnavailableError: no worker answers, or none is left that did not lie.
+            OperatorUnavailableError: no worker answers.
+            UntrustworthyOperatorError: none is left, since they gave wrong answers.
         """
         share = request.share
         if share.recipient != self.index:
@@ -216,9 +225,10 @@ class OperatorClient:
             with self._lock:
                 decision = self._policy.choose(attempts, self._clock())
             if isinstance(decision, GiveUp):
-                raise OperatorUnavailableError(self._explain(decision.reason))
+                error_class = UntrustworthyOperatorError if decision.lied else OperatorUnavailableError
+                raise error_class(self._explain(decision.reason))
             if not isinstance(decision, Ask):
-                self._sleep(decision.seconds)
+                self._pause(decision.seconds)
                 continue
             worker = decision.worker
             with self._lock:

@@ -51,9 +51,15 @@ class Wait:
 
 @dataclass(frozen=True)
 class GiveUp:
-    """No worker of the operator can answer."""
+    """No worker of the operator can answer.
+
+    Attributes:
+        reason: why.
+        lied: whether none is left, and some are out because they gave wrong answers.
+    """
 
     reason: str
+    lied: bool = False
 
 
 Decision = Ask | Wait | GiveUp
@@ -62,6 +68,7 @@ Decision = Ask | Wait | GiveUp
 @dataclass
 class _Worker:
     excluded: str | None = None
+    lied: bool = False
     failures: int = 0
     last_failure: str = ""
     not_before: float = 0.0
@@ -132,7 +139,7 @@ class WorkerPolicy:
     def _decide(self, request: Request, now: float) -> Decision:
         left = [i for i, worker in enumerate(self._workers) if worker.excluded is None]
         if not left:
-            return GiveUp("no worker is left")
+            return GiveUp("no worker is left", any(worker.lied for worker in self._workers))
         late = [i for i in left if request.is_worth_a_late_try(i)]
         in_time = now < request.deadline
         # A replica that this request has not failed at comes first, then the one that is least busy.
@@ -165,6 +172,7 @@ class WorkerPolicy:
         request.turned_down[worker] = request.turned_down.get(worker, 0) + 1 if busy else 0
         if failure in (Failure.LIED, Failure.INCOMPATIBLE):
             state.excluded = state.last_failure
+            state.lied |= failure is Failure.LIED
         else:
             pause = min(self._first_pause * 2**state.failures, self._longest_pause)
             state.failures = min(state.failures + 1, 30)

@@ -9,7 +9,7 @@ from cryptography import x509
 
 from blindtune.client.config import Operator
 from blindtune.client.preflight.finding import Finding
-from blindtune.client.tls_files import require_key_of
+from blindtune.client.tls_files import read_token, require_key_of
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["check_files", "check_validity"]
@@ -18,15 +18,18 @@ _SOON = timedelta(days=7)
 
 
 def check_files(operator: Operator, now: datetime | None = None) -> Iterator[Finding]:
-    """Checks the CA, the client's certificate and its key.
+    """Checks the CA, and the client's certificate and its key, or its token.
 
     Args:
-        operator: with ``ca``, ``cert`` and ``key``.
+        operator: with ``ca``, and with ``cert`` and ``key``, or ``token``.
         now: the system clock's time unless given.
     """
     now = now or datetime.now(UTC)
     renew = f"ask operator {operator.name} for a new one"
-    for what, path in (("CA", operator.ca), ("client certificate", operator.cert)):
+    files = [("CA", operator.ca)]
+    if operator.cert is not None or operator.token is None:
+        files.append(("client certificate", operator.cert))
+    for what, path in files:
         check = f"{operator.name} {what}"
         try:
             certificates = x509.load_pem_x509_certificates(Path(path or "").read_bytes())
@@ -36,7 +39,10 @@ def check_files(operator: Operator, now: datetime | None = None) -> Iterator[Fin
             yield Finding(check, "problem", f"{path} cannot be used: {reason}", renew)
         else:
             yield check_validity(check, certificates, now, renew, alternatives=what == "CA")
-    yield _key(operator)
+    if len(files) > 1:
+        yield _key(operator)
+    if operator.token is not None:
+        yield _token(operator, Path(operator.token))
 
 
 def check_validity(
@@ -84,6 +90,20 @@ def _key(operator: Operator) -> Finding:
             str(error),
             "name the unencrypted key that was made together with the client's certificate",
         )
-    if mode & (stat.S_IROTH | stat.S_IWOTH):
-        return Finding(check, "warning", f"every user of this machine can use {path}", f"chmod 600 {path}")
-    return Finding(check, "ok", "belongs to the client certificate")
+    return _exposed(check, path, mode) or Finding(check, "ok", "belongs to the client certificate")
+
+
+def _token(operator: Operator, path: Path) -> Finding:
+    check = f"{operator.name} token"
+    try:
+        read_token(path, operator.name)
+        mode = path.stat().st_mode
+    except (ConfigurationError, OSError) as error:
+        return Finding(check, "problem", str(error), f"ask operator {operator.name} for a new one")
+    return _exposed(check, path, mode) or Finding(check, "ok", "can be read; the worker judges it")
+
+
+def _exposed(check: str, path: Path, mode: int) -> Finding | None:
+    if not mode & (stat.S_IROTH | stat.S_IWOTH):
+        return None
+    return Finding(check, "warning", f"every user of this machine can use {path}", f"chmod 600 {path}")

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator
 
+import grpc
+
 from blindtune.client.config import BlindConfig, Operator, split_address
 from blindtune.client.operators.manifest import Expectations, check_manifest, shown
 from blindtune.client.operators.policy import Failure
@@ -68,6 +70,8 @@ def _check_manifest(
     except TransportError as error:
         if error.failure is Failure.BUSY:
             fix = "try again when the worker has less to do"
+        elif error.code is grpc.StatusCode.UNAUTHENTICATED:
+            fix = "ask the operator for a token that its workers let in, and name its file as token"
         else:
             fix = "check that a Blindtune worker listens there, and read its log"
         yield Finding(check, "problem", f"no manifest: {error}", fix)

@@ -16,6 +16,7 @@ from blindtune.client.preflight.finding import Finding, problem_of, until_a_prob
 from blindtune.client.preflight.operators import check_operators
 from blindtune.client.prepare import kit_of
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.estimate import Estimate, estimate, remote_products
 from blindtune.client.training.models import blind_config, load_tokenizer
 from blindtune.client.training.trainer import training_arguments
@@ -72,7 +73,8 @@ def _guarded(check: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Find
 def _settings(recipe: Recipe, known: _Known) -> Iterator[Finding]:
     def find() -> Iterator[Finding]:
         known.config = blind_config(recipe)
-        training_arguments(recipe, recipe.output.dir)
+        with without_accelerate_variables():
+            training_arguments(recipe, recipe.output.dir)
         yield Finding(
             "configuration", "ok", f"masking {recipe.masking.mode}, {len(recipe.operators)} operators"
         )
@@ -90,7 +92,7 @@ def _settings(recipe: Recipe, known: _Known) -> Iterator[Finding]:
 def _model(recipe: Recipe, known: _Known) -> Iterator[Finding]:
     def find() -> Iterator[Finding]:
         folder = resolve(recipe.model.name, recipe.model.revision)
-        known.tokenizer = load_tokenizer(recipe)
+        known.tokenizer = load_tokenizer(folder)
         known.kit = kit_of(folder)
         fingerprint = known.kit.description.fingerprint
         yield Finding("model", "ok", f"{len(known.kit.layers)} layers, fingerprint {fingerprint[:16]}")

@@ -93,8 +93,9 @@ def _connected(operator: Operator, host: str, port: int, seconds: float) -> ssl.
     context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # as gRPC does
     context.set_alpn_protocols(["h2"])
     context.load_verify_locations(Path(operator.ca or ""))
-    # Without a password OpenSSL would ask for one at the terminal.
-    context.load_cert_chain(Path(operator.cert or ""), Path(operator.key or ""), password=lambda: "")
+    if operator.cert and operator.key:
+        # Without a password OpenSSL would ask for one at the terminal.
+        context.load_cert_chain(Path(operator.cert), Path(operator.key), password=lambda: "")
     plain = socket.create_connection((host, port), seconds)
     try:
         return context.wrap_socket(plain, server_hostname=host)
@@ -104,7 +105,7 @@ def _connected(operator: Operator, host: str, port: int, seconds: float) -> ssl.
 
 
 def _verdict(check: str, operator: Operator, connection: ssl.SSLSocket) -> Finding:
-    """What the worker makes of the client's certificate, once the client has accepted the worker's."""
+    """What the worker makes of the client's certificate, or of none, once the client has accepted its own."""
     if connection.selected_alpn_protocol() != "h2":
         return Finding(
             check,
@@ -119,10 +120,22 @@ def _verdict(check: str, operator: Operator, connection: ssl.SSLSocket) -> Findi
         answered = False
     if not answered:
         return _client_refused(check, operator, "it hung up once it had seen it")
-    return Finding(check, "ok", f"{connection.version()}, each side accepts the other's certificate")
+    accepted = (
+        "each side accepts the other's certificate"
+        if operator.cert
+        else "the worker's certificate is accepted"
+    )
+    return Finding(check, "ok", f"{connection.version()}, {accepted}")
 
 
 def _client_refused(check: str, operator: Operator, how: str) -> Finding:
+    if operator.cert is None:
+        return Finding(
+            check,
+            "problem",
+            f"the worker wants a certificate of the client, and no token ({how})",
+            f"ask operator {operator.name} for a certificate, or to start its workers with --tokens",
+        )
     return Finding(
         check,
         "problem",

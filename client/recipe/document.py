@@ -2,7 +2,7 @@
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from blindtune.protocol.errors import ConfigurationError
 __all__ = ["load_recipe", "parse_recipe", "write_recipe"]
 
 _MOST_ERRORS = 8
+# Aliases of aliases make exponentially many of a few lines.
+_MOST_VALUES = 100_000
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -60,6 +62,8 @@ def parse_recipe(text: str, name: str, settings: Sequence[str] = ()) -> Recipe:
         raise ConfigurationError(f"{name}: this is nested too deeply") from None
     except (YAMLError, ValueError) as error:
         raise ConfigurationError(f"{name}: this is no YAML: {' '.join(str(error).split())}") from None
+    except (AttributeError, IndexError, KeyError, TypeError):  # of a tag at a value of another kind
+        raise ConfigurationError(f"{name}: this is no YAML: a tag does not fit its value") from None
     if not isinstance(document, CommentedMap):
         raise ConfigurationError(
             f"{name}: expected the sections {', '.join(Recipe.model_fields)}: blindtune init writes an "
@@ -91,12 +95,23 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     file_written_at_once(path, lambda file: file.write(text.getvalue().encode()))
 
 
-def _plain(node: Any) -> Any:
-    """The values of a document, without what remembers their layout."""
+def _plain(node: Any, left: Iterator[int] | None = None) -> Any:
+    """The values of a document, without what remembers their layout.
+
+    Raises:
+        ValueError: they are too many, a number has more than 64 bits, or a text can't be encoded.
+    """
+    left = iter(range(_MOST_VALUES)) if left is None else left
+    if next(left, None) is None:
+        raise ValueError(f"with its aliases it has more than {_MOST_VALUES} values")
+    if isinstance(node, int) and node.bit_length() > 64:
+        raise ValueError("a number has more than 64 bits")
+    if isinstance(node, str):
+        node.encode()  # a \u escape may be half of a character
     if isinstance(node, CommentedMap):
-        return {str(key): _plain(value) for key, value in node.items()}
+        return {_plain(str(key), left): _plain(value, left) for key, value in node.items()}
     if isinstance(node, CommentedSeq):
-        return [_plain(value) for value in node]
+        return [_plain(value, left) for value in node]
     for kind in (bool, int, float, str):
         if isinstance(node, kind):
             return kind(node)
@@ -113,7 +128,7 @@ def _apply(plain: dict[str, Any], setting: str) -> tuple[str, ...]:
         )
     try:
         value = _plain(YAML(typ="rt").load(text))
-    except (YAMLError, ValueError, RecursionError):
+    except (YAMLError, ValueError, RecursionError, AttributeError, IndexError, KeyError, TypeError):
         raise ConfigurationError(f"--set {setting}: the value is no YAML: write it in quotes") from None
     target: Any = plain
     for step in path[:-1]:
@@ -168,6 +183,7 @@ def _explain(
         return f"{where}: {reason}" if several else f"{where}: {dotted}: {reason}"
     given = error.get("input")
     shown = f", not {given!r}" if isinstance(given, str | int | float | bool | None) else ""
+    shown = shown if len(shown) <= 200 else f"{shown[:200]}..."
     if error["type"] == "model_type":
         return f"{where}: {dotted}: should be a section with {', '.join(_allowed(path))}{shown}"
     if error["type"] == "string_type" and isinstance(given, int | float):

@@ -22,6 +22,7 @@ __all__ = [
     "OutputSection",
     "QuantizationSection",
     "Recipe",
+    "RecordSection",
     "Task",
 ]
 
@@ -115,6 +116,11 @@ class OperatorSection(Section):
     ca: FilePath | None = Field(None, description="The operator's certificate authority (PEM).")
     cert: FilePath | None = Field(None, description="Your certificate for this operator (PEM).")
     key: FilePath | None = Field(None, repr=False, description="Its private key (PEM).")
+    token: FilePath | None = Field(
+        None,
+        repr=False,
+        description="File of the token that the operator gave you, instead of a certificate.",
+    )
 
 
 class AdapterSection(Section):
@@ -182,6 +188,17 @@ class OutputSection(Section):
     dir: FilePath = Field(description="A folder of its own: the adapter, its checkpoints, summary.json.")
 
 
+class RecordSection(Section):
+    """A signed record of what was trained, for auditors; it holds nothing of the data."""
+
+    enabled: bool = Field(True, description="Whether record.jsonl is written to the output folder.")
+    key: FilePath | None = Field(
+        None,
+        description="Ed25519 private key (PEM), made at first use, with the salts of records beside it; by "
+        "default record.key in your configuration folder.",
+    )
+
+
 class Recipe(Section):
     """One fine-tuning run."""
 
@@ -193,3 +210,4 @@ class Recipe(Section):
     data: DataSection
     training: TrainingSection = Field(default_factory=TrainingSection)
     output: OutputSection
+    record: RecordSection = Field(default_factory=RecordSection)  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from blindtune.client.disk import file_written_at_once
+from blindtune.client.training.finite import finite
 from blindtune.protocol.errors import BlindtuneError, CheckpointError
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "forget_unfinished",
     "install",
     "newest",
+    "owner_only",
     "read_json",
     "require_whole",
     "staging",
@@ -61,7 +63,7 @@ def staging(folder: Path) -> Path:
     """An empty folder inside ``folder`` to write a checkpoint to, before `install`."""
     unfinished = folder / _STAGING
     shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    unfinished.mkdir(mode=0o700)  # libraries write with modes of their own, and nobody looks in meanwhile
     return unfinished
 
 
@@ -76,13 +78,20 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
     final = folder / written.name
     if final.exists():
         return  # of the same step of this run, and so the same: removing it would leave a moment without
-    written.chmod(0o700)  # what was learned is as private as the data
+    owner_only(written)
     for path in written.iterdir():
         sync(path)
     sync(written)
     os.replace(written, final)
     sync(folder)
     rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)
+
+
+def owner_only(folder: Path) -> None:
+    """Takes everyone else's rights to a folder and all that is in it: what was learned is private."""
+    folder.chmod(0o700)
+    for path in folder.rglob("*"):
+        path.chmod(0o700 if path.is_dir() else 0o600)
 
 
 def sync(path: Path) -> None:
@@ -153,6 +162,6 @@ def damage_is_clear(path: Path) -> Iterator[None]:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes JSON that is whole or not there."""
-    text = json.dumps(content, indent=1) + "\n"
+    """Writes JSON that is whole or not there; a number that is infinite or NaN becomes null."""
+    text = json.dumps(finite(content), indent=1, allow_nan=False) + "\n"
     file_written_at_once(path, lambda file: file.write(text.encode()))

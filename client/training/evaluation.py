@@ -14,9 +14,16 @@ from blindtune.client.data.prepared import read_questions, read_split
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.checkpoints import read_json
+from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.folder import RECIPE, STATE, SUMMARY
-from blindtune.client.training.models import blind_config, load_base, load_tokenizer, trained_adapter
-from blindtune.client.training.trainer import RecipeTrainer, Rows
+from blindtune.client.training.models import (
+    base_folder,
+    blind_config,
+    load_base,
+    load_tokenizer,
+    trained_adapter,
+)
+from blindtune.client.training.trainer import RecipeTrainer
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
@@ -46,7 +53,7 @@ class Tuned:
         data, seed = self.recipe.data, self.recipe.training.seed
         split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed)
         trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
-        return {"examples": len(split.rows), **trainer.measure(Rows(split.rows))}
+        return {"examples": len(split.rows), **trainer.measure(split)}
 
     def questions(self, path: Path, limit: int | None) -> Sequence[Conversation | Completion]:
         """The examples of a data file, for `answer_to` and `exact_match`."""
@@ -119,16 +126,17 @@ def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True
         )
     recipe = load_recipe(folder / RECIPE, settings)
     labels = read_json(folder / STATE).get("labels", [])
-    tokenizer = load_tokenizer(recipe, folder)
-    base = load_base(recipe, labels, tokenizer, blind_config(recipe))
-    multiplier = multiplier_of(base)
-    try:
-        model = trained_adapter(base, folder)
-        if not adapter:
-            model.base_model.disable_adapter_layers()
-        yield Tuned(folder, recipe, labels, tokenizer, model)
-    finally:
-        multiplier.close()
+    tokenizer = load_tokenizer(folder)
+    with without_accelerate_variables():
+        base = load_base(recipe, base_folder(recipe), labels, tokenizer, blind_config(recipe))
+        multiplier = multiplier_of(base)
+        try:
+            model = trained_adapter(base, folder)
+            if not adapter:
+                model.base_model.disable_adapter_layers()
+            yield Tuned(folder, recipe, labels, tokenizer, model)
+        finally:
+            multiplier.close()
 
 
 def exact_match(

@@ -6,7 +6,31 @@ from typing import Any, Self
 
 from blindtune.client.multiplier import PrivateMultiplier
 
-__all__ = ["Figures", "traffic"]
+__all__ = ["Figures", "Prices", "traffic"]
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the machine and the traffic cost.
+
+    Attributes:
+        per_hour: of the run's time.
+        per_gb: of 10^9 bytes, either way.
+    """
+
+    per_hour: float | None = None
+    per_gb: float | None = None
+
+    def cost(self, seconds: float, payload: int) -> dict[str, float]:
+        """The entry ``cost`` of a summary; none without prices.
+
+        Args:
+            seconds: that the run took.
+            payload: bytes, both ways together.
+        """
+        if self.per_hour is None and self.per_gb is None:
+            return {}
+        return {"cost": seconds / 3600 * (self.per_hour or 0.0) + payload / 1e9 * (self.per_gb or 0.0)}
 
 
 @dataclass(frozen=True)
@@ -46,17 +70,25 @@ class Figures:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> Self:
-        """Figures that were kept with a checkpoint; what a file does not hold is zero."""
+        """Figures that were kept with a checkpoint; what a file does not hold is zero.
+
+        Raises:
+            TypeError: what a file holds is no number.
+        """
         names = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in content.items() if name in names})
+        found = {name: value for name, value in content.items() if name in names}
+        for name, value in found.items():
+            if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 2**63:
+                raise TypeError(f"{name} is no number of this kind")
+        return cls(**found)
 
     @property
     def padding_share(self) -> float:
         """Share of all rows that is padding."""
         return 1 - self.tokens / self.padded_tokens if self.padded_tokens else 0.0
 
-    def summary(self, price_per_hour: float | None, price_per_gb: float | None) -> dict[str, Any]:
-        """The figures for ``summary.json``; the cost is that of the time and the traffic at these prices."""
+    def summary(self, prices: Prices) -> dict[str, Any]:
+        """The figures for ``summary.json``; the cost is that of the time and the traffic."""
         plain = dataclasses.asdict(self)
         seconds = {
             "total": plain.pop("seconds"),
@@ -66,10 +98,7 @@ class Figures:
         seconds["client"] = max(0.0, seconds["total"] - seconds["waiting"] - seconds["verification"])
         plain["padding_share"] = self.padding_share
         plain["seconds"] = seconds
-        if price_per_hour is not None or price_per_gb is not None:
-            hours, gigabytes = self.seconds / 3600, (self.bytes_up + self.bytes_down) / 1e9
-            plain["cost"] = hours * (price_per_hour or 0.0) + gigabytes * (price_per_gb or 0.0)
-        return plain
+        return plain | prices.cost(self.seconds, self.bytes_up + self.bytes_down)
 
 
 def traffic(multiplier: PrivateMultiplier | None) -> Figures:

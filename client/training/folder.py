@@ -1,7 +1,8 @@
 """The output folder of a run: one run at a time, and what says whether it can be gone on with.
 
 OUTPUT/recipe.yaml            the configuration with everything that it resolved to
-OUTPUT/run.json               what makes the run this one: digests, and the figures before training
+OUTPUT/run.json               what makes the run this one: the base model's fingerprint, digests of the
+                              data, and the figures before training
 OUTPUT/checkpoints/           checkpoint-STEP folders
 OUTPUT/adapter_model.safetensors, adapter_config.json, tokenizer ...   the result
 OUTPUT/summary.json           written last: the run is complete
@@ -44,16 +45,18 @@ class RunFolder:
     def held(cls, path: Path) -> Iterator["RunFolder"]:
         """Makes the folder, and keeps other processes from using it.
 
+        Everything that a run writes is its owner's alone; a folder that was there keeps its mode.
+
         Raises:
             ConfigurationError: another process uses it, or it can't be written to.
         """
         with disk_errors_are_clear(path):
-            try:
-                # What was learned is as private as the data.
-                path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            except FileExistsError:
-                raise ConfigurationError(f"{path} is a file: choose another output.dir") from None
-            lock = FileLock(path / LOCK)
+            for folder in reversed([path, *path.parents]):
+                try:
+                    folder.mkdir(mode=0o700, exist_ok=True)
+                except FileExistsError:
+                    raise ConfigurationError(f"{folder} is a file: choose another output.dir") from None
+            lock = FileLock(path / LOCK, mode=0o600)
             try:
                 lock.acquire(timeout=0)
             except Timeout:
@@ -100,35 +103,58 @@ class RunFolder:
                 f"{self.path} is not empty ({', '.join(sorted(others)[:3])}): choose another output.dir"
             )
 
-    def begin(self, recipe: Recipe, data: PreparedData) -> None:
-        """Writes down what makes this run the one it is."""
+    def begin(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> None:
+        """Writes down what makes this run the one it is.
+
+        Args:
+            fingerprint: of the base model; None for a run that is not private, which needs none.
+        """
         write_recipe(recipe, self.path / RECIPE)
-        self.keep(versions=_versions(), **_digests(data), labels=list(data.labels))
+        self.keep(
+            versions=_versions(), model_fingerprint=fingerprint, **_digests(data), labels=list(data.labels)
+        )
+        self._own_checkpoints()
+
+    def _own_checkpoints(self) -> None:
+        checkpoints = self.path / CHECKPOINTS
+        checkpoints.mkdir(mode=0o700, exist_ok=True)
+        checkpoints.chmod(0o700)  # Hugging Face may have made it, in an earlier version
 
     def differing_versions(self) -> list[str]:
         """Libraries that have changed since the run began, which may change what they compute."""
-        begun = self.state.get("versions", {})
+        begun = self.state.get("versions")
+        begun = begun if isinstance(begun, dict) else {}
         return [
             f"{name} {begun.get(name)} -> {now}"
             for name, now in _versions().items()
             if begun.get(name) != now
         ]
 
-    def require_same(self, recipe: Recipe, data: PreparedData) -> None:
+    @property
+    def knows_model(self) -> bool:
+        """Whether it says which base model the run began with; earlier versions did not write that down."""
+        return self.state.get("model_fingerprint") is not None
+
+    def require_same(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> None:
         """Checks that going on would finish the run that was begun here.
 
+        Args:
+            fingerprint: of the base model; None for a run that is not private.
+
         Raises:
-            ConfigurationError: there is none, or the configuration or the data differ.
+            ConfigurationError: there is none, or the configuration, the data or the base model differ.
         """
         state = self.state
         if not state:
             raise ConfigurationError(f"{self.path} holds no run to resume: start it without --resume")
         begun = load_recipe(self.path / RECIPE)
+        # The fingerprint tells whether it is the same model, so a branch that moved can be pinned.
+        tells = {"model.revision"} if self.knows_model and fingerprint is not None else set()
         changed = [
             f"{section}.{name}"
             for section in _SAME
             for name, value in _values(recipe, section).items()
-            if _values(begun, section).get(name) != value
+            if _values(begun, section).get(name) != value and f"{section}.{name}" not in tells
         ]
         if changed:
             raise ConfigurationError(
@@ -146,7 +172,15 @@ class RunFolder:
             raise ConfigurationError(
                 f"{self.path}: the labels are not those that the run began with: restore them"
             )
+        known = state.get("model_fingerprint")
+        if known is not None and fingerprint is not None and fingerprint != known:
+            raise ConfigurationError(
+                f"{self.path}: the run began with a base model of fingerprint {str(known)[:16]}, and "
+                f"{recipe.model.name} now has {fingerprint[:16]}: restore it, name the commit that it was "
+                "on the hub with --set model.revision=COMMIT, or begin anew in another output.dir"
+            )
         write_recipe(recipe, self.path / RECIPE)
+        self._own_checkpoints()
         forget_unfinished(self.path / CHECKPOINTS)
 
 

@@ -16,11 +16,21 @@ from transformers import (
 
 from blindtune.checkpoint.files import resolve
 from blindtune.client import BlindConfig, Operator
+from blindtune.client.prepare import kit_of
+from blindtune.client.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import damage_is_clear
 from blindtune.protocol.errors import CheckpointError, ConfigurationError
 
-__all__ = ["blind_config", "load_base", "load_tokenizer", "new_adapter", "trained_adapter"]
+__all__ = [
+    "base_fingerprint",
+    "base_folder",
+    "blind_config",
+    "load_base",
+    "load_tokenizer",
+    "new_adapter",
+    "trained_adapter",
+]
 
 _TASK_TYPES = {"instructions": "CAUSAL_LM", "classification": "SEQ_CLS"}
 
@@ -35,7 +45,7 @@ def blind_config(recipe: Recipe) -> BlindConfig:
     # With masking reference nobody is asked, and the same file may name operators for later.
     asked = [] if masking.mode == "reference" else recipe.operators
     return BlindConfig(
-        operators=[Operator(x.name, x.workers, x.ca, x.cert, x.key) for x in asked],
+        operators=[Operator(x.name, x.workers, x.ca, x.cert, x.key, x.token) for x in asked],
         masking=masking.mode,
         parameter_set=masking.parameter_set,
         head=recipe.quantization.head,
@@ -46,13 +56,33 @@ def blind_config(recipe: Recipe) -> BlindConfig:
     )
 
 
-def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
-    """The tokenizer of a recipe's model, or of a folder that a run wrote; it has a padding token.
+def base_folder(recipe: Recipe) -> Path:
+    """Where a recipe's base model is. Ask once in a run: a branch on the hub may move in between.
+
+    Raises:
+        CheckpointError: there is no such model.
+    """
+    return resolve(recipe.model.name, recipe.model.revision)
+
+
+def base_fingerprint(recipe: Recipe, folder: Path) -> str:
+    """The fingerprint of the base model's frozen layers, from its kit, which is made at first use.
+
+    Args:
+        folder: from `base_folder`.
+
+    Raises:
+        CheckpointError, KitError, UnsupportedError: the model or its kit can't be read or served.
+    """
+    return kit_of(folder, preparing(recipe.model.name)).description.fingerprint
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a model, or of a run's output; it has a padding token.
 
     Raises:
         CheckpointError: there is none.
     """
-    folder = folder or resolve(recipe.model.name, recipe.model.revision)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -67,16 +97,16 @@ def load_tokenizer(recipe: Recipe, folder: Path | None = None) -> Any:
 
 
 def load_base(
-    recipe: Recipe, labels: Sequence[str], tokenizer: Any, config: BlindConfig | None
+    recipe: Recipe, folder: Path, labels: Sequence[str], tokenizer: Any, config: BlindConfig | None
 ) -> PreTrainedModel:
     """The base model with remote layers, or all of it in this process when there is no ``config``.
 
     Seeds all random number generators first, since a classification head starts at random.
 
     Args:
+        folder: from `base_folder`.
         labels: class names, for classification.
     """
-    folder = resolve(recipe.model.name, recipe.model.revision)
     # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
     if config is not None:

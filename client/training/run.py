@@ -3,7 +3,8 @@
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
@@ -14,15 +15,27 @@ from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.checkpoints import read_json, sync, write_json
-from blindtune.client.training.figures import Figures, traffic
-from blindtune.client.training.folder import SUMMARY, RunFolder
-from blindtune.client.training.models import blind_config, load_base, load_tokenizer, new_adapter
+from blindtune.client.record.running import RunRecord, record_key
+from blindtune.client.training.checkpoints import damage_is_clear, owner_only, read_json, sync, write_json
+from blindtune.client.training.divergence import DivergenceWarning
+from blindtune.client.training.environment import without_accelerate_variables
+from blindtune.client.training.figures import Figures, Prices, traffic
+from blindtune.client.training.finite import finite
+from blindtune.client.training.folder import STATE, SUMMARY, RunFolder
+from blindtune.client.training.models import (
+    base_fingerprint,
+    base_folder,
+    blind_config,
+    load_base,
+    load_tokenizer,
+    new_adapter,
+)
+from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
-from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer, Rows
+from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
 from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
 
-__all__ = ["Observer", "Prices", "train_recipe"]
+__all__ = ["Observer", "train_recipe"]
 
 
 class Observer(Protocol):
@@ -41,19 +54,7 @@ class Observer(Protocol):
         """What the trainer tells of each step; ``so_far`` gives the run's figures at any time."""
 
 
-@dataclass(frozen=True)
-class Prices:
-    """What the machine and the traffic cost.
-
-    Attributes:
-        per_hour: of the run's time.
-        per_gb: of 10^9 bytes, either way.
-    """
-
-    per_hour: float | None = None
-    per_gb: float | None = None
-
-
+@without_accelerate_variables()
 def train_recipe(
     recipe: Recipe,
     observer: Observer,
@@ -61,6 +62,8 @@ def train_recipe(
     resume: bool = False,
     prices: Prices | None = None,
     private: bool = True,
+    stop: StopRequest | None = None,
+    monitor: Monitor | None = None,
 ) -> dict[str, Any]:
     """Trains the adapter of a recipe and writes it to the output folder.
 
@@ -68,9 +71,11 @@ def train_recipe(
         recipe: what to do.
         observer: is told of it.
         resume: go on with a run that was interrupted.
-        prices: for the summary.
+        prices: for the summary; new ones for a run that is complete already change its cost.
         private: False to train with the whole unquantized model in this process, as stock PEFT does: for
             comparisons.
+        stop: ends the run after the step under way, as a signal does, when its ``wanted`` is set.
+        monitor: shows the run's figures.
 
     Returns:
         The summary, as in ``summary.json``.
@@ -79,12 +84,17 @@ def train_recipe(
         BlindtuneError: see the exception tree; what was trained until then is in the checkpoints.
     """
     config = blind_config(recipe) if private else None
-    tokenizer = load_tokenizer(recipe)
+    key = record_key(recipe) if private else None
+    base = base_folder(recipe)
+    tokenizer = load_tokenizer(base)
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
     observer.data(data)
     with RunFolder.held(recipe.output.dir) as folder:
+        if not resume:
+            folder.require_unused()
+        fingerprint = base_fingerprint(recipe, base) if private else None
         if resume:
-            folder.require_same(recipe, data)
+            folder.require_same(recipe, data, fingerprint)
             if changed := folder.differing_versions():
                 observer.say(
                     f"this run began with other versions ({', '.join(changed)}): it goes on, and may "
@@ -92,10 +102,31 @@ def train_recipe(
                 )
             if folder.complete:
                 observer.say(f"{folder.path}: this run is complete already")
-                return read_json(folder.path / SUMMARY)
-        else:
-            folder.require_unused()
-        return _Run(recipe, folder, data, tokenizer, config, observer, resume).finish(prices or Prices())
+                return _priced_anew(folder, prices or Prices())
+            if fingerprint is not None and not folder.knows_model:
+                observer.say(
+                    f"warning: {folder.path} does not say which base model this run began with, since an "
+                    "earlier version wrote it: it goes on with this one"
+                )
+                folder.keep(model_fingerprint=fingerprint)
+        run = _Run(recipe, folder, data, tokenizer, observer, monitor)
+        run.load(base, config)
+        if not resume:
+            folder.begin(recipe, data, fingerprint)
+        record = RunRecord.of(key, recipe, folder, data, config, fingerprint, observer.say)
+        with record.kept_to_the_end():
+            return run.finish(prices or Prices(), stop or StopRequest(), record)
+
+
+def _priced_anew(folder: RunFolder, prices: Prices) -> dict[str, Any]:
+    """The summary of a complete run, with its cost at other prices when there are some."""
+    summary = read_json(folder.path / SUMMARY)
+    with damage_is_clear(folder.path / SUMMARY):
+        cost = prices.cost(summary["seconds"]["total"], summary["bytes_up"] + summary["bytes_down"])
+    if cost:
+        summary |= cost
+        write_json(folder.path / SUMMARY, summary)
+    return summary
 
 
 class _Run:
@@ -105,59 +136,67 @@ class _Run:
         folder: RunFolder,
         data: PreparedData,
         tokenizer: Any,
-        config: BlindConfig | None,
         observer: Observer,
-        resume: bool,
+        monitor: Monitor | None,
     ) -> None:
         self._recipe = recipe
         self._folder = folder
         self._data = data
         self._tokenizer = tokenizer
         self._observer = observer
-        base = load_base(recipe, data.labels, tokenizer, config)
-        self._multiplier: PrivateMultiplier | None = None if config is None else multiplier_of(base)
-        _require_positions(base, data)
-        self._model = new_adapter(base, recipe)
-        if not resume:
-            folder.begin(recipe, data)
-        self._checkpoint = folder.newest_checkpoint()
-        # Kept with the newest checkpoint or, before the first one, with the figures before training.
-        kept = folder.state.get("so_far", {})
-        if self._checkpoint is not None:
-            kept = read_json(self._checkpoint / FIGURES)
-        self._earlier = Figures.from_json(kept)
+        self._monitor = monitor
+        self._multiplier: PrivateMultiplier | None = None
+
+    def load(self, base: Path, config: BlindConfig | None) -> None:
+        """Loads the model, which connects to its workers, and puts the adapter on it."""
+        model = load_base(self._recipe, base, self._data.labels, self._tokenizer, config)
+        if config is not None:
+            self._multiplier = multiplier_of(model)
+            if self._monitor is not None:
+                self._monitor.watch(self._multiplier)
+        _require_positions(model, self._data)
+        self._model = new_adapter(model, self._recipe)
         self._started = time.monotonic()
 
-    def finish(self, prices: Prices) -> dict[str, Any]:
+    def finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:
+        """Trains from the newest checkpoint, or from the start, to the end."""
         try:
-            return self._finish(prices)
+            return self._finish(prices, stop, record)
         finally:
             if self._multiplier is not None:
                 self._multiplier.close()
 
-    def _finish(self, prices: Prices) -> dict[str, Any]:
+    def _finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:
         validation = self._data.validation
+        checkpoint = self._folder.newest_checkpoint()
+        # Kept with the newest checkpoint or, before the first one, with the figures before training.
+        kept = self._folder.state.get("so_far", {}) if checkpoint is None else read_json(checkpoint / FIGURES)
+        with damage_is_clear(self._folder.path / STATE if checkpoint is None else checkpoint / FIGURES):
+            self._earlier = Figures.from_json(kept)
         trainer = RecipeTrainer(
             self._recipe,
             self._folder.path,
             self._model,
             self._tokenizer,
-            Rows(self._data.train.rows),
-            None if validation is None else Rows(validation.rows),
+            self._data.train,
+            validation,
             self._this_process,
         )
+        trainer.add_callback(DivergenceWarning(self._observer.say))
         before = self._before(trainer)
 
         def so_far() -> Figures:
             return self._this_process() + trainer.trained
 
-        stop = StopRequest()
         trainer.add_callback(stop)
+        trainer.add_callback(record.follow(self._folder.path / CHECKPOINTS, self._multiplier))
         trainer.add_callback(self._observer.steps(so_far))
-        if self._checkpoint is not None:
-            self._observer.say(f"going on from {self._checkpoint.name}")
+        if self._monitor is not None:
+            trainer.add_callback(self._monitor)
+        if checkpoint is not None:
+            self._observer.say(f"going on from {checkpoint.name}")
         with stop_on_signals(stop, self._observer.say):
-            trainer.train_from(self._checkpoint)
+            trainer.train_from(checkpoint)
         if trainer.state.global_step < trainer.state.max_steps:
             raise InterruptedRunError(
                 f"stopped after step {trainer.state.global_step} of {trainer.state.max_steps}, which is "
@@ -166,6 +205,9 @@ class _Run:
         self._save_adapter(trainer)
         after = self._measure(trainer, "after")
         summary = self._summary(so_far(), before, after, prices)
+        summary["record"] = record.finish(
+            self._folder.path, summary["steps"], summary["verified_responses"], summary["lies"]
+        )
         write_json(self._folder.path / SUMMARY, summary)
         return summary
 
@@ -187,7 +229,7 @@ class _Run:
         validation = self._data.validation
         if validation is None:
             return None
-        figures = trainer.measure(Rows(validation.rows))
+        figures = trainer.measure(validation)
         self._observer.measured(when, figures)
         return figures
 
@@ -197,9 +239,11 @@ class _Run:
         with disk_errors_are_clear(folder):
             written = folder / CHECKPOINTS / ".adapter"
             shutil.rmtree(written, ignore_errors=True)
+            written.mkdir(mode=0o700)
             trainer.save_model(str(written))
             self._tokenizer.save_pretrained(written)
             (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of what recipe.yaml says
+            owner_only(written)
             for path in sorted(written.iterdir()):
                 sync(path)  # the summary, which says that all is there, is not to be there first
                 path.replace(folder / path.name)
@@ -214,7 +258,7 @@ class _Run:
         prices: Prices,
     ) -> dict[str, Any]:
         recipe, train, validation = self._recipe, self._data.train, self._data.validation
-        return {
+        summary: dict[str, Any] = {
             "model": recipe.model.name,
             "task": recipe.data.task,
             "masking": recipe.masking.mode if self._multiplier is not None else "none (not private)",
@@ -222,8 +266,9 @@ class _Run:
             "before": before,
             "after": after,
             "examples": {"train": _counts(train), "validation": validation and _counts(validation)},
-            **figures.summary(prices.per_hour, prices.per_gb),
+            **figures.summary(prices),
         }
+        return dict(finite(summary))  # as it will be read back
 
 
 def _require_positions(base: Any, data: PreparedData) -> None:

@@ -17,10 +17,14 @@ class StopRequest(TrainerCallback):
 
     What belongs to the end of an epoch, such as measuring, comes before the checkpoint: a run that goes on
     from there begins with the next epoch.
+
+    Args:
+        otherwise: is asked after each step, and stops the training as well when it says True.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, otherwise: Callable[[], bool] = lambda: False) -> None:
         self.wanted = False
+        self._otherwise = otherwise
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
@@ -34,7 +38,7 @@ class StopRequest(TrainerCallback):
         self._stop(state, control)
 
     def _stop(self, state: TrainerState, control: TrainerControl) -> None:
-        if self.wanted and state.global_step < state.max_steps:
+        if (self.wanted or self._otherwise()) and state.global_step < state.max_steps:
             control.should_save = True
             control.should_training_stop = True
 
@@ -42,11 +46,13 @@ class StopRequest(TrainerCallback):
 @contextmanager
 def stop_on_signals(request: StopRequest, say: Callable[[str], None]) -> Iterator[None]:
     """SIGINT and SIGTERM set the request; a second one interrupts at once."""
+    asked = False
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.wanted:
+        nonlocal asked
+        if asked:  # and not whether it is wanted: that may have another reason, and then this is the first
             raise KeyboardInterrupt
-        request.wanted = True
+        asked = request.wanted = True
         with suppress(RuntimeError):  # the signal came in the middle of another line
             say("stopping after this step, with a checkpoint; again to stop at once")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -24,6 +24,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType
 
 from blindtune.client.data.chat import IGNORED
+from blindtune.client.data.prepared import Split
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training import checkpoints
@@ -32,28 +33,10 @@ from blindtune.client.training.figures import Figures
 from blindtune.client.training.metrics import metrics_of
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
 
-__all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "Rows", "training_arguments"]
+__all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
 
 CHECKPOINTS = "checkpoints"
 FIGURES = "figures.json"
-
-
-class Rows(Dataset[dict[str, Any]]):
-    """Encoded examples."""
-
-    def __init__(self, rows: Sequence[dict[str, Any]]) -> None:
-        self.rows = rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return dict(self.rows[index])
-
-    @property
-    def lengths(self) -> list[int]:
-        """Tokens of each example."""
-        return [len(row["input_ids"]) for row in self.rows]
 
 
 # What is about training makes no sense for a trainer that only measures, and is refused there.
@@ -131,8 +114,8 @@ class RecipeTrainer(Trainer):
         folder: Path,
         model: Any,
         tokenizer: Any,
-        train: Rows | None,
-        validation: Rows | None = None,
+        train: Split | None,
+        validation: Split | None = None,
         so_far: Callable[[], Figures] = Figures,
     ) -> None:
         self._recipe = recipe
@@ -161,9 +144,9 @@ class RecipeTrainer(Trainer):
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(self))
 
-    def measure(self, rows: Rows) -> dict[str, float]:
+    def measure(self, split: Split) -> dict[str, float]:
         """The task's figures on some examples; see `blindtune.client.training.metrics`."""
-        found = self.evaluate(rows)
+        found = self.evaluate(split)
         names = ("accuracy", "macro_f1", "perplexity", "token_accuracy")
         figures = {"loss": found["eval_nll"]}
         return figures | {name: found[f"eval_{name}"] for name in names if f"eval_{name}" in found}
@@ -220,6 +203,10 @@ class RecipeTrainer(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str) -> None:
         with checkpoints.damage_is_clear(Path(checkpoint)):
             super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        with checkpoints.damage_is_clear(Path(checkpoint or "")):
+            super()._load_scaler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str) -> None:
         with checkpoints.damage_is_clear(Path(checkpoint)):

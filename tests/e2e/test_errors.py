@@ -125,11 +125,11 @@ def test_a_damaged_kit_is_refused_before_any_worker_is_asked(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     chosen = operators.operators("llama")
-    for worker in operators.workers:
-        worker.record(tmp_path / "recorded")
+    for number, worker in enumerate(operators.workers):
+        worker.record(tmp_path / "recorded" / str(number))
     with pytest.raises(KitError, match="blindtune prepare MODEL --output"):
         load("llama", operators=chosen, folder=kit.folder)
-    assert (tmp_path / "recorded" / "parts.jsonl").read_text() == ""
+    assert [x.read_text() for x in tmp_path.glob("recorded/*/parts.jsonl")] == [""] * 4
 
 
 def test_a_cached_kit_that_is_damaged_is_made_again_and_says_so(

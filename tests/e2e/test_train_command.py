@@ -282,3 +282,87 @@ def test_a_checkpoint_that_lacks_its_optimizer_is_not_gone_on_from(
     ended, said = command("train", *options, "--resume")
     assert ended == ExitCode.MODEL
     assert "checkpoint-1 lacks optimizer.pt" in said
+
+
+def stopped_and_resumed(recipe: Path, process: subprocess.Popen[Any], steps: int) -> None:
+    """Checks that a run whose output nobody reads ended with a checkpoint, and goes on from there."""
+    assert process.wait(PATIENCE) == ExitCode.OUTPUT_CLOSED
+    (checkpoint,) = (recipe.parent / "output" / "checkpoints").glob("checkpoint-*")
+    assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < steps
+    events = finish(start(recipe, "--set", f"training.max_steps={steps}", "--resume"))
+    assert sum(event["event"] == "step" for event in events) < steps
+    assert events[-1]["steps"] == steps
+
+
+def test_a_run_whose_events_nobody_reads_stops_with_a_checkpoint_and_goes_on_from_it(
+    recipe_file: Path,
+) -> None:
+    process = start(recipe_file, "--set", "training.max_steps=40")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()  # as head -1 does
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    stopped_and_resumed(recipe_file, process, 40)
+    assert "which is saved: go on with --resume" in said
+    assert "Traceback" not in said
+    assert "Exception ignored" not in said
+
+
+def test_a_run_whose_messages_nobody_reads_stops_with_a_checkpoint_and_goes_on_from_it(
+    recipe_file: Path,
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "blindtune.client.cli", "train", str(recipe_file)]
+    with os.fdopen(writing, "w") as messages:
+        process = subprocess.Popen([*command, "--set", "training.max_steps=40"], stderr=messages)
+    stopped_and_resumed(recipe_file, process, 40)
+
+
+def test_a_run_whose_reader_leaves_during_its_last_step_is_complete(recipe_file: Path) -> None:
+    process = start(recipe_file)
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.readline()
+    process.stdout.close()
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(PATIENCE) == ExitCode.OUTPUT_CLOSED, said
+    assert "Traceback" not in said
+    assert (recipe_file.parent / "output" / "summary.json").is_file()
+
+
+def test_a_second_signal_ends_a_run_at_once_though_a_worker_does_not_answer(
+    checkpoints: dict[str, Path], operators: RunningOperators, tmp_path: Path
+) -> None:
+    model = with_tokenizer(checkpoints["llama"], tmp_path)
+    train = write_lines(tmp_path / "train.jsonl", RECORDS)
+    recipe = recipe_of(
+        tmp_path,
+        model,
+        train,
+        masking={"mode": "shares", "request_timeout": 10.0 * PATIENCE, "retry_seconds": 10.0 * PATIENCE},
+        operators=operator_sections(operators, "llama"),
+    )
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    for worker in operators[0].workers:
+        worker.lie("llama", "unavailable", at=150, times=10_000_000)
+    process = start(tmp_path / "recipe.yaml")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    for line in process.stdout:
+        if json.loads(line)["event"] == "step":
+            break
+    while not all(worker.lies_told("llama") for worker in operators[0].workers):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    for line in process.stdout:
+        if "again to stop at once" in line:
+            break
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == ExitCode.INTERRUPTED, errors
+    assert "Traceback" not in errors
+    assert json.loads(output.splitlines()[-1]) == {"event": "error", "code": 130, "message": "interrupted"}

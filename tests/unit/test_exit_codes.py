@@ -1,5 +1,7 @@
 """Scripts tell by the exit status what went wrong, so every error has one, and no two mean the same."""
 
+import signal
+
 from blindtune.client.cli.exit_codes import ExitCode, exit_code
 from blindtune.protocol import errors
 
@@ -15,12 +17,14 @@ def test_every_error_of_ours_has_a_status_that_says_which() -> None:
 def test_statuses_are_unique_and_leave_those_alone_that_shells_use() -> None:
     values = [int(x) for x in ExitCode.__members__.values()]
     assert len(set(values)) == len(ExitCode.__members__) == len(ExitCode)
-    assert all(0 <= x <= 9 or x == 130 for x in values)
+    by_a_signal = {128 + number for number in (signal.SIGINT, signal.SIGPIPE)}
+    assert all(0 <= x < 64 or x in by_a_signal for x in values)
     assert all(x.meaning.strip() for x in ExitCode)
 
 
 def test_the_narrower_error_decides() -> None:
     assert exit_code(errors.OperatorUnavailableError("x")) is ExitCode.UNAVAILABLE
+    assert exit_code(errors.UntrustworthyOperatorError("x")) is ExitCode.UNTRUSTWORTHY
     assert exit_code(errors.VerificationError("x")) is ExitCode.WORKER
     assert exit_code(errors.IncompatibleWorkerError("x")) is ExitCode.WORKER
     assert exit_code(errors.ConfigurationError("x")) is ExitCode.CONFIGURATION

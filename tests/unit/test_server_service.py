@@ -14,8 +14,13 @@ import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
+from blindtune.client.config import Operator
+from blindtune.client.operators.messages import WorkRequest
+from blindtune.client.operators.policy import Failure
+from blindtune.client.operators.transport import GrpcTransport, TransportError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
@@ -299,7 +304,7 @@ def seed(key: bytes, row_offset: int = 0) -> Change:
         (spans(1, Span("q", 1, 17)), STATUS.INVALID_ARGUMENT, "not lie within the 16 input features"),
         (spans(1, Span("q", 0, 16), Span("down", 0, 24)), STATUS.INVALID_ARGUMENT, "the same features"),
         (spans(2, Span("q", 0, 24), Span("down", 0, 16)), STATUS.INVALID_ARGUMENT, "the same features"),
-        (spans(1, *[Span("q", 0, 16)] * 65), STATUS.RESOURCE_EXHAUSTED, "65 spans"),
+        (spans(1, *[Span("q", 0, 16)] * 65), STATUS.OUT_OF_RANGE, "65 spans"),
         (seed(bytes(31)), STATUS.INVALID_ARGUMENT, "32 bytes, not 31"),
         (seed(b""), STATUS.INVALID_ARGUMENT, "32 bytes, not 0"),
         (seed(bytes(32), 1 << 63), STATUS.INVALID_ARGUMENT, "63-bit"),
@@ -329,7 +334,7 @@ def test_an_operand_over_the_limits_is_refused(
 ) -> None:
     worker = start(limits)
     code, details = worker.refusal([header(store, QK_FORWARD, rows, seed)])
-    assert code is STATUS.RESOURCE_EXHAUSTED
+    assert code is STATUS.OUT_OF_RANGE
     assert text in details
     fits = header(store, QK_FORWARD, rows - 1, Seed(KEY))
     assert len(worker.answer([fits], 64)) == rows - 1
@@ -338,8 +343,20 @@ def test_an_operand_over_the_limits_is_refused(
 def test_a_row_of_results_that_fits_no_message_is_refused(store: LayerStore, worker: Worker) -> None:
     product = Product(Direction.FORWARD, (Span("wide", 0, 8),))
     code, details = worker.refusal([header(store, product, 1, Seed(KEY))])
-    assert code is STATUS.RESOURCE_EXHAUSTED
+    assert code is STATUS.OUT_OF_RANGE
     assert "ask for fewer layers at once" in details
+
+
+def test_a_client_does_not_send_again_what_is_too_large(store: LayerStore, start: Start) -> None:
+    running = start(Limits(max_rows=5)).running
+    transport = GrpcTransport(Operator("alpha", [running.address]), running.address, insecure=True)
+    request = WorkRequest(
+        store.fingerprint, Q31.name, QK_FORWARD, Share(0, residues(6, 16), Seed(KEY)), outputs=64
+    )
+    with pytest.raises(TransportError, match="OUT_OF_RANGE: the operand has 6 rows") as caught:
+        transport.multiply(request, PATIENCE)
+    assert caught.value.failure is Failure.INCOMPATIBLE
+    transport.close()
 
 
 FULL = residues(3, 16).tobytes()

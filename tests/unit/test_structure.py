@@ -49,7 +49,8 @@ def test_the_protocol_touches_no_network_no_files_and_no_models() -> None:
 
 def test_a_worker_never_loads_the_client() -> None:
     program = (
-        "import sys, blindtune.server.cli; print(*[m for m in sys.modules if m.startswith('blindtune.')])"
+        "import sys, blindtune.server.cli, blindtune.server.daemon; "
+        "print(*[m for m in sys.modules if m.startswith('blindtune.')])"
     )
     output = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "blindtune.server.service" in output.stdout

@@ -226,3 +226,50 @@ def test_what_is_printed_or_written_names_key_files_but_never_holds_keys(files: 
     key = files("alpha").client_key.read_text().splitlines()[1]
     assert key not in json.dumps(config.to_dict())
     assert "key" not in repr(config) + repr(config.operators)
+
+
+@pytest.fixture
+def token(tmp_path: Path) -> Path:
+    path = tmp_path / "token"
+    path.write_text("t0ps3cret\n")
+    return path
+
+
+def test_a_token_stands_in_for_certificate_and_key(files: Files, token: Path) -> None:
+    with_token = _operator("alpha", files, cert=None, key=None, token=token)
+    config = BlindConfig(operators=[with_token, _operator("beta", files)])
+    plain = config.to_dict()
+    assert plain["operators"][0]["token"] == str(token)
+    again = BlindConfig(**{key: value for key, value in plain.items() if key != "quant_method"})
+    assert again.operators[0].token == str(token)
+    shown = repr(config) + repr(config.operators) + str(plain)
+    assert "t0ps3cret" not in shown
+    assert str(token) not in repr(config.operators)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [({"ca": None, "cert": None, "key": None}, "ca"), ({"key": None}, "key"), ({"cert": None}, "cert")],
+)
+def test_a_token_needs_the_authority_and_a_certificate_its_key(
+    files: Files, token: Path, changes: dict[str, None], missing: str
+) -> None:
+    bare = _operator("alpha", files, token=token, **changes)
+    with pytest.raises(ConfigurationError, match=f"operator alpha: {missing} missing"):
+        BlindConfig(operators=[bare, _operator("beta", files)])
+
+
+@pytest.mark.parametrize("content", ["", "two t0ps3cret words\n", "t0ps3cret\nt0ps3cret\n", "tópsecret"])
+def test_a_file_that_holds_no_token_is_named_and_not_shown(files: Files, token: Path, content: str) -> None:
+    token.write_text(content)
+    with_token = _operator("alpha", files, cert=None, key=None, token=token)
+    with pytest.raises(ConfigurationError, match=f"operator alpha: token file {token} holds no") as caught:
+        BlindConfig(operators=[with_token, _operator("beta", files)])
+    assert "secret" not in str(caught.value)
+
+
+def test_two_operators_with_one_token_are_refused(files: Files, token: Path) -> None:
+    operators = [_operator(name, files, cert=None, key=None, token=token) for name in ("alpha", "beta")]
+    with pytest.raises(ConfigurationError, match="have the same token") as caught:
+        BlindConfig(operators=operators)
+    assert "t0ps3cret" not in str(caught.value)

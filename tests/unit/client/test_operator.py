@@ -21,6 +21,7 @@ from blindtune.protocol.errors import (
     IncompatibleWorkerError,
     OperatorUnavailableError,
     ProtocolError,
+    UntrustworthyOperatorError,
     VerificationError,
 )
 from blindtune.protocol.masks import ShareSource, UnmaskedSource
@@ -145,7 +146,7 @@ def test_operators_that_swap_their_answers_are_both_caught(
 def test_operators_that_swap_their_answers_end_the_run_without_replicas(kit: Kit, honest: Multiplier) -> None:
     conspiracy = Conspiracy(honest)
     multiplier = remote_multiplier(kit, [[LocalWorker(conspiracy.member(i))] for i in range(2)])
-    with pytest.raises(OperatorUnavailableError, match="no worker is left .*gave a wrong answer"):
+    with pytest.raises(UntrustworthyOperatorError, match="no worker is left .*gave a wrong answer"):
         multiplier.multiply(_operand(FORWARD), FORWARD)
 
 

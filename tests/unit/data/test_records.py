@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec.spec import AbstractFileSystem
 
 from blindtune.client.data.records import digest, read_records, sample
 from blindtune.protocol.errors import DataError
@@ -207,3 +209,47 @@ def test_a_digest_notices_every_change(other: list[dict[str, Any]]) -> None:
     rows = [{"input_ids": [1], "labels": [2]}]
     assert digest(rows) == digest([{"labels": [2], "input_ids": [1]}])
     assert digest(rows) != digest(other)
+
+
+class _Elsewhere(AbstractFileSystem):
+    """Files that are not on this machine, as far as anyone can tell who opens one."""
+
+    protocol = "elsewhere"
+    asked: ClassVar[list[str]] = []
+
+    def _open(self, path: str, *arguments: Any, **options: Any) -> Any:
+        self.asked.append(path)
+        raise FileNotFoundError(path)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("kind", ["Image", "Audio"])
+def test_nothing_that_a_column_names_is_opened_or_fetched(
+    kind: str, nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(_Elsewhere, "asked", [])
+    fsspec.register_implementation("elsewhere", _Elsewhere, clobber=True)
+    # As somebody else's folder would hold it: an address in place of content.
+    named = {"bytes": None, "path": "elsewhere://host/file"}
+    column = [named] if nested else named
+    struct = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = {"text": datasets.Value("string"), "extra": datasets.List(struct) if nested else struct}
+    row = {"text": "a", "extra": column}
+    folder = tmp_path / "set"
+    datasets.Dataset.from_list([row], features=datasets.Features(features)).save_to_disk(folder)
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"]["extra"] = {"_type": "List", "feature": {"_type": kind}} if nested else {"_type": kind}
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+    assert kind in str(datasets.load_from_disk(str(folder)).features["extra"])
+    (record,) = read_records(folder)
+    assert record.fields == row
+    assert _Elsewhere.asked == []
+
+
+def test_a_saved_dataset_of_many_tables_keeps_its_order(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved = datasets.Dataset.from_dict({"n": list(range(2500))})
+    saved.set_format("numpy", columns=["n"])
+    saved.save_to_disk(tmp_path / "set", num_shards=3)
+    assert [x.fields["n"] for x in read_records(tmp_path / "set")] == list(range(2500))

@@ -54,7 +54,10 @@ METHODS = [
     pytest.param(FloatProduct(CPU), id="float64"),
 ]
 if torch.cuda.is_available():
+    from blindtune.protocol.cuda_product import TritonInt8Product
+
     METHODS += [
+        pytest.param(TritonInt8Product(torch.device("cuda")), id="int8-triton", marks=pytest.mark.cuda),
         pytest.param(TorchInt8Product(torch.device("cuda")), id="int8-torch-cuda", marks=pytest.mark.cuda),
         pytest.param(FloatProduct(torch.device("cuda")), id="float64-cuda", marks=pytest.mark.cuda),
     ]

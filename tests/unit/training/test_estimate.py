@@ -10,7 +10,7 @@ from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer
 from blindtune.client.data.prepared import prepare_data
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.estimate import Estimate, estimate
-from blindtune.client.training.models import load_tokenizer
+from blindtune.client.training.models import base_folder, load_tokenizer
 from blindtune.client.training.run import train_recipe
 from blindtune.protocol.errors import ConfigurationError
 
@@ -21,7 +21,9 @@ LABELLED = [{"text": "ab " * i, "label": ("x", "y", "z")[i % 3]} for i in range(
 
 
 def _estimate(recipe: Recipe) -> Estimate:
-    return estimate(recipe, prepare_data(recipe.data, load_tokenizer(recipe), recipe.training.seed))
+    return estimate(
+        recipe, prepare_data(recipe.data, load_tokenizer(base_folder(recipe)), recipe.training.seed)
+    )
 
 
 @pytest.fixture

@@ -1,27 +1,33 @@
 """One run from its recipe to its adapter, in this process: what is written, and how it goes on."""
 
 import json
+import math
+import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from safetensors.torch import load_file, save_file
 from support.operators import RunningOperators
 from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
 from transformers import TrainerCallback
 
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.evaluation import tuned_model
-from blindtune.client.training.figures import Figures
-from blindtune.client.training.run import Prices, train_recipe
+from blindtune.client.training.figures import Figures, Prices
+from blindtune.client.training.run import train_recipe
+from blindtune.client.training.stopping import StopRequest
 from blindtune.protocol.errors import (
     BlindtuneError,
     CheckpointError,
     ConfigurationError,
     InterruptedRunError,
     OperatorUnavailableError,
+    UntrustworthyOperatorError,
 )
 
 pytestmark = pytest.mark.hf
@@ -103,6 +109,23 @@ class Stopping(Silent):
                     raise observer.error
 
         return Stop()
+
+
+class Telling(Silent):
+    """Calls something at the end of each step, with the trainer's arguments and the step."""
+
+    def __init__(self, tell: Callable[[Any, int], None]) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def steps(self, so_far: Callable[[], Figures]) -> TrainerCallback:
+        observer = self
+
+        class Tell(TrainerCallback):
+            def on_step_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                observer.tell(args, state.global_step)
+
+        return Tell()
 
 
 def adapter(recipe: Recipe) -> bytes:
@@ -264,9 +287,6 @@ def test_a_request_to_stop_ends_the_run_after_the_step_with_a_checkpoint(
     recipe: Make,
     whole: Recipe,
 ) -> None:
-    import os
-    import signal
-
     class Signalling(Silent):
         def steps(self, so_far: Callable[[], Figures]) -> TrainerCallback:
             class Signal(TrainerCallback):
@@ -367,3 +387,212 @@ def test_a_damaged_checkpoint_gives_one_clear_error(recipe: Make) -> None:
             train_recipe(run, Silent(), resume=True)
         path.write_bytes(content)
     train_recipe(run, Silent(), resume=True)
+
+
+def test_an_operator_that_lied_and_has_no_replica_costs_nothing_that_was_trained(recipe: Make) -> None:
+    run = recipe("run")
+    with pytest.raises(UntrustworthyOperatorError):
+        train_recipe(run, Stopping(3, UntrustworthyOperatorError("lied")))
+    assert (run.output.dir / "checkpoints" / "checkpoint-3").is_dir()
+
+
+def _other_weights(model: Path) -> None:
+    """Changes a frozen layer."""
+    path = model / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.layers.0.mlp.up_proj.weight"] = -tensors["model.layers.0.mlp.up_proj.weight"]
+    save_file(tensors, path, {"format": "pt"})
+
+
+@pytest.fixture
+def own_model(shared: Path, tmp_path: Path) -> Callable[..., Recipe]:
+    """Makes recipes on a copy of the model that a test may change."""
+    shutil.copytree(shared / "llama", tmp_path / "model")
+
+    def make(revision: str | None = None) -> Recipe:
+        training = {"max_steps": 4, "gradient_accumulation_steps": 2}
+        run = recipe_of(tmp_path, tmp_path / "model", shared / "train.jsonl", training=training)
+        return run.model_copy(update={"model": run.model.model_copy(update={"revision": revision})})
+
+    return make
+
+
+def _interrupted(run: Recipe) -> Path:
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(run, Stopping(2, OperatorUnavailableError("gone")))
+    return run.output.dir / "run.json"
+
+
+def test_a_model_that_changed_under_the_same_name_is_not_gone_on_with(
+    own_model: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = own_model()
+    begun = json.loads(_interrupted(run).read_text())["model_fingerprint"]
+    shutil.copytree(tmp_path / "model", tmp_path / "kept")
+    _other_weights(tmp_path / "model")
+    said = _refusal(run, resume=True)
+    assert f"began with a base model of fingerprint {begun[:16]}, and {tmp_path / 'model'} now has " in said
+    assert "restore it" in said
+    shutil.rmtree(tmp_path / "model")
+    shutil.copytree(tmp_path / "kept", tmp_path / "model")
+    train_recipe(run, Silent(), resume=True)
+
+
+def test_a_run_that_does_not_say_its_model_goes_on_with_a_warning_and_says_it_then(
+    own_model: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = own_model()
+    state = _interrupted(run)
+    content = json.loads(state.read_text())
+    begun = content.pop("model_fingerprint")
+    state.write_text(json.dumps(content))
+    assert "another model.revision" in _refusal(own_model("other"), resume=True)
+    observer = Silent()
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(run, _with(observer, Stopping(3, OperatorUnavailableError("gone"))), resume=True)
+    assert [x for x in observer.said if "does not say which base model" in x]
+    assert json.loads(state.read_text())["model_fingerprint"] == begun
+    _other_weights(tmp_path / "model")
+    assert "began with a base model" in _refusal(run, resume=True)
+
+
+def _with(observer: Silent, stopping: Stopping) -> Stopping:
+    stopping.said = observer.said
+    return stopping
+
+
+def test_a_branch_that_moved_can_be_pinned_to_the_commit_that_it_was(
+    own_model: Callable[..., Recipe],
+) -> None:
+    _interrupted(own_model())
+    assert train_recipe(own_model("0123abc"), Silent(), resume=True)["steps"] == 4
+
+
+def test_a_name_on_the_hub_is_resolved_once(
+    own_model: Callable[..., Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A branch that moves in between would give the tokenizer of one commit and the weights of another."""
+    run = own_model()
+    asked: list[str] = []
+
+    def snapshot(name: str, **options: Any) -> str:
+        asked.append(name)
+        return run.model.name
+
+    monkeypatch.setattr("blindtune.checkpoint.files.snapshot_download", snapshot)
+    named = run.model_copy(update={"model": run.model.model_copy(update={"name": "someone/model"})})
+    train_recipe(named, Silent())
+    assert asked == ["someone/model"]
+
+
+def test_a_request_from_python_stops_as_a_signal_does_and_is_no_first_signal(
+    recipe: Make, whole: Recipe
+) -> None:
+    run, stop = recipe("run"), StopRequest()
+
+    def tell(args: Any, step: int) -> None:
+        if step == 2:
+            stop.wanted = True
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(InterruptedRunError, match="stopped after step"):
+        train_recipe(run, Telling(tell), stop=stop)
+    train_recipe(run, Silent(), resume=True)
+    assert adapter(run) == adapter(whole)
+
+
+def test_a_second_signal_interrupts_at_once(recipe: Make) -> None:
+    run = recipe("run")
+
+    class Twice(Silent):
+        def steps(self, so_far: Callable[[], Figures]) -> TrainerCallback:
+            class Signal(TrainerCallback):
+                def on_substep_end(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+                    if state.global_step == 3:
+                        os.kill(os.getpid(), signal.SIGTERM)
+                        os.kill(os.getpid(), signal.SIGINT)
+
+            return Signal()
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt):
+        train_recipe(run, Twice())
+    assert [x.name for x in (run.output.dir / "checkpoints").glob("checkpoint-*")] == ["checkpoint-2"]
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_nobody_else_can_read_what_a_run_writes_into_a_folder_that_was_there(recipe: Make) -> None:
+    run = recipe("run")
+    folder = run.output.dir
+    folder.mkdir(parents=True)
+    folder.chmod(0o755)
+    seen: set[str] = set()
+
+    def look(args: Any, step: int) -> None:
+        seen.update(_open_to_others(folder))
+
+    mask = os.umask(0o022)
+    try:
+        train_recipe(run, Telling(look))
+    finally:
+        os.umask(mask)
+    seen.update(_open_to_others(folder))
+    assert not seen
+    assert (folder / "checkpoints" / f"checkpoint-{STEPS}" / "optimizer.pt").is_file()
+    assert (folder / "tokenizer.json").is_file()
+    assert folder.stat().st_mode & 0o777 == 0o755, "that one is its owner's affair"
+
+
+def _open_to_others(folder: Path) -> set[str]:
+    """What in a folder others may read, inside folders that they may enter."""
+    found = set()
+    for path in folder.iterdir():
+        if path.stat().st_mode & 0o077:
+            found.add(path.name)
+    for checkpoint in (folder / "checkpoints").glob("checkpoint-*"):
+        found |= {str(x) for x in [checkpoint, *checkpoint.iterdir()] if x.stat().st_mode & 0o077}
+    return found
+
+
+def test_folders_that_a_run_makes_on_the_way_are_its_owners(recipe: Make, tmp_path: Path) -> None:
+    run = recipe("deep/er", training={"max_steps": 1})
+    train_recipe(run, Silent())
+    for folder in (tmp_path / "deep", tmp_path / "deep" / "er", run.output.dir):
+        assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_accelerates_variables_change_nothing_and_are_there_again_afterwards(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    seen: list[Any] = []
+    run = recipe("run", training={"max_steps": 1})
+    train_recipe(run, Telling(lambda args, step: seen.append(args.mixed_precision)))
+    assert seen == ["no"]
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    with tuned_model(run.output.dir):
+        assert "ACCELERATE_MIXED_PRECISION" not in os.environ
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    with pytest.raises(ConfigurationError):
+        train_recipe(run, Silent())
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+
+
+def test_new_prices_change_the_cost_of_a_run_that_is_complete(recipe: Make) -> None:
+    run = recipe("run", training={"max_steps": 1})
+    assert "cost" not in train_recipe(run, Silent())
+    priced = train_recipe(run, Silent(), resume=True, prices=Prices(per_hour=7200.0, per_gb=1.0))
+    assert priced["cost"] == pytest.approx(2 * priced["seconds"]["total"])
+    assert json.loads((run.output.dir / "summary.json").read_text()) == priced
+    assert train_recipe(run, Silent(), resume=True) == priced, "without prices it stays as it was"
+
+
+def test_a_run_that_diverges_says_so_once_and_writes_json_that_everyone_can_read(recipe: Make) -> None:
+    run = recipe("run", training={"learning_rate": 1e38, "lr_scheduler_type": "constant"})
+    observer = Silent()
+    summary = train_recipe(run, observer, private=False)
+    assert not math.isfinite(observer.figures["after"]["loss"]), "the test's own run diverges"
+    assert len([x for x in observer.said if "the training diverges" in x]) == 1
+    assert summary["after"]["loss"] is None
+    written = (run.output.dir / "summary.json").read_text()
+    assert json.loads(written, parse_constant=pytest.fail) == summary

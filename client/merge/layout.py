@@ -7,7 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.client.merge_adapter import Changes
+from blindtune.client.merge.adapter import Changes
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
 __all__ = ["Output", "check_complete", "layout", "untied_parameters"]

@@ -11,9 +11,9 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
 from blindtune.client.disk import folder_written_at_once
-from blindtune.client.merge_adapter import Changes, read_changes, read_config
-from blindtune.client.merge_files import copy_tokenizer, write_tensors
-from blindtune.client.merge_layout import Output, check_complete, layout, untied_parameters
+from blindtune.client.merge.adapter import Changes, read_changes, read_config
+from blindtune.client.merge.files import copy_tokenizer, write_tensors
+from blindtune.client.merge.layout import Output, check_complete, layout, untied_parameters
 from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
 
 __all__ = ["Merged", "Progress", "merge"]

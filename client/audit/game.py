@@ -1,0 +1,151 @@
+"""Real or random? A worker that chooses two inputs, gets one of them masked, and says which.
+
+In each round one of two operands of the same shape is sent, by a coin: an ordinary one, or one that the
+attacker chose to stand out. For each of many statistics the best threshold is found on the first third of the
+rounds, the statistic that does best there is kept, and what counts is how often it is right on the
+rest. Under a mask that hides its operand, that is half of the time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kurtosis
+
+from blindtune.client.audit.field import row_space
+from blindtune.client.audit.statistics import Score
+from blindtune.client.audit.transcript import Operand, Transcript
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import subtract
+
+__all__ = ["EXTREMES", "GAME_ROWS", "Round", "game_rounds", "play"]
+
+Float32 = NDArray[np.float32]
+Random = np.random.Generator
+
+GAME_ROWS = 24
+_RANK_ROWS = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Round:
+    """One round.
+
+    Attributes:
+        extreme: which of the attacker's choices is played.
+        chosen: whether the coin fell for it.
+        x: float32 [GAME_ROWS, features], what the client multiplies.
+    """
+
+    extreme: str
+    chosen: bool
+    x: Float32
+
+
+def _ordinary(width: int, random: Random) -> Float32:
+    return random.normal(size=(GAME_ROWS, width)).astype(np.float32)
+
+
+def _zeros(width: int, random: Random, before: Float32) -> Float32:
+    return np.zeros((GAME_ROWS, width), np.float32)
+
+
+def _outlier(width: int, random: Random, before: Float32) -> Float32:
+    x = _ordinary(width, random)
+    x[:, 0] = 1e6
+    return x
+
+
+def _repeated(width: int, random: Random, before: Float32) -> Float32:
+    return before
+
+
+EXTREMES: dict[str, Callable[[int, Random, Float32], Float32]] = {
+    "all zeros": _zeros,
+    "one outlier": _outlier,
+    "a repeated batch": _repeated,
+}
+
+
+def game_rounds(width: int, rounds: int, random: Random) -> list[Round]:
+    """Rounds of each extreme, in order.
+
+    Args:
+        width: features of the operands.
+        rounds: of each extreme.
+        random: throws the coins and draws what is ordinary.
+    """
+    played = []
+    before = _ordinary(width, random)
+    for extreme, make in EXTREMES.items():
+        for _ in range(rounds):
+            chosen = bool(random.integers(2))
+            before = make(width, random, before) if chosen else _ordinary(width, random)
+            played.append(Round(extreme, chosen, before))
+    return played
+
+
+def play(transcript: Transcript, rounds: Sequence[Round], extreme: str) -> Score:
+    """The score of the best distinguisher.
+
+    Args:
+        transcript: what the worker got in these rounds.
+        rounds: of which the coins of the first third are known to it.
+        extreme: which rounds count.
+    """
+    if len(transcript.operands) != len(rounds):
+        raise ValueError(f"{len(transcript.operands)} operands of {len(rounds)} rounds")
+    here = [i for i, x in enumerate(rounds) if x.extreme == extreme]
+    operands = transcript.operands
+    features = np.array([_statistics(operands[i], operands[i - 1] if i else operands[i]) for i in here])
+    chosen = np.array([rounds[i].chosen for i in here])
+    cut = len(here) // 3
+    rules = [_best_rule(features[:cut, j], chosen[:cut]) for j in range(features.shape[1])]
+    best = max(range(len(rules)), key=lambda j: rules[j][0])
+    _, threshold, sign = rules[best]
+    guesses = sign * features[cut:, best] > sign * threshold
+    right = int(np.count_nonzero(guesses == chosen[cut:]))
+    return Score(f"game: {extreme}", "rounds", right, len(here) - cut, 0.5)
+
+
+def _best_rule(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> tuple[float, float, int]:
+    """How often a threshold is right, the threshold, and on which side the chosen ones are."""
+    order = np.unique(values)
+    best = (0.0, float(order[0]), 1)
+    for threshold in (order[1:] + order[:-1]) / 2 if len(order) > 1 else order:
+        right = float(np.mean((values > threshold) == chosen))
+        best = max(best, (right, float(threshold), 1), (1 - right, float(threshold), -1))
+    return best
+
+
+def _statistics(operand: Operand, before: Operand) -> list[float]:
+    words, earlier = operand.words(), before.words()
+    x, y = operand.centred().ravel(), before.centred().ravel()
+    difference = subtract(np.ascontiguousarray(words), np.ascontiguousarray(earlier)).astype(np.int64)
+    magnitude = np.abs(x)
+    spread = x.std() or 1.0
+    columns = np.abs(operand.centred()).mean(axis=0)
+    return [
+        float(x.mean() / spread),
+        float(spread),
+        float(magnitude.max()),
+        float(np.median(magnitude)),
+        float(np.mean(magnitude < MODULUS // 8)),
+        float(np.mean(x == 0)),
+        float(np.nan_to_num(kurtosis(x))),
+        float(columns.max() / (columns.mean() or 1.0)),
+        float(np.mean(words & 1)),
+        float(np.mean(words & 255)),
+        _correlated(x[:-1], x[1:]),
+        _correlated(x, y),
+        float(np.mean(words == earlier)),
+        float(np.mean(np.minimum(difference, MODULUS - difference) < MODULUS // 8)),
+        float(len(row_space(words[:_RANK_ROWS])[0])),
+    ]
+
+
+def _correlated(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return 0.0 if size == 0 else float(a @ b) / size

@@ -1,0 +1,165 @@
+"""Attacks on a recording of one's own worker: without its client's data, and without a secret.
+
+Nobody says what the client sent, so an attack is right when it takes a recorded operand, and not a random
+one of the same shape, for the more plausible one. For uniform words that is a coin's throw, exactly.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chisquare
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.client.audit import word_tests
+from blindtune.client.audit.field import row_space
+from blindtune.client.audit.knowledge import unit_rows
+from blindtune.client.audit.public_model import PublicModel
+from blindtune.client.audit.statistics import Judged, Score, judge
+from blindtune.client.audit.transcript import Operand, Transcript
+from blindtune.protocol.errors import DataError
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Direction
+from blindtune.protocol.residues import centre
+
+__all__ = ["inspect_transcript"]
+
+Float64 = NDArray[np.float64]
+Random = np.random.Generator
+
+_MOST_OPERANDS = 2000
+_MOST_ROWS = 1000
+_MOST_POSITIONS = 32
+_RANK_ROWS, _RANK_OPERANDS = 256, 20
+
+
+def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> list[Judged]:
+    """Runs everything that a worker could run, and judges it together.
+
+    Args:
+        transcript: what the worker received.
+        checkpoint: the model that it serves.
+        random: draws the operands to compare with.
+
+    Raises:
+        DataError: the transcript holds no operand of a training or generation.
+    """
+    training = Transcript.of_training(transcript)
+    if not training.operands:
+        raise DataError("the transcript holds no operand: record a worker while a client uses it")
+    chosen = training.between(0, _MOST_OPERANDS)
+    scores = [
+        word_tests.uniformity(chosen),
+        word_tests.correlation(chosen),
+        word_tests.small_differences(chosen),
+    ]
+    scores += [_repeats(training), _ranks(chosen, random)]
+    if all(x.seed is not None for x in training.operands):
+        scores.append(_keys(training))
+    first = chosen.operands[0].product
+    if first.direction is Direction.FORWARD:
+        scores += _lookups(chosen.of(first), PublicModel(checkpoint, first), random)
+    backward = [x for x in chosen.operands if x.product.direction is Direction.BACKWARD]
+    if backward:
+        scores += _gradients(backward, random)
+    return judge(scores)
+
+
+def _repeats(transcript: Transcript) -> Score:
+    """Rows, or keys of seeds, that came before. Random ones of any length that occurs never do."""
+    seen: Counter[bytes] = Counter()
+    for operand in transcript.operands:
+        if operand.seed is not None:
+            seen[operand.seed.key + operand.seed.row_offset.to_bytes(8, "little")] += 1
+        else:
+            # A row of few words could repeat by chance, and a whole operand of few of them hardly.
+            seen.update(row.tobytes() for row in operand.words() if row.nbytes >= 32)
+    total = max(seen.total(), 1)
+    return Score("rows that came before", "rows", seen.total() - len(seen), total, 1e-9)
+
+
+def _keys(transcript: Transcript) -> Score:
+    """The bytes of seeds' keys."""
+    keys = b"".join(x.seed.key for x in transcript.operands if x.seed is not None)
+    counts = np.bincount(np.frombuffer(keys, np.uint8) >> 4, minlength=16)
+    p = float(chisquare(counts).pvalue)
+    return Score("uniformity of keys", "tests", int(p < word_tests.LEVEL), 1, word_tests.LEVEL, p)
+
+
+def _ranks(transcript: Transcript, random: Random) -> Score:
+    """Operands of one product whose rows, put together, are of lower rank over Z_q than random ones."""
+    stacked: dict[object, list[NDArray[np.uint32]]] = {}
+    for operand in transcript.operands:
+        stacked.setdefault(operand.product, []).append(operand.words())
+    low, trials = 0, 0
+    for blocks in list(stacked.values())[:_RANK_OPERANDS]:
+        rows = np.concatenate(blocks)[:_RANK_ROWS]
+        # Narrower than the operand, so that full rank is what random rows have.
+        rows = rows[: rows.shape[1] // 2]
+        if len(rows) > 1:
+            low += len(row_space(rows)[0]) < len(rows)
+            trials += 1
+    return Score("rank of the rows", "products", low, max(trials, 1), 1e-9)
+
+
+def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -> list[Score]:
+    """Is a row nearer to some token's activation than a random row is? By angle, and by sorted values."""
+    rows = _some_rows(operands)
+    fakes = _random_rows(rows, random)
+
+    def nearest(x: Float64, view: Callable[[Float64], Float64]) -> Float64:
+        best = np.full(len(x), -np.inf)
+        for position in range(_MOST_POSITIONS if public.positional else 1):
+            vocabulary = unit_rows(view(public.vocabulary(position).astype(np.float64)))
+            best = np.maximum(best, (unit_rows(view(x)) @ vocabulary.T).max(axis=1))
+        return best
+
+    def ordered(x: Float64) -> Float64:
+        return np.sort(x, axis=1)
+
+    views: dict[str, Callable[[Float64], Float64]] = {"cosine": lambda x: x, "sorted values": ordered}
+    return [
+        _coin(f"token by {name}", nearest(rows, view), nearest(fakes, view), random)
+        for name, view in views.items()
+    ]
+
+
+def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:
+    """Do gradients stand out by their largest entry, or by how alike those of one operand are?"""
+    # The first backward product is that of the last layers, which stand next to the loss.
+    rows = _some_rows([x for x in operands if x.product == operands[0].product])
+    fakes = _random_rows(rows, random)
+
+    def peak(x: Float64) -> Float64:
+        unit = unit_rows(x)
+        return np.abs(unit).max(axis=1)
+
+    def alike(x: Float64) -> Float64:
+        unit = unit_rows(x)
+        return np.abs((unit[:-1:2] * unit[1::2][: len(unit[:-1:2])]).sum(axis=1))
+
+    return [
+        _coin("label by largest entry", peak(rows), peak(fakes), random),
+        _coin("label by direction", alike(rows), alike(fakes), random),
+    ]
+
+
+def _coin(attack: str, real: Float64, fake: Float64, random: Random) -> Score:
+    """How often the real one has the larger value; a coin decides between equal ones."""
+    ties = (real == fake) & (random.random(len(real)) < 0.5)
+    right = int(np.count_nonzero((real > fake) | ties))
+    return Score(attack, "pairs with random rows", right, len(real), 0.5)
+
+
+def _some_rows(operands: Sequence[Operand]) -> Float64:
+    rows: list[NDArray[np.uint32]] = []
+    for operand in operands:
+        rows.append(operand.words())
+        if sum(map(len, rows)) >= _MOST_ROWS:
+            break
+    return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS])).astype(np.float64)
+
+
+def _random_rows(like: Float64, random: Random) -> Float64:
+    return centre(random.integers(0, MODULUS, like.shape, np.uint32)).astype(np.float64)

@@ -1,0 +1,227 @@
+"""What a worker received: recordings of ``blindtune-worker serve --record``, read and checked.
+
+The format is described in `blindtune.server.record`: ``transcript.json``, ``parts.jsonl`` and
+``operands.bin``. Whatever does not fit together is refused, since an audit of half a recording would say
+too little.
+"""
+
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from blindtune.protocol.errors import DataError
+from blindtune.protocol.expansion import KEY_BYTES, Seed
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Direction, Product, Span
+from blindtune.protocol.residues import Residues, centre, subtract
+
+__all__ = ["Operand", "Transcript", "read_transcript"]
+
+HEADER, PARTS, DATA = "transcript.json", "parts.jsonl", "operands.bin"
+_SEED_BYTES = KEY_BYTES + 8
+_LARGEST_OPERAND = 1 << 31
+
+_Count = Annotated[int, Field(ge=1, strict=True)]
+_Index = Annotated[int, Field(ge=0, strict=True)]
+
+
+class _Header(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    format: Literal["blindtune transcript"]
+    version: Literal[1]
+    modulus: Literal[2147389441]
+    model: str
+    fingerprint: str
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    part: _Index
+    request: _Index
+    direction: Literal["forward", "backward"]
+    spans: Annotated[list[tuple[str, _Index, _Count]], Field(min_length=1)]
+    rows: _Count
+    columns: _Count
+    kind: Literal["rows", "seed"]
+    first_row: _Index
+    part_rows: _Count
+    offset: _Index
+    bytes: _Count
+    crc32: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
+
+    def product(self) -> Product:
+        return Product(Direction[self.direction.upper()], tuple(Span(*span) for span in self.spans))
+
+
+@dataclass(frozen=True, eq=False)
+class Operand:
+    """One request as a worker got it.
+
+    Attributes:
+        product: the matrix that it was to be multiplied by.
+        rows, columns: shape that the request announced.
+        residues: uint32 [rows, columns], or fewer rows if the client went away; None for a seed.
+        seed: what the operand is expanded from, or None.
+    """
+
+    product: Product
+    rows: int
+    columns: int
+    residues: Residues | None = field(default=None, repr=False)
+    seed: Seed | None = field(default=None, repr=False)
+
+    def words(self) -> Residues:
+        """uint32 [rows, columns]: what was multiplied."""
+        if self.residues is not None:
+            return self.residues
+        if self.seed is None:
+            raise ValueError("an operand has rows or a seed")
+        return self.seed.expand(self.rows, self.columns)
+
+    def centred(self) -> NDArray[np.float64]:
+        """float64 [rows, columns]: the words as numbers around zero."""
+        return centre(self.words()).astype(np.float64)
+
+
+@dataclass(frozen=True, eq=False)
+class Transcript:
+    """Operands in the order in which they arrived.
+
+    Attributes:
+        operands: all of them.
+        fingerprint: of the model; empty where nobody recorded it.
+    """
+
+    operands: Sequence[Operand]
+    fingerprint: str = ""
+
+    @classmethod
+    def of_training(cls, transcript: "Transcript") -> Self:
+        """Without the hints of masking ``lattice``, whose seed is public.
+
+        A worker that gets masked rows gets seeds for hints alone; one that gets nothing but seeds gets them
+        as its shares.
+        """
+        rows = [x for x in transcript.operands if x.residues is not None]
+        return cls(rows or transcript.operands, transcript.fingerprint)
+
+    def of(self, product: Product) -> list[Operand]:
+        """The operands of one product."""
+        return [x for x in self.operands if x.product == product]
+
+    def between(self, start: int, stop: int | None = None) -> "Transcript":
+        """Some operands, by their place."""
+        return Transcript(self.operands[start:stop], self.fingerprint)
+
+    def combined_with(self, other: "Transcript") -> "Transcript":
+        """What the last of two colluding operators would see: its operands less the other's masks."""
+        if [(x.product, x.rows) for x in self.operands] != [(x.product, x.rows) for x in other.operands]:
+            raise ValueError("the two transcripts are not of the same run")
+        return Transcript(
+            [
+                Operand(x.product, x.rows, x.columns, subtract(x.words(), y.words()))
+                for x, y in zip(self.operands, other.operands, strict=True)
+            ],
+            self.fingerprint,
+        )
+
+
+def read_transcript(folder: Path) -> Transcript:
+    """Reads a recording and checks all of it.
+
+    Raises:
+        DataError: a file is missing, damaged or of another version; the message says where.
+    """
+    try:
+        header = _Header.model_validate_json((folder / HEADER).read_bytes())
+        lines = (folder / PARTS).read_bytes().split(b"\n")
+        size = (folder / DATA).stat().st_size
+    except OSError as error:
+        raise DataError(f"{folder} is no transcript of a worker: {error}") from error
+    except ValidationError as error:
+        raise DataError(f"{folder / HEADER}: {_first(error)}; this version reads version 1") from None
+    if lines[-1]:
+        raise DataError(f"{folder / PARTS}, line {len(lines)}, is cut off: stop the worker before reading")
+    parts = [_part(folder / PARTS, number, line) for number, line in enumerate(lines[:-1], 1)]
+    data: NDArray[np.uint8] = np.empty(0, np.uint8)
+    if size:
+        data = np.memmap(folder / DATA, np.uint8, "r")
+    return Transcript(list(_operands(folder, parts, data)), header.fingerprint)
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'the line'}: {first['msg']}"
+
+
+def _part(path: Path, number: int, line: bytes) -> _Part:
+    try:
+        part = _Part.model_validate(json.loads(line))
+        product = part.product()
+    except ValidationError as error:
+        raise DataError(f"{path}, line {number}: {_first(error)}") from None
+    except ValueError as error:  # json.JSONDecodeError is one too
+        raise DataError(f"{path}, line {number}: {error}") from None
+    expected = part.part_rows * part.columns * 4 if part.kind == "rows" else _SEED_BYTES
+    problem = None
+    if part.part != number - 1:
+        problem = f"it is part {part.part}, and {number - 1} is due: lines are missing"
+    elif product.contraction != part.columns:
+        problem = f"the spans have {product.contraction} columns and the operand {part.columns}"
+    elif part.bytes != expected:
+        problem = f"it describes {expected} bytes and has {part.bytes}"
+    elif part.rows * part.columns * 4 > _LARGEST_OPERAND:
+        problem = f"an operand of {part.rows} x {part.columns} is larger than any worker takes"
+    elif part.first_row + part.part_rows > part.rows:
+        problem = f"its rows end at {part.first_row + part.part_rows} of {part.rows}"
+    if problem:
+        raise DataError(f"{path}, line {number}: {problem}")
+    return part
+
+
+def _operands(folder: Path, parts: Sequence[_Part], data: NDArray[np.uint8]) -> Iterator[Operand]:
+    requests: dict[int, list[tuple[_Part, NDArray[np.uint8]]]] = {}
+    end = 0
+    for number, part in enumerate(parts, 1):
+        where = f"{folder / PARTS}, line {number}"
+        if part.offset != end or part.offset + part.bytes > len(data):
+            raise DataError(f"{where}: its bytes are not in {folder / DATA}, which has {len(data)}")
+        end += part.bytes
+        content = data[part.offset : end]
+        if zlib.crc32(content.data) != int(part.crc32, 16):
+            raise DataError(f"{where}: its bytes in {folder / DATA}, from {part.offset}, were changed")
+        before = requests.setdefault(part.request, [])
+        rows = sum(x.part_rows for x, _ in before)
+        same = all((x.product(), x.rows, x.kind) == (part.product(), part.rows, part.kind) for x, _ in before)
+        if part.first_row != rows or not same:
+            raise DataError(f"{where}: it does not go on with request {part.request}")
+        before.append((part, content))
+    if end != len(data):
+        raise DataError(f"{folder / DATA} has {len(data)} bytes, and {PARTS} describes {end}")
+    for number, blocks in requests.items():
+        yield _operand(folder, number, blocks)
+
+
+def _operand(folder: Path, number: int, blocks: Sequence[tuple[_Part, NDArray[np.uint8]]]) -> Operand:
+    first, content = blocks[0]
+    if first.kind == "seed":
+        key, offset = content[:KEY_BYTES].tobytes(), content[KEY_BYTES:].tobytes()
+        try:
+            seed = Seed(key, int.from_bytes(offset, "little"))
+        except ValueError as error:
+            raise DataError(f"{folder / DATA}: request {number}: {error}") from None
+        return Operand(first.product(), first.rows, first.columns, seed=seed)
+    arrays = [x.view("<u4").reshape(part.part_rows, part.columns) for part, x in blocks]
+    residues = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+    if residues.max() >= MODULUS:
+        raise DataError(f"{folder / DATA}: request {number} holds a word that is no residue")
+    return Operand(first.product(), first.rows, first.columns, residues)

@@ -1,0 +1,140 @@
+"""Are the words what random words would be? Tests that need no knowledge at all.
+
+A trial is one operand, and it succeeds when the least p-value of several tests of uniform and independent
+words is below 1 % divided by their number. So 1 % of the operands at most do for uniform words. A second
+test takes all words together.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import chi2, chisquare, norm
+
+from blindtune.client.audit.statistics import Score
+from blindtune.client.audit.transcript import Operand, Transcript
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Direction, Product
+from blindtune.protocol.residues import subtract
+
+__all__ = ["correlation", "small_differences", "uniformity"]
+
+Float64 = NDArray[np.float64]
+
+LEVEL = 0.01
+# A limit distribution's tail is a little off where there are few words.
+_CHANCE = 0.0125
+_BINS = 64
+_LEAST_WORDS = 1024
+_BITS = 8
+
+
+def uniformity(transcript: Transcript) -> Score:
+    """Sizes in 64 bins, the two lowest bytes, and single bits of each operand."""
+    rejected, trials = 0, 0
+    size, low = np.zeros(_BINS, np.int64), np.zeros(256, np.int64)
+    for operand in transcript.operands:
+        words = operand.words().ravel()
+        bins, lowest = _sizes(words), np.bincount(words & 255, minlength=256)
+        size += bins
+        low += lowest
+        if len(words) < _LEAST_WORDS:
+            continue
+        ones = [np.count_nonzero(words >> bit & 1) for bit in range(_BITS)]
+        z = max(abs(2 * x - len(words)) for x in ones) / len(words) ** 0.5
+        bits = _BITS * 2 * float(norm.sf(z))
+        tests = (_uniform(bins), _uniform(_folded(lowest)), _uniform(_folded(_second_byte(words))), bits)
+        rejected += len(tests) * min(tests) < LEVEL
+        trials += 1
+    if not trials:
+        return Score("uniformity of words", "operands", 0, 1, _CHANCE)
+    pooled = min(1.0, 2 * min(_uniform(size), _uniform(low)))
+    return Score("uniformity of words", "operands", rejected, trials, _CHANCE, pooled)
+
+
+def correlation(transcript: Transcript) -> Score:
+    """Within rows, between rows, with the operand before, the same product's last one, and the way there."""
+    rejected, trials, pairs, squares = 0, 0, 0, 0.0
+    for operand, others in _before(transcript.operands):
+        if operand.rows * operand.columns < _LEAST_WORDS:
+            continue
+        words = operand.centred()
+        z = [_z(words[:, :-1], words[:, 1:]), _z(words[:-1], words[1:])]
+        for other in others:
+            there = other.centred()
+            rows, columns = np.minimum(words.shape, there.shape)
+            if rows * columns >= _LEAST_WORDS:
+                z.append(_z(words[:rows, :columns], there[:rows, :columns]))
+        rejected += len(z) * 2 * float(norm.sf(np.abs(z).max())) < LEVEL
+        trials += 1
+        pairs += len(z)
+        squares += float(np.square(z).sum())
+    if not trials:
+        return Score("correlation of words", "operands", 0, 1, _CHANCE)
+    pooled = float(chi2.sf(squares, pairs))
+    return Score("correlation of words", "operands", rejected, trials, _CHANCE, pooled)
+
+
+def small_differences(transcript: Transcript) -> Score:
+    """How many differences of successive operands of one product lie within a quarter of the residues.
+
+    Under one and the same mask a difference of operands is that of two plain ones, and small.
+    """
+    small, words = 0, 0
+    for one, other in _same_product(transcript.operands):
+        rows = min(len(one.words()), len(other.words()))
+        a, b = (np.ascontiguousarray(x.words()[:rows]) for x in (one, other))
+        difference = subtract(a, b).astype(np.int64)
+        small += int(np.count_nonzero(np.minimum(difference, MODULUS - difference) < MODULUS // 8))
+        words += difference.size
+    # The residues of magnitude below q/8 are a quarter, but for rounding.
+    chance = (2 * (MODULUS // 8) - 1) / MODULUS
+    return Score("small differences", "words", small, max(words, 1), chance)
+
+
+def _sizes(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    bins = words.astype(np.uint64) * np.uint64(_BINS) // np.uint64(MODULUS)
+    return np.bincount(bins.astype(np.int64), minlength=_BINS)
+
+
+def _second_byte(words: NDArray[np.uint32]) -> NDArray[np.int64]:
+    return np.bincount(words >> 8 & 255, minlength=256)
+
+
+def _folded(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """In 64 bins, so that operands of few words fill them."""
+    return counts.reshape(_BINS, -1).sum(axis=1)
+
+
+def _uniform(counts: NDArray[np.int64]) -> float:
+    return float(chisquare(counts).pvalue)
+
+
+def _z(a: Float64, b: Float64) -> float:
+    """The correlation coefficient of all elements as a standard normal variable."""
+    a, b = a.ravel() - a.mean(), b.ravel() - b.mean()
+    size = float(np.sqrt((a @ a) * (b @ b)))
+    return 0.0 if size == 0 else float(a @ b) / size * len(a) ** 0.5
+
+
+def _same_product(operands: Sequence[Operand]) -> Iterator[tuple[Operand, Operand]]:
+    last: dict[Product, Operand] = {}
+    for operand in operands:
+        if operand.product in last:
+            yield last[operand.product], operand
+        last[operand.product] = operand
+
+
+def _before(operands: Sequence[Operand]) -> Iterator[tuple[Operand, list[Operand]]]:
+    """Each operand, and those before it that it could have to do with, each once."""
+    before: Operand | None = None
+    last: dict[Product, Operand] = {}
+    forward: dict[tuple[str, ...], Operand] = {}
+    for operand in operands:
+        layers = tuple(dict.fromkeys(span.layer for span in operand.product.spans))
+        there = None if operand.product.direction is Direction.FORWARD else forward.get(layers)
+        related = (before, last.get(operand.product), there)
+        yield operand, list({id(x): x for x in related if x is not None}.values())
+        before = last[operand.product] = operand
+        if operand.product.direction is Direction.FORWARD:
+            forward[layers] = operand

@@ -1,0 +1,93 @@
+"""Is a worker well? Asked over the standard health service, for supervisors of containers."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from blindtune.proto import worker_pb2
+from blindtune.protocol.errors import ConfigurationError, OperatorUnavailableError
+from blindtune.server.transport import host_and_port, is_loopback
+
+__all__ = ["ProbeTls", "probe"]
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+
+
+@dataclass(frozen=True)
+class ProbeTls:
+    """How a probe knows the worker, and the worker the probe.
+
+    Attributes:
+        ca: the CA of the worker's certificate.
+        certificate, key: of a client; needed where the worker asks for client certificates.
+        name: a host that the worker's certificate is for, if it isn't for the address.
+    """
+
+    ca: Path
+    certificate: Path | None = None
+    key: Path | None = None
+    name: str | None = None
+
+    def channel(self, address: str) -> grpc.Channel:
+        """A connection to a worker.
+
+        Raises:
+            ConfigurationError: a file can't be read, or is empty.
+        """
+        if (self.certificate is None) != (self.key is None):
+            raise ConfigurationError("--tls-cert and --tls-key belong together: give both or neither")
+        credentials = grpc.ssl_channel_credentials(
+            _content(self.ca),
+            None if self.key is None else _content(self.key),
+            None if self.certificate is None else _content(self.certificate),
+        )
+        options = [("grpc.ssl_target_name_override", self.name)] if self.name else []
+        return grpc.secure_channel(address, credentials, [*options, ("grpc.enable_http_proxy", 0)])
+
+
+def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) -> None:
+    """Returns if a worker serves.
+
+    Args:
+        address: ``HOST:PORT``.
+        tls: None for plaintext.
+        insecure: whether plaintext is meant.
+        seconds: to wait for an answer.
+
+    Raises:
+        ConfigurationError: it can't be asked like that.
+        OperatorUnavailableError: it does not answer, or does not serve.
+    """
+    host, port = host_and_port(address)
+    if (tls is None) is not insecure or not port:
+        raise ConfigurationError("give the worker's HOST:PORT, and either --tls-ca or --insecure")
+    if insecure and not is_loopback(host):
+        raise ConfigurationError(f"--insecure needs a loopback address such as 127.0.0.1, not {host}")
+    channel = tls.channel(address) if tls else grpc.insecure_channel(address)
+    with channel:
+        service = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
+        request = health_pb2.HealthCheckRequest(service=service)
+        try:
+            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=seconds).status
+        except grpc.RpcError as error:
+            details = " ".join(str(error.details()).split())
+            raise OperatorUnavailableError(
+                f"{address} does not answer ({error.code().name}: {details}): check that a worker runs "
+                "there, and the TLS options"
+            ) from None
+    if status != _SERVING:
+        name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
+        raise OperatorUnavailableError(f"{address} is {name}: it shuts down, or has not started")
+
+
+def _content(path: Path) -> bytes:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(f"cannot read {path}: {error.strerror}") from error
+    # With an empty CA gRPC would trust every public authority, and with an empty key it ends the process.
+    if b"-----BEGIN" not in content:
+        raise ConfigurationError(f"{path} holds nothing in PEM")
+    return content

@@ -1,0 +1,124 @@
+"""Clients that stop sending, or stop taking their answer, lose their place.
+
+A request may wait for its client, for the next message or until a message is taken, as long as its
+patience lasts: so many seconds at first. Waiting uses it up, computing does not, and each byte that
+moves wins some back, up to what it was at first. So in its whole life a request waits no longer than
+``patience_seconds + bytes / min_bytes_per_second``, and at no moment longer than ``patience_seconds``,
+however much it moved before. A message counts when it is there as a whole.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+__all__ = ["Patience", "Watchdog"]
+
+_Message = TypeVar("_Message", bound=Message)
+
+
+class Patience:
+    """What one request may still spend on waiting. `Watchdog.watch` makes it."""
+
+    def __init__(self, watchdog: "Watchdog", cancel: Callable[[], object]) -> None:
+        self.cancel = cancel
+        self._watchdog = watchdog
+        self._left = watchdog.patience_seconds
+        self._since: float | None = None
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for the client."""
+        with self._watchdog.lock:
+            self._since = self._watchdog.clock()
+        try:
+            yield
+        finally:
+            with self._watchdog.lock:
+                self._left -= self._watchdog.clock() - self._since
+                self._since = None
+
+    def moved(self, count: int) -> None:
+        """So many bytes came or went."""
+        watchdog = self._watchdog
+        with watchdog.lock:
+            self._left = min(watchdog.patience_seconds, self._left + count / watchdog.min_bytes_per_second)
+
+    def incoming(self, messages: Iterable[_Message]) -> Iterator[_Message]:
+        """The client's messages, with the time until each one counted as waiting."""
+        iterator = iter(messages)
+        while True:
+            with self.waiting():
+                message = next(iterator, None)
+            if message is None:
+                return
+            self.moved(message.ByteSize())
+            yield message
+
+    def outgoing(self, messages: Iterable[_Message]) -> Iterator[_Message]:
+        """Messages to the client, with the time until each one is taken counted as waiting."""
+        for message in messages:
+            size = message.ByteSize()
+            with self.waiting():
+                yield message
+            self.moved(size)
+
+    def overdue(self, now: float) -> bool:
+        """Whether the client keeps the request waiting for too long. Asked under the watchdog's lock."""
+        return self._since is not None and now - self._since > self._left
+
+
+class Watchdog:
+    """Watches requests. Whoever has a thread or a simulated clock to spare calls `sweep` now and then.
+
+    Args:
+        patience_seconds: how long a request may wait for its client.
+        min_bytes_per_second: what a client must move for its requests to wait no longer than that.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        patience_seconds: float,
+        min_bytes_per_second: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.patience_seconds = patience_seconds
+        self.min_bytes_per_second = min_bytes_per_second
+        self.clock = clock
+        self.lock = threading.Lock()
+        self._watched: set[Patience] = set()
+
+    @contextmanager
+    def watch(self, cancel: Callable[[], object]) -> Iterator[Patience]:
+        """Watches a request while the block runs.
+
+        Args:
+            cancel: cancels it, which must free the thread that waits. Called wherever `sweep` is.
+        """
+        patience = Patience(self, cancel)
+        with self.lock:
+            self._watched.add(patience)
+        try:
+            yield patience
+        finally:
+            with self.lock:
+                self._watched.discard(patience)
+
+    def sweep(self) -> int:
+        """Cancels the requests whose clients keep them waiting for too long; returns how many."""
+        with self.lock:
+            now = self.clock()
+            overdue = {patience for patience in self._watched if patience.overdue(now)}
+            self._watched -= overdue
+        for patience in overdue:
+            patience.cancel()
+        return len(overdue)
+
+    def run(self, stop: threading.Event) -> None:
+        """Sweeps until it is told to stop, often enough for nobody to wait noticeably longer."""
+        while not stop.wait(min(1.0, self.patience_seconds / 10)):
+            self.sweep()

@@ -1,0 +1,143 @@
+"""``blindtune audit transcript``: what one's own worker could know."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from support.transcripts import write_transcript
+
+from blindtune.client.audit.lab import LabResult
+from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
+from blindtune.client.audit.weak_masks import NoMask, Permutation, Rotation, hide
+from blindtune.client.cli.exit_codes import ExitCode
+from blindtune.client.cli.main import main
+
+pytestmark = pytest.mark.hf
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs the command in this process; status, stdout, stderr."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr("sys.argv", ["blindtune", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        output = capsys.readouterr()
+        return int(caught.value.code or 0), output.out, output.err
+
+    return run_command
+
+
+@pytest.fixture(scope="module")
+def transcripts(small_lab: LabResult, lab_folder: Path) -> Path:
+    return lab_folder / "language_model-transcripts"
+
+
+@pytest.fixture(scope="module")
+def plain(transcripts: Path) -> Transcript:
+    """The operands in the clear, as two colluding operators have them."""
+    rows, seeds = (read_transcript(transcripts / name) for name in ("rows", "seeds"))
+    return rows.combined_with(seeds)
+
+
+@pytest.mark.parametrize("model", ["language_model", "classifier"])
+@pytest.mark.parametrize("name", ["seeds", "rows", "lattice"])
+def test_recordings_of_real_workers_give_nothing_away(
+    run: Run, small_lab: LabResult, lab_folder: Path, model: str, name: str
+) -> None:
+    recording = lab_folder / f"{model}-transcripts" / name
+    code, out, _ = run("audit", "transcript", recording, "--model", lab_folder / model, "--json")
+    found = {x["attack"]: x for x in json.loads(out)}
+    assert code == 0, found
+    assert {"uniformity of words", "token by cosine", "label by largest entry", "rank of the rows"} <= set(
+        found
+    )
+    assert ("uniformity of keys" in found) == (name == "seeds")
+    assert all(x["trials"] > 10 for attack, x in found.items() if attack != "uniformity of keys")
+
+
+@pytest.mark.parametrize(
+    ("mask", "seen"),
+    [
+        (NoMask, {"uniformity of words", "token by cosine", "token by sorted values", "small differences"}),
+        (Permutation, {"uniformity of words", "token by sorted values", "label by largest entry"}),
+        (Rotation, {"uniformity of words", "correlation of words", "small differences"}),
+    ],
+)
+def test_recordings_that_leak_are_seen(
+    run: Run, plain: Transcript, lab_folder: Path, tmp_path: Path, mask: type, seen: set[str]
+) -> None:
+    import numpy as np
+
+    broken = hide(plain, mask(np.random.default_rng(3)))
+    folder = write_transcript(tmp_path / "t", broken.operands, broken.fingerprint)
+    arguments = ("audit", "transcript", folder, "--model", lab_folder / "language_model")
+    code, out, err = run(*arguments, "--json")
+    found = {x["attack"] for x in json.loads(out) if x["above_chance"]}
+    assert code == ExitCode.FINDINGS
+    assert seen <= found
+    assert "gives something away" in err
+    code, out, _ = run(*arguments)
+    assert code == ExitCode.FINDINGS
+    assert "above chance" in out
+
+
+def test_a_mask_that_is_used_twice_is_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    """Even where it hides one and the same operand twice, and no word is anything but uniform."""
+    rows = read_transcript(transcripts / "rows").operands
+    folder = write_transcript(tmp_path / "t", [*rows, rows[0]])
+    code, out, _ = run("audit", "transcript", folder, "--model", lab_folder / "language_model", "--json")
+    found = {x["attack"] for x in json.loads(out) if x["above_chance"]}
+    assert code == ExitCode.FINDINGS
+    assert "rows that came before" in found
+
+
+def test_a_seed_that_is_used_twice_is_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    seeds = read_transcript(transcripts / "seeds").operands
+    folder = write_transcript(tmp_path / "t", [*seeds, seeds[3]])
+    code, out, _ = run("audit", "transcript", folder, "--model", lab_folder / "language_model", "--json")
+    found = {x["attack"] for x in json.loads(out) if x["above_chance"]}
+    assert code == ExitCode.FINDINGS
+    assert "rows that came before" in found
+
+
+def test_mistakes_are_named(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path, checkpoints: dict[str, Path]
+) -> None:
+    model = lab_folder / "language_model"
+    code, _, err = run("audit", "transcript", tmp_path, "--model", model)
+    assert code == ExitCode.DATA
+    assert "is no transcript of a worker" in err
+    code, _, err = run("audit", "transcript", transcripts / "rows", "--model", checkpoints["llama"])
+    assert code == ExitCode.CONFIGURATION
+    assert "serves another model" in err
+    empty = write_transcript(tmp_path / "empty", list[Operand]())
+    code, _, err = run("audit", "transcript", empty, "--model", model)
+    assert code == ExitCode.DATA
+    assert "holds no operand" in err
+
+
+def test_a_worker_that_records_says_so_loudly(transcripts: Path) -> None:
+    said = (transcripts / "rows.log").read_text()
+    plain, *events = said.splitlines()  # before anything else, loading included
+    assert "WARNING: this worker keeps a copy of everything that its clients send" in plain
+    warnings = [x for x in map(json.loads, events) if x["level"] == "warning"]
+    assert [x["event"] for x in warnings] == ["recording"]
+
+
+def test_a_worker_refuses_a_folder_that_holds_something(lab_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    command = [sys.executable, "-m", "blindtune.server", "serve", "--insecure", "--listen", "127.0.0.1:0"]
+    command += ["--model", str(lab_folder / "language_model"), "--record", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 1
+    assert "it is not empty: choose a new folder" in done.stderr

@@ -1,0 +1,132 @@
+"""Data files of any bytes: records that say what the file says, or one error with the line."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from fuzzing import JSON, dumped, examples, refused_or_fine, spoiled, spoiled_json
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from blindtune.client.data.formats import parse, recognise
+from blindtune.client.data.records import read_records
+from blindtune.protocol.errors import DataError
+
+RECORDS = [
+    {"messages": [{"role": "user", "content": "Hé?"}, {"role": "assistant", "content": "Yes \u2028."}]},
+    {"messages": [{"role": "system", "content": ""}, {"role": "assistant", "content": "No."}]},
+]
+LAYOUTS = [
+    {"prompt": "a", "completion": "b"},
+    {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
+    {"instruction": "a", "response": "b", "context": "c"},
+    {"question": "a", "answer": "b", "rationale": "c"},
+    {"text": "a", "label": 1},
+    RECORDS[0],
+]
+VALID = b"".join(json.dumps(x, ensure_ascii=False).encode() + b"\n" for x in RECORDS)
+
+
+def read(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with refused_or_fine(path):
+        for record in read_records(path):
+            assert isinstance(record.fields, dict)
+            json.dumps(record.fields, ensure_ascii=False).encode()  # texts that a tokenizer takes
+            for task in ("instructions", "classification"):
+                with refused_or_fine(path):
+                    parse(record, recognise(record, task))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "train.jsonl"
+
+
+@examples(250)
+@given(content=spoiled(st.just(VALID)))
+@example(content=b'{"a":' * 100_000)
+@example(content=b"[" * 100_000 + b"\n" + VALID)
+@example(content=b'{"text": "\xff"}')
+@example(content=b'{"text": "\\uD800", "label": 1}')
+@example(content=b'{"text": 1e999, "label": NaN}')
+@example(content=b'{"text": ' + b"1" * 5000 + b"}")
+@example(content=b'{"text": "\x00", "label": "\\u0000"}')
+@example(content=b"\xff\xfe{\0}\0")
+def test_a_damaged_file_is_read_or_refused(path: Path, content: bytes) -> None:
+    read(path, content)
+
+
+@examples(150)
+@given(content=st.binary(max_size=100))
+def test_bytes_that_are_no_records_are_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with refused_or_fine(path):
+        read_records(path)
+
+
+@examples(250)
+@given(content=st.sampled_from(LAYOUTS).flatmap(spoiled_json) | JSON)
+def test_any_value_in_any_field_is_taken_or_refused(path: Path, content: object) -> None:
+    read(path, dumped(content))
+
+
+@examples(150)
+@given(
+    records=st.lists(
+        st.dictionaries(
+            st.text(st.characters(exclude_categories=["Cs"]), max_size=6),
+            st.text(st.characters(exclude_categories=["Cs"])) | st.integers() | st.none(),
+            max_size=3,
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+    escaped=st.booleans(),
+)
+def test_what_is_accepted_is_what_was_written(
+    path: Path, records: list[dict[str, object]], escaped: bool
+) -> None:
+    path.write_bytes(b"".join(json.dumps(x, ensure_ascii=escaped).encode() + b"\r\n" for x in records))
+    assert [dict(x.fields) for x in read_records(path)] == records
+
+
+def test_a_field_that_stands_twice_is_refused_without_being_named(path: Path) -> None:
+    path.write_bytes(VALID + b'{"secret": "a", "secret": "b"}\n')
+    with pytest.raises(DataError, match="line 3.*twice") as caught:
+        read_records(path)
+    assert "secret" not in str(caught.value)
+
+
+def test_a_line_of_a_hundred_megabytes_is_read(path: Path) -> None:
+    text = "x" * 100_000_000
+    path.write_text(json.dumps({"prompt": "a", "completion": text}))
+    (record,) = read_records(path)
+    assert record.fields["completion"] == text
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("saved") / "data"
+    Dataset.from_list([{"text": "é" * 20, "label": i} for i in range(5)]).save_to_disk(folder)
+    return folder
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json"])
+def test_a_saved_dataset_whose_description_is_spoiled_is_read_or_refused(
+    saved: Path, tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(saved, folder)
+    valid = json.loads((saved / name).read_text())
+
+    @examples(40)
+    @given(content=spoiled_json(valid).map(dumped) | spoiled(st.just(dumped(valid))))
+    def check(content: bytes) -> None:
+        (folder / name).write_bytes(content)
+        with refused_or_fine(folder):
+            read_records(folder)
+
+    check()

@@ -1,0 +1,68 @@
+"""The command ``blindtune``, whose private numbers are written down: what a search for leaks looks for.
+
+    python -m support.watched_command FILE ARGUMENTS...
+
+FILE gets one line of JSON for each number: [what it is, its bytes in hexadecimal].
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from blindtune.client import layer_group
+from blindtune.client.cli import main
+from blindtune.protocol.masks import ShareSource
+from blindtune.protocol.residues import from_centred
+
+
+def watch(path: Path) -> None:
+    """Writes down the first values, integers, scales, seeds and shares of every operand from now on."""
+    file = path.open("w", buffering=1)
+    quantize, mask = layer_group.quantize_rows, ShareSource.mask
+    calls = 0
+
+    def keep(what: str, value: bytes) -> None:
+        file.write(json.dumps([what, value.hex()]) + "\n")
+
+    def watched(x: Any, *arguments: Any) -> Any:
+        nonlocal calls
+        integers, scales = quantize(x, *arguments)
+        calls += 1
+        values = x[0][:8].detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x[0][:8])
+        if integers[0][:8].any():
+            words = ", ".join(map(str, integers[0][:8].tolist()))
+            keep(f"integers {calls} in words", words.encode())
+            keep(f"integers {calls} in hexadecimal", integers[0][:8].astype("<i4").tobytes().hex().encode())
+        keep(f"values {calls}", np.ascontiguousarray(values).tobytes())
+        keep(f"integers {calls}", integers[0][:8].astype("<i4").tobytes())
+        keep(f"residues {calls}", from_centred(integers)[0][:8].astype("<u4").tobytes())
+        for row, scale in enumerate(scales[:4]):
+            if scale == 1:
+                continue  # of a row of zeros, which is no secret
+            keep(f"scale {calls}.{row}", np.float64(scale).tobytes())
+            for digits in {f"{scale:.12g}", f"{scale:.8g}", repr(float(scale))}:
+                if len(digits) >= 9:  # a shorter one could be there by chance
+                    keep(f"scale {calls}.{row} in digits", digits.encode())
+        return integers, scales
+
+    def watched_mask(self: ShareSource, operand: Any, product: Any) -> Any:
+        masked = mask(self, operand, product)
+        for share in masked.shares:
+            if share.seed is not None:
+                keep("seed", share.seed.key)
+                keep("seed in digits", share.seed.key.hex().encode())
+            keep("share", share.residues[0][:8].tobytes())
+            keep("share in hexadecimal", share.residues[0][:8].tobytes().hex().encode())
+        return masked
+
+    layer_group.quantize_rows = watched
+    ShareSource.mask = watched_mask  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    watch(Path(sys.argv[1]))
+    sys.argv = ["blindtune", *sys.argv[2:]]
+    main()

@@ -1,0 +1,246 @@
+"""Memory that runs out: asked for before a model is loaded, and survived while requests run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from blindtune.checkpoint import FrozenLayer
+from blindtune.proto import PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.errors import ResourceError
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.gate import Gate
+from blindtune.server.limits import Limits
+from blindtune.server.memory import is_out_of_memory, memory_needed, require_memory
+from blindtune.server.rows import workspace_bytes
+from blindtune.server.service import WorkerService
+from blindtune.server.store import LayerStore
+
+CPU = torch.device("cpu")
+ROWS = 100
+
+
+class _AbortedError(Exception):
+    pass
+
+
+class Context:
+    """What a servicer's context offers, without a connection."""
+
+    def __init__(self) -> None:
+        self.code: Any = None
+        self.details = ""
+        self.active = True
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        return ()
+
+    def peer(self) -> str:
+        return "test"
+
+    def auth_context(self) -> dict[str, list[bytes]]:
+        return {}
+
+    def is_active(self) -> bool:
+        return self.active
+
+    def cancel(self) -> None:
+        self.active = False
+
+    def abort(self, code: Any, details: str) -> None:
+        self.code, self.details = code, details
+        raise _AbortedError
+
+
+class Cramped:
+    """A multiplier for which memory suffices for so many rows at once."""
+
+    def __init__(self, store: LayerStore, rows: int, error: Exception) -> None:
+        self._honest = store.multiplier()
+        self._rows = rows
+        self._error = error
+        self.sizes: list[int] = []
+
+    def outputs(self, product: Product) -> int:
+        return self._honest.outputs(product)
+
+    def multiply(self, product: Product, operand: Residues) -> Residues:
+        self.sizes.append(len(operand))
+        if len(operand) > self._rows:
+            raise self._error
+        return self._honest.multiply(product, operand)
+
+
+@pytest.fixture(scope="module")
+def store() -> LayerStore:
+    integers = torch.arange(32, dtype=torch.int8).reshape(4, 8)
+    return LayerStore.from_layers([("w", IntegerLayer(integers, np.ones(4, np.float32)))], model="tiny")
+
+
+def ask(store: LayerStore, multiplier: Any, context: Context, rows: int = ROWS) -> bytes:
+    header = worker_pb2.MultiplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        fingerprint=store.fingerprint,
+        parameter_set="q31",
+        product=worker_pb2.Product(
+            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=8)]
+        ),
+        rows=rows,
+        columns=8,
+        seed=worker_pb2.Seed(key=bytes(32)),
+    )
+    gate = Gate(1)
+    service = WorkerService(store, Limits(), gate, multiplier)
+    served: Any = context
+    try:
+        answer = service.Multiply([worker_pb2.MultiplyRequest(header=header)], served)
+        return b"".join(message.residues for message in answer)
+    finally:
+        assert gate.inside == 0
+
+
+NO_MEMORY = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+]
+
+
+@pytest.mark.parametrize("error", NO_MEMORY, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("rows", [1, 3, 30])
+def test_a_block_is_halved_until_it_fits_and_the_answer_is_the_same(
+    store: LayerStore, rows: int, error: Exception
+) -> None:
+    expected = ask(store, None, Context())
+    cramped = Cramped(store, rows, error)
+    assert ask(store, cramped, Context()) == expected
+    assert len(expected) == ROWS * 16
+    # What failed is not tried again.
+    assert cramped.sizes[:2] == [100, 50]
+    assert sum(size for size in cramped.sizes if size <= rows) == ROWS
+    assert sum(size > rows for size in cramped.sizes) == {1: 6, 3: 5, 30: 2}[rows]
+
+
+def test_only_when_not_one_row_fits_the_request_fails(store: LayerStore) -> None:
+    context = Context()
+    cramped = Cramped(store, 0, MemoryError())
+    with pytest.raises(_AbortedError):
+        ask(store, cramped, context)
+    assert cramped.sizes == [100, 50, 25, 12, 6, 3, 1]
+    assert context.code.name == "RESOURCE_EXHAUSTED"
+    assert "out of memory" in context.details
+
+
+def test_another_error_is_no_lack_of_memory(store: LayerStore) -> None:
+    context = Context()
+    cramped = Cramped(store, 0, RuntimeError("a size does not match"))
+    with pytest.raises(_AbortedError):
+        ask(store, cramped, context)
+    assert cramped.sizes == [100]
+    assert context.code.name == "INTERNAL"
+
+
+def test_what_torch_raises_without_memory_is_recognised() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60, dtype=torch.int8)
+    assert is_out_of_memory(caught.value)
+
+
+class Departing(Cramped):
+    """A client that goes away while the first block is multiplied."""
+
+    def __init__(self, store: LayerStore, context: Context) -> None:
+        super().__init__(store, 10_000, MemoryError())
+        self._context = context
+
+    def multiply(self, product: Product, operand: Residues) -> Residues:
+        self._context.active = False
+        return super().multiply(product, operand)
+
+
+def test_nothing_is_computed_for_a_client_that_has_gone(
+    store: LayerStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blindtune")
+    context = Context()
+    departing = Departing(store, context)
+    ask(store, departing, context, rows=4000)  # four blocks
+    assert departing.sizes == [1024]
+    [line] = [vars(record) for record in caplog.records if record.message == "multiply"]
+    assert line["status"] == "CANCELLED"
+
+
+def layers(*shapes: tuple[int, int]) -> list[FrozenLayer]:
+    return [FrozenLayer(f"layer{i}", "", *shape) for i, shape in enumerate(shapes)]
+
+
+def test_the_work_space_grows_with_requests_and_is_bounded_for_each() -> None:
+    small = layers((8, 16), (16, 8))
+    assert workspace_bytes(small, Limits(max_concurrent=3)) == 3 * 1024 * 48 * 32
+    assert workspace_bytes(small, Limits(max_concurrent=3, max_rows=10)) == 3 * 10 * 48 * 32
+    large = layers((4096, 14336))
+    assert workspace_bytes(large, Limits(max_concurrent=2)) == 2 * (8 << 20) * 32
+
+
+def test_too_little_memory_for_all_requests_names_the_option_that_helps() -> None:
+    kept, workspace = layers((1024, 1024)), 8 << 20
+    needed = memory_needed(kept, CPU, workspace)
+    assert needed == {CPU: (1 << 20) + workspace}
+    require_memory(needed, lambda device: needed[CPU], workspace)
+    with pytest.raises(ResourceError, match="lower --max-concurrent") as caught:
+        require_memory(needed, lambda device: needed[CPU] - 1, workspace)
+    assert "0.01 GiB of it for requests" in str(caught.value)
+    with pytest.raises(ResourceError) as caught:
+        require_memory(needed, lambda device: 1 << 10, workspace)
+    assert "--max-concurrent" not in str(caught.value)
+
+
+_UNDER_A_LIMIT = """
+import json, resource, sys
+import numpy as np, torch
+torch.set_num_threads(1)
+sys.path.insert(0, {folder!r})
+from test_server_memory import Context, ask
+from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.store import LayerStore
+
+layer = IntegerLayer(torch.ones((8192, 8), dtype=torch.int8), np.ones(8192, np.float32))
+store = LayerStore.from_layers([("w", layer)], model="wide")
+
+def digest(context):
+    import hashlib
+    return hashlib.sha256(ask(store, None, context, rows=1024)).hexdigest()
+
+expected = digest(Context())
+def used():
+    return int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+import logging
+class Halvings(logging.Handler):
+    count = 0
+    def emit(self, record):
+        Halvings.count += "fewer rows" in record.getMessage()
+logging.getLogger("blindtune").addHandler(Halvings())
+limit = used() + ({megabytes} << 20)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+context = Context()
+answers = [digest(context) == expected for _ in range(3)]
+print(json.dumps({{"answers": answers, "halvings": Halvings.count}}))
+"""
+
+
+def test_a_process_without_memory_for_a_block_answers_all_the_same() -> None:
+    # A block of 1,024 rows and 8,192 outputs takes some 200 MB.
+    code = _UNDER_A_LIMIT.format(folder=str(Path(__file__).parent), megabytes=120)
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    outcome = json.loads(ended.stdout)
+    assert outcome["answers"] == [True] * 3
+    assert outcome["halvings"] >= 1

@@ -1,0 +1,297 @@
+"""Clients that stall: the rule on a clock of the test's own, and real clients that stop in the middle."""
+
+import socket
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from queue import Queue
+
+import grpc
+import numpy as np
+import pytest
+import torch
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
+from blindtune.protocol.parameters import Q31
+from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.daemon import RunningWorker, serve
+from blindtune.server.limits import Limits
+from blindtune.server.store import LayerStore
+from blindtune.server.transport import Endpoint
+from blindtune.server.watchdog import Patience, Watchdog
+
+PATIENCE = 60
+KEY = bytes(range(32))
+Message = worker_pb2.MultiplyRequest
+
+
+class Clock:
+    """Shows the time that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def watchdog(clock: Clock) -> Watchdog:
+    return Watchdog(20.0, 100, clock)
+
+
+def wait(patience: Patience, clock: Clock, seconds: float) -> None:
+    with patience.waiting():
+        clock.now += seconds
+
+
+def test_a_client_that_keeps_a_request_waiting_loses_it_once(watchdog: Watchdog, clock: Clock) -> None:
+    cancelled: list[str] = []
+    with watchdog.watch(lambda: cancelled.append("x")) as patience, patience.waiting():
+        clock.now += 20.0
+        assert watchdog.sweep() == 0
+        clock.now += 0.1
+        assert watchdog.sweep() == 1
+        assert watchdog.sweep() == 0
+    assert cancelled == ["x"]
+
+
+def test_computing_uses_no_patience_up(watchdog: Watchdog, clock: Clock) -> None:
+    cancelled: list[str] = []
+    with watchdog.watch(lambda: cancelled.append("x")) as patience:
+        clock.now += 10_000
+        assert watchdog.sweep() == 0
+        wait(patience, clock, 19.0)
+        clock.now += 10_000
+        with patience.waiting():
+            clock.now += 0.9
+            assert watchdog.sweep() == 0
+            clock.now += 0.2
+            assert watchdog.sweep() == 1
+    assert cancelled
+
+
+def test_bytes_win_patience_back_but_no_more_than_there_was(watchdog: Watchdog, clock: Clock) -> None:
+    with watchdog.watch(lambda: None) as patience:
+        wait(patience, clock, 15.0)
+        patience.moved(1000)  # ten seconds' worth
+        with patience.waiting():
+            clock.now += 14.9
+            assert watchdog.sweep() == 0
+        patience.moved(10**9)  # otherwise a client could buy itself hours
+        with patience.waiting():
+            clock.now += 20.1
+            assert watchdog.sweep() == 1
+
+
+def test_a_client_at_the_least_speed_is_never_cancelled(watchdog: Watchdog, clock: Clock) -> None:
+    with watchdog.watch(lambda: None) as patience:
+        for _ in range(1000):
+            with patience.waiting():
+                clock.now += 10.0
+                assert watchdog.sweep() == 0
+            patience.moved(1000)
+
+
+def test_requests_are_judged_one_by_one_and_forgotten_when_they_end(watchdog: Watchdog, clock: Clock) -> None:
+    cancelled: list[str] = []
+    with watchdog.watch(lambda: cancelled.append("idle")) as idle, idle.waiting():
+        with watchdog.watch(lambda: cancelled.append("ended")) as ended, ended.waiting():
+            clock.now += 15
+        with watchdog.watch(lambda: cancelled.append("late")) as late, late.waiting():
+            clock.now += 6
+            assert watchdog.sweep() == 1
+    assert cancelled == ["idle"]
+
+
+@given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 5000), st.booleans()), max_size=40))
+def test_no_request_waits_longer_than_the_formula_says(steps: list[tuple[float, int, bool]]) -> None:
+    clock = Clock()
+    watchdog = Watchdog(20.0, 100, clock)
+    waited, moved = 0.0, 0
+    with watchdog.watch(lambda: None) as patience:
+        for seconds, count, computes in steps:
+            if computes:
+                clock.now += seconds
+                continue
+            with patience.waiting():
+                clock.now += seconds
+                if watchdog.sweep():
+                    return
+            waited += seconds
+            assert waited <= 20.0 + moved / 100 + 1e-6
+            patience.moved(count)
+            moved += count
+
+
+# Wide enough for an answer that no network buffer holds.
+COLUMNS, OUTPUTS = 8, 16_384
+
+
+@pytest.fixture(scope="module")
+def store() -> LayerStore:
+    layer = IntegerLayer(torch.ones((OUTPUTS, COLUMNS), dtype=torch.int8), np.ones(OUTPUTS, np.float32))
+    return LayerStore.from_layers([("w", layer)], model="tiny")
+
+
+@contextmanager
+def running(store: LayerStore, **limits: float) -> Iterator[RunningWorker]:
+    worker = serve(store, Endpoint.parse("127.0.0.1:0", insecure=True), limits=Limits(**limits))  # type: ignore[arg-type]
+    try:
+        yield worker
+    finally:
+        worker.stop(drain_seconds=0)
+
+
+def header(store: LayerStore, rows: int, seed: bool) -> Message:
+    message = worker_pb2.MultiplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        fingerprint=store.fingerprint,
+        parameter_set=Q31.name,
+        product=worker_pb2.Product(
+            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=COLUMNS)]
+        ),
+        rows=rows,
+        columns=COLUMNS,
+    )
+    if seed:
+        message.seed.key = KEY
+    return Message(header=message)
+
+
+def until(condition: object, what: str) -> None:
+    """Waits until a condition holds."""
+    give_up = time.monotonic() + PATIENCE
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < give_up, what
+        time.sleep(0.02)
+
+
+def answered(stub: worker_pb2_grpc.WorkerStub, store: LayerStore) -> int:
+    return sum(len(x.residues) for x in stub.Multiply(iter([header(store, 1, True)]), timeout=PATIENCE))
+
+
+@pytest.mark.parametrize("sent", ["nothing", "the header", "some rows"])
+def test_a_client_that_stops_sending_frees_its_place(
+    store: LayerStore, sent: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "blindtune")
+    messages: Queue[Message | None] = Queue()
+    if sent != "nothing":
+        messages.put(header(store, 9, False))
+    if sent == "some rows":
+        messages.put(Message(residues=bytes(4 * COLUMNS)))
+    with (
+        running(store, max_concurrent=1, patience_seconds=0.3) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        stub = worker_pb2_grpc.WorkerStub(channel)
+        stalled = stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stalled)
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        messages.put(None)
+        until(lambda: worker.requests_inside == 0, "the place is not free")
+        assert answered(stub, store) == 4 * OUTPUTS
+        until(lambda: worker.requests_inside == 0, "the second request has not left")
+    lines = [vars(record) for record in caplog.records if record.message == "multiply"]
+    assert [(line["status"], line["stalled"]) for line in lines] == [("CANCELLED", True), ("OK", False)]
+
+
+class Unread:
+    """A client that asks over HTTP/2 and then takes nothing of the answer: it grants no window."""
+
+    def __init__(self, worker: RunningWorker, message: Message) -> None:
+        self.channel = grpc.insecure_channel(worker.address)
+        # gRPC reads ahead only one message until the next one is asked for.
+        self.call = worker_pb2_grpc.WorkerStub(self.channel).Multiply(iter([message]), timeout=PATIENCE)
+
+
+def test_a_client_that_does_not_read_frees_its_place(store: LayerStore) -> None:
+    rows = 2000  # an answer of 131 MB
+    with running(store, max_concurrent=1, patience_seconds=0.3) as worker:
+        unread = Unread(worker, header(store, rows, True))
+        until(lambda: worker.requests_inside == 1, "the request has not begun")
+        until(lambda: worker.requests_inside == 0, "the place is not free")
+        with grpc.insecure_channel(worker.address) as channel:
+            assert answered(worker_pb2_grpc.WorkerStub(channel), store) == 4 * OUTPUTS
+        with pytest.raises(grpc.RpcError) as caught:
+            list(unread.call)
+        assert caught.value.code() is grpc.StatusCode.CANCELLED
+        unread.channel.close()
+
+
+def test_a_client_that_is_slow_but_fast_enough_is_served(store: LayerStore) -> None:
+    rows = [Message(residues=bytes(4 * COLUMNS)) for _ in range(12)]
+
+    def slowly() -> Iterable[Message]:
+        yield header(store, len(rows), False)
+        for row in rows:
+            time.sleep(0.1)
+            yield row
+
+    with (
+        running(store, patience_seconds=0.5, min_bytes_per_second=100) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        call = worker_pb2_grpc.WorkerStub(channel).Multiply(iter(slowly()), timeout=PATIENCE)
+        assert sum(len(x.residues) for x in call) == len(rows) * 4 * OUTPUTS
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        "/blindtune.v1.Worker/GetManifest",
+        "/grpc.health.v1.Health/Check",
+        "/grpc.health.v1.Health/Watch",
+        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    ],
+)
+def test_calls_without_a_request_do_not_use_up_the_threads(store: LayerStore, method: str) -> None:
+    ended = threading.Event()
+
+    def nothing() -> Iterator[bytes]:
+        ended.wait(PATIENCE)
+        yield from ()
+
+    with (
+        running(store, max_concurrent=1, patience_seconds=0.3) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        silent = [channel.stream_stream(method)(nothing(), timeout=PATIENCE) for _ in range(9)]
+        for call in silent:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(call)
+            assert caught.value.code() is grpc.StatusCode.CANCELLED
+        ended.set()
+        assert answered(worker_pb2_grpc.WorkerStub(channel), store) == 4 * OUTPUTS
+
+
+def test_whoever_watches_the_health_is_not_cut_off(store: LayerStore) -> None:
+    with (
+        running(store, max_concurrent=1, patience_seconds=0.2) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE) for _ in range(20)]
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert [next(watch).status for watch in watches] == [serving] * 20
+        time.sleep(0.5)
+        worker.stop(drain_seconds=0)
+        assert next(watches[0]).status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+def test_a_connection_that_never_comes_to_stand_is_closed(store: LayerStore) -> None:
+    with running(store, handshake_seconds=0.3) as worker:
+        with socket.create_connection(("127.0.0.1", worker.port), PATIENCE) as silent:
+            while silent.recv(1024):  # the worker's settings, and then the end
+                pass
