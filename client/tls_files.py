@@ -119,7 +119,7 @@ def _public_keys(content: bytes, path: Path, operator: str) -> list[bytes]:
     try:
         certificates = x509.load_pem_x509_certificates(content)
         return [x.public_key().public_bytes(_DER, _LAYOUT) for x in certificates]
-    except (ValueError, UnsupportedAlgorithm) as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise ConfigurationError(
             f"operator {operator}: {path} holds no usable certificate: {error}"
         ) from error

@@ -3,9 +3,11 @@
     store       the frozen layers as integers, in the memory of a device
     wire        what a request's header must say
     rows        operands coming in and results going out, in blocks of rows
-    gate        how many requests run at once, and when no more are let in
+    identity    who sends a request: by certificate, by token, or anybody on loopback
+    gate        how many requests run at once, in all and of one client, and when no more are let in
+    watchdog    an end for requests whose clients stall
     service     the two calls of the contract
-    transport   the listening socket: mutual TLS, or plaintext on loopback
+    transport   the listening socket: TLS, or plaintext on loopback
     daemon      all of it as a running server
     cli         the command ``blindtune-worker``
 

@@ -9,6 +9,7 @@ from grpc_reflection.v1alpha import reflection
 
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.server.gate import Gate
+from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
 from blindtune.server.identity import Identify, by_certificate, by_token
 from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
@@ -29,6 +30,8 @@ _MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
 # Threads for manifests, health checks, reflection and refusals while all others multiply.
 _SPARE_THREADS = 8
+# How many of these may be taken by clients that watch the health, for as long as they like.
+_WATCHES = 4
 _CLOSING_SECONDS = 2.0
 
 _OPTIONS = (
@@ -130,7 +133,7 @@ def serve(
     metrics = _metrics(store, limits, gate)
     watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
     interceptors: list[grpc.ServerInterceptor] = [
-        DecodeAll(SERVICE_NAME),
+        DecodeAll(),
         WatchClients(watchdog, besides=frozenset([_MULTIPLY])),
     ]
     identify: Identify = by_certificate
@@ -159,7 +162,7 @@ def serve(
         ),
         server,
     )
-    health_service = health.HealthServicer()
+    health_service = HealthService(_WATCHES)
     health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)

@@ -56,19 +56,13 @@ class DecodeAll(grpc.ServerInterceptor):
     """Lets a service see what can't be decoded as an empty message, which it refuses like any other.
 
     gRPC alone calls such bytes an internal error of the worker.
-
-    Args:
-        service: full name of the service.
     """
-
-    def __init__(self, service: str) -> None:
-        self._prefix = f"/{service}/"
 
     def intercept_service(
         self, continuation: "_Continuation", handler_call_details: grpc.HandlerCallDetails
     ) -> "_Handler | None":
         handler: Any = continuation(handler_call_details)
-        if handler is None or not handler_call_details.method.startswith(self._prefix):
+        if handler is None or handler.request_deserializer is None:
             return handler
         decode = handler.request_deserializer
 
@@ -78,7 +72,7 @@ class DecodeAll(grpc.ServerInterceptor):
             except DecodeError:
                 return decode(b"")
 
-        return handler._replace(request_deserializer=decoded) if decode else handler
+        return handler._replace(request_deserializer=decoded)
 
 
 class WatchClients(grpc.ServerInterceptor):
@@ -104,7 +98,8 @@ class WatchClients(grpc.ServerInterceptor):
         behavior: Any
         if not handler.request_streaming:
             behavior = handler.unary_stream or handler.unary_unary
-            answer = self._watched_request(behavior)
+            watched = self._watched_stream if handler.response_streaming else self._watched_unary
+            answer = watched(lambda messages, context: behavior(_only(messages, context), context))
         elif handler.response_streaming:
             behavior = handler.stream_stream
             answer = self._watched_stream(behavior)
@@ -117,20 +112,11 @@ class WatchClients(grpc.ServerInterceptor):
         )
         return make(answer, handler.request_deserializer, handler.response_serializer)
 
-    def _watched_request(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        """One message, read here as a stream, since gRPC itself would wait for it without end."""
-
-        def answer(messages: Iterator[Any], context: grpc.ServicerContext, *callback: Any) -> Any:
+    def _watched_unary(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
+        def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
             with self._watchdog.watch(context.cancel) as patience:
-                request = next(patience.incoming(messages), None)
-            if request is None:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call carries no request")
-            return behavior(request, context, *callback)
+                return behavior(patience.incoming(messages), context)
 
-        # The health service's watch holds no thread: it says so by these.
-        for name in ("experimental_non_blocking", "experimental_thread_pool"):
-            if hasattr(behavior, name):
-                setattr(answer, name, getattr(behavior, name))
         return answer
 
     def _watched_stream(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
@@ -139,3 +125,11 @@ class WatchClients(grpc.ServerInterceptor):
                 yield from patience.outgoing(behavior(patience.incoming(messages), context))
 
         return answer
+
+
+def _only(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
+    """The message of a call that has one, read as a stream: gRPC itself would wait for it without end."""
+    message = next(messages, None)
+    if message is None:
+        context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call carries no request")
+    return message

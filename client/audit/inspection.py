@@ -28,10 +28,12 @@ __all__ = ["inspect_transcript"]
 Float64 = NDArray[np.float64]
 Random = np.random.Generator
 
-_MOST_OPERANDS = 2000
+_MOST_WORDS = 1 << 26
 _MOST_ROWS = 1000
 _MOST_POSITIONS = 32
-_RANK_ROWS, _RANK_OPERANDS = 256, 20
+_RANK_ROWS, _RANK_OPERANDS = 96, 20
+# What uniform rows of so many columns do with a probability of about q^-4 at most does not happen.
+_LEAST_COLUMNS, _NEVER = 8, 1e-30
 
 
 def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> list[Judged]:
@@ -45,16 +47,17 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
     Raises:
         DataError: the transcript holds no operand of a training or generation.
     """
-    training = Transcript.of_training(transcript)
+    training = Transcript.of_training(transcript).without_retries()
     if not training.operands:
         raise DataError("the transcript holds no operand: record a worker while a client uses it")
-    chosen = training.between(0, _MOST_OPERANDS)
+    words = np.cumsum([x.rows * x.columns for x in training.operands])
+    chosen = training.between(0, max(1, int(np.searchsorted(words, _MOST_WORDS))))
     scores = [
         word_tests.uniformity(chosen),
         word_tests.correlation(chosen),
         word_tests.small_differences(chosen),
     ]
-    scores += [_repeats(training), _ranks(chosen, random)]
+    scores += [_repeats(chosen), _ranks(chosen, random)]
     if all(x.seed is not None for x in training.operands):
         scores.append(_keys(training))
     first = chosen.operands[0].product
@@ -67,16 +70,15 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
 
 
 def _repeats(transcript: Transcript) -> Score:
-    """Rows, or keys of seeds, that came before. Random ones of any length that occurs never do."""
+    """Rows, or keys of seeds, that came before in another operand."""
     seen: Counter[bytes] = Counter()
     for operand in transcript.operands:
         if operand.seed is not None:
             seen[operand.seed.key + operand.seed.row_offset.to_bytes(8, "little")] += 1
         else:
-            # A row of few words could repeat by chance, and a whole operand of few of them hardly.
-            seen.update(row.tobytes() for row in operand.words() if row.nbytes >= 32)
+            seen.update(row.tobytes() for row in operand.words() if len(row) >= _LEAST_COLUMNS)
     total = max(seen.total(), 1)
-    return Score("rows that came before", "rows", seen.total() - len(seen), total, 1e-9)
+    return Score("rows that came before", "rows", seen.total() - len(seen), total, _NEVER)
 
 
 def _keys(transcript: Transcript) -> Score:
@@ -97,32 +99,29 @@ def _ranks(transcript: Transcript, random: Random) -> Score:
         rows = np.concatenate(blocks)[:_RANK_ROWS]
         # Narrower than the operand, so that full rank is what random rows have.
         rows = rows[: rows.shape[1] // 2]
-        if len(rows) > 1:
+        if len(rows) > 1 and rows.shape[1] >= _LEAST_COLUMNS:
             low += len(row_space(rows)[0]) < len(rows)
             trials += 1
-    return Score("rank of the rows", "products", low, max(trials, 1), 1e-9)
+    return Score("rank of the rows", "products", low, max(trials, 1), _NEVER)
 
 
 def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -> list[Score]:
     """Is a row nearer to some token's activation than a random row is? By angle, and by sorted values."""
     rows = _some_rows(operands)
     fakes = _random_rows(rows, random)
-
-    def nearest(x: Float64, view: Callable[[Float64], Float64]) -> Float64:
-        best = np.full(len(x), -np.inf)
-        for position in range(_MOST_POSITIONS if public.positional else 1):
-            vocabulary = unit_rows(view(public.vocabulary(position).astype(np.float64)))
-            best = np.maximum(best, (unit_rows(view(x)) @ vocabulary.T).max(axis=1))
-        return best
-
-    def ordered(x: Float64) -> Float64:
-        return np.sort(x, axis=1)
-
-    views: dict[str, Callable[[Float64], Float64]] = {"cosine": lambda x: x, "sorted values": ordered}
-    return [
-        _coin(f"token by {name}", nearest(rows, view), nearest(fakes, view), random)
-        for name, view in views.items()
-    ]
+    views: dict[str, Callable[[Float64], Float64]] = {
+        "cosine": lambda x: x,
+        "sorted values": lambda x: np.sort(x, axis=1),
+    }
+    # Of each view, how near a row and its random counterpart come to any token at any position.
+    nearest = {name: np.full((2, len(rows)), -np.inf) for name in views}
+    for position in range(min(_MOST_POSITIONS, public.positions)):
+        vocabulary = public.vocabulary(position).astype(np.float64)
+        for name, view in views.items():
+            known = unit_rows(view(vocabulary)).T
+            cosines = [(unit_rows(view(x)) @ known).max(axis=1) for x in (rows, fakes)]
+            nearest[name] = np.maximum(nearest[name], cosines)
+    return [_coin(f"token by {name}", *nearest[name], random) for name in views]
 
 
 def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:

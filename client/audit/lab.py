@@ -18,6 +18,7 @@ from blindtune.client.audit.recording import Recorded, first_and_last, record_pl
 from blindtune.client.audit.statistics import Judged, Score, judge
 from blindtune.client.audit.transcript import Transcript
 from blindtune.client.audit.weak_masks import WEAK_MASKS, hide
+from blindtune.client.audit.workers import StartWorkers, recorded_workers
 from blindtune.client.audit.workloads import Sizes, Workload, classifier, language_model
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.products import Direction, Product
@@ -89,7 +90,13 @@ class Observation:
     recorded: Recorded
 
 
-def run_lab(folder: Path, sizes: Sizes, rounds: int, report: Report = lambda text: None) -> LabResult:
+def run_lab(
+    folder: Path,
+    sizes: Sizes,
+    rounds: int,
+    report: Report = lambda text: None,
+    workers: StartWorkers = recorded_workers,
+) -> LabResult:
     """Trains in the clear and with real workers, and runs all attacks.
 
     Args:
@@ -97,13 +104,14 @@ def run_lab(folder: Path, sizes: Sizes, rounds: int, report: Report = lambda tex
         sizes: of the trainings.
         rounds: of the game, for each of the attacker's choices.
         report: is told what happens.
+        workers: starts the workers that record.
     """
     started = time.monotonic()
     found: list[tuple[str, Score]] = []
     for make, playing in ((language_model, True), (classifier, False)):
         workload = make(folder / make.__name__, sizes)
         played = game_rounds(sizes.hidden, rounds, np.random.default_rng(2)) if playing else []
-        for observation, knowledge in observations(workload, sizes, folder, played, report):
+        for observation, knowledge in observations(workload, sizes, folder, played, report, workers):
             report(f"{workload.name}: attacks on {observation.mask}")
             found += [(observation.mask, x) for x in scores(observation.recorded, knowledge, played)]
     judged = judge([score for _, score in found])
@@ -112,7 +120,12 @@ def run_lab(folder: Path, sizes: Sizes, rounds: int, report: Report = lambda tex
 
 
 def observations(
-    workload: Workload, sizes: Sizes, folder: Path, rounds: Sequence[Round], report: Report
+    workload: Workload,
+    sizes: Sizes,
+    folder: Path,
+    rounds: Sequence[Round],
+    report: Report,
+    workers: StartWorkers,
 ) -> Iterator[tuple[Observation, Knowledge]]:
     """What every observer gets: under broken masks, and, recorded by real workers, under ours."""
     report(f"{workload.name}: training in the clear")
@@ -122,7 +135,7 @@ def observations(
         mask = make(np.random.default_rng(100 + number))
         yield Observation(name, Recorded(hide(plain.training, mask), hide(plain.game, mask))), knowledge()
     report(f"{workload.name}: training with real workers")
-    private = record_private(workload, folder / f"{workload.checkpoint.name}-transcripts", rounds)
+    private = record_private(workload, folder / f"{workload.checkpoint.name}-transcripts", rounds, workers)
     seeds, rows = private.seeds, private.rows
     both = Recorded(rows.training.combined_with(seeds.training), rows.game.combined_with(seeds.game))
     yield Observation("shares: seeds", seeds), knowledge()

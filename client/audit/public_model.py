@@ -51,6 +51,11 @@ class PublicModel:
         first, second = (self._inputs(torch.full((1, 2), 5))[0, i] for i in (0, 1))
         return not np.allclose(first, second, rtol=1e-3, atol=1e-6)
 
+    @property
+    def positions(self) -> int:
+        """How many positions of a text have activations of their own."""
+        return int(self.checkpoint.config.max_position_embeddings) if self.positional else 1
+
     def vocabulary(self, position: int = 0) -> Float32:
         """float32 [tokens, features]: the first layers' input for each token at one position."""
         size = self._model.get_input_embeddings().weight.shape[0]

@@ -9,7 +9,7 @@ from torch import nn
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.audit.game import Round
 from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
-from blindtune.client.audit.workers import recorded_workers
+from blindtune.client.audit.workers import StartWorkers, recorded_workers
 from blindtune.client.audit.workloads import Workload
 from blindtune.client.config import BlindConfig, Masking, Operator
 from blindtune.client.groups import all_products
@@ -82,21 +82,24 @@ class Private:
     lattice: Recorded
 
 
-def record_private(workload: Workload, folder: Path, rounds: Sequence[Round] = ()) -> Private:
+def record_private(
+    workload: Workload, folder: Path, rounds: Sequence[Round] = (), workers: StartWorkers = recorded_workers
+) -> Private:
     """Trains with real workers, once with each masking, and returns what each of them recorded.
 
     Args:
         workload: the training.
         folder: new or empty; for transcripts.
         rounds: of the game, which is played after the training.
+        workers: starts them.
     """
     folder.mkdir(parents=True, exist_ok=True)
     transcripts = [folder / name for name in ("seeds", "rows", "lattice")]
-    with recorded_workers(workload.checkpoint, transcripts) as (alpha, beta, gamma):
+    with workers(workload.checkpoint, transcripts) as (alpha, beta, gamma):
         maskings: tuple[tuple[Masking, list[str]], ...] = (("shares", [alpha, beta]), ("lattice", [gamma]))
-        for masking, workers in maskings:
+        for masking, addresses in maskings:
             config = BlindConfig(
-                operators=[Operator(f"operator {i}", [x]) for i, x in enumerate(workers)],
+                operators=[Operator(f"operator {i}", [x]) for i, x in enumerate(addresses)],
                 masking=masking,
                 head=workload.head,
                 insecure=True,

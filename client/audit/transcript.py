@@ -5,10 +5,12 @@ The format is described in `blindtune.server.record`: ``transcript.json``, ``par
 too little.
 """
 
+import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -81,8 +83,10 @@ class Operand:
 
     def words(self) -> Residues:
         """uint32 [rows, columns]: what was multiplied."""
-        if self.residues is not None:
-            return self.residues
+        return self._expanded if self.residues is None else self.residues
+
+    @cached_property
+    def _expanded(self) -> Residues:
         if self.seed is None:
             raise ValueError("an operand has rows or a seed")
         return self.seed.expand(self.rows, self.columns)
@@ -113,6 +117,14 @@ class Transcript:
         """
         rows = [x for x in transcript.operands if x.residues is not None]
         return cls(rows or transcript.operands, transcript.fingerprint)
+
+    def without_retries(self) -> "Transcript":
+        """Each operand once: an answer that got lost is asked for again, with the same bytes."""
+        first: dict[object, Operand] = {}
+        for x in self.operands:
+            content = x.seed if x.residues is None else hashlib.sha256(x.residues.tobytes()).digest()
+            first.setdefault((x.product, x.rows, content), x)
+        return Transcript(list(first.values()), self.fingerprint)
 
     def of(self, product: Product) -> list[Operand]:
         """The operands of one product."""

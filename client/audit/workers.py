@@ -4,14 +4,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from blindtune.protocol.errors import ResourceError
 
-__all__ = ["recorded_workers"]
+__all__ = ["StartWorkers", "recorded_workers"]
+
+StartWorkers = Callable[[Path, Sequence[Path]], AbstractContextManager[list[str]]]
+"""Starts a worker of a model for each transcript, and gives their addresses."""
 
 _STOP_SECONDS = 30
 

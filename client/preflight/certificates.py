@@ -33,7 +33,7 @@ def check_files(operator: Operator, now: datetime | None = None) -> Iterator[Fin
         check = f"{operator.name} {what}"
         try:
             certificates = x509.load_pem_x509_certificates(Path(path or "").read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, x509.InvalidVersion) as error:
             # An error of the parser could quote the file.
             reason = error.strerror if isinstance(error, OSError) else "it is no certificate in PEM"
             yield Finding(check, "problem", f"{path} cannot be used: {reason}", renew)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from support.recorded import forked_workers
 
 from blindtune.client.audit.lab import LabResult, run_lab
 from blindtune.client.audit.workloads import Sizes
@@ -18,4 +19,4 @@ def lab_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_lab(lab_folder: Path, kit_cache: Path) -> LabResult:
-    return run_lab(lab_folder, SMALL, rounds=75)
+    return run_lab(lab_folder, SMALL, rounds=75, workers=forked_workers)

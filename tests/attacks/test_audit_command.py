@@ -87,27 +87,46 @@ def test_recordings_that_leak_are_seen(
     assert "above chance" in out
 
 
-def test_a_mask_that_is_used_twice_is_seen(
-    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
-) -> None:
-    """Even where it hides one and the same operand twice, and no word is anything but uniform."""
-    rows = read_transcript(transcripts / "rows").operands
-    folder = write_transcript(tmp_path / "t", [*rows, rows[0]])
-    code, out, _ = run("audit", "transcript", folder, "--model", lab_folder / "language_model", "--json")
+def _found(run: Run, folder: Path, model: Path) -> set[str]:
+    """What is above chance in a recording."""
+    code, out, _ = run("audit", "transcript", folder, "--model", model, "--json")
     found = {x["attack"] for x in json.loads(out) if x["above_chance"]}
-    assert code == ExitCode.FINDINGS
-    assert "rows that came before" in found
+    assert code == (ExitCode.FINDINGS if found else 0)
+    return found
 
 
-def test_a_seed_that_is_used_twice_is_seen(
+def test_a_single_row_that_is_sent_twice_is_seen(
     run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
 ) -> None:
-    seeds = read_transcript(transcripts / "seeds").operands
-    folder = write_transcript(tmp_path / "t", [*seeds, seeds[3]])
-    code, out, _ = run("audit", "transcript", folder, "--model", lab_folder / "language_model", "--json")
-    found = {x["attack"] for x in json.loads(out) if x["above_chance"]}
-    assert code == ExitCode.FINDINGS
-    assert "rows that came before" in found
+    """Even where no word is anything but uniform."""
+    operands = list(read_transcript(transcripts / "rows").operands)
+    one, later = (x for x in (operands[0], operands[-9]))
+    words = later.words().copy()
+    words[3, : one.columns] = one.words()[5, : later.columns]
+    assert later.columns == one.columns
+    operands[-9] = Operand(later.product, later.rows, later.columns, words)
+    folder = write_transcript(tmp_path / "t", operands)
+    assert _found(run, folder, lab_folder / "language_model") == {"rows that came before"}
+
+
+def test_a_seed_that_serves_two_operands_is_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    operands = list(read_transcript(transcripts / "seeds").operands)
+    product = operands[4].product
+    operands[4] = Operand(product, operands[4].rows, operands[4].columns, seed=operands[3].seed)
+    assert operands[3].product != product
+    folder = write_transcript(tmp_path / "t", operands)
+    assert "rows that came before" in _found(run, folder, lab_folder / "language_model")
+
+
+@pytest.mark.parametrize("name", ["seeds", "rows"])
+def test_an_operand_that_is_asked_for_again_is_no_finding(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path, name: str
+) -> None:
+    operands = read_transcript(transcripts / name).operands
+    folder = write_transcript(tmp_path / "t", [*operands[:5], operands[4], *operands[5:], operands[5]])
+    assert _found(run, folder, lab_folder / "language_model") == set()
 
 
 def test_mistakes_are_named(

@@ -1,9 +1,11 @@
 """Certificates and keys of any bytes: usable, or one error that names the file and quotes nothing of it."""
 
 import re
+import ssl
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import dsa, x448
 from fuzzing import examples, refused_or_fine, spoiled
@@ -28,6 +30,12 @@ def _pem(key: object) -> bytes:
     )
 
 
+def _of_version_5(pem: bytes) -> bytes:
+    der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+    der = der.replace(b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x05", 1)
+    return ssl.DER_cert_to_PEM_cert(der).encode()
+
+
 def _locked() -> bytes:
     return x448.X448PrivateKey.generate().private_bytes(
         serialization.Encoding.PEM,
@@ -42,6 +50,7 @@ def test_spoiled_certificates_are_usable_or_refused(issued: OperatorCertificates
 
     @examples(200)
     @given(content=spoiled(st.just(issued.ca.read_bytes())) | st.binary(max_size=100))
+    @example(content=_of_version_5(issued.ca.read_bytes()))
     def check(content: bytes) -> None:
         path.write_bytes(content)
         with refused_or_fine(path):

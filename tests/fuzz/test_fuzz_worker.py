@@ -160,6 +160,7 @@ class RawWorker:
         self.channel = grpc.insecure_channel(address)
         self.multiply = self.channel.stream_stream("/blindtune.v1.Worker/Multiply")
         self.manifest = self.channel.unary_unary("/blindtune.v1.Worker/GetManifest")
+        self.health = self.channel.unary_unary("/grpc.health.v1.Health/Check")
         self.stub = worker_pb2_grpc.WorkerStub(self.channel)
 
 
@@ -203,6 +204,10 @@ def test_a_worker_process_survives_any_bytes_and_answers_the_next_request(
     def check_manifest(data: bytes) -> None:
         manifest = raw_worker.manifest(data, timeout=PATIENCE)
         assert worker_pb2.Manifest.FromString(manifest).fingerprint == store.fingerprint
+        try:
+            raw_worker.health(data, timeout=PATIENCE)
+        except grpc.RpcError as error:
+            assert error.code() is grpc.StatusCode.NOT_FOUND  # of a service
 
     check()
     check_manifest()

@@ -17,7 +17,15 @@ from blindtune.client.config import Operator
 from blindtune.server.limits import Limits
 from support.worker import WorkerSpec, run_worker
 
-__all__ = ["RunningOperator", "RunningOperators", "RunningWorker", "running_operators"]
+__all__ = [
+    "PATIENCE",
+    "RunningOperator",
+    "RunningOperators",
+    "RunningWorker",
+    "forkserver",
+    "running_operators",
+    "worker_environment",
+]
 
 PATIENCE = 60
 _ENVIRONMENT = {
@@ -30,14 +38,16 @@ _ENVIRONMENT = {
 }
 
 
-def _context() -> multiprocessing.context.ForkServerContext:
+def forkserver() -> multiprocessing.context.ForkServerContext:
+    """Forks processes that have imported and compiled everything."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["support.worker"])
     return context
 
 
 @contextmanager
-def _environment() -> Iterator[None]:
+def worker_environment() -> Iterator[None]:
+    """The environment that such processes start with."""
     before = dict(os.environ)
     os.environ.update(_ENVIRONMENT)
     try:
@@ -52,10 +62,10 @@ class RunningWorker:
 
     def __init__(self, spec: WorkerSpec) -> None:
         self.spec = spec
-        context = _context()
+        context = forkserver()
         self._pipe, theirs = context.Pipe()
         self.process = context.Process(target=run_worker, args=(spec, theirs), daemon=True)
-        with _environment():
+        with worker_environment():
             self.process.start()
         theirs.close()
         self._addresses: dict[str, str] | None = None

@@ -281,13 +281,53 @@ def test_whoever_watches_the_health_is_not_cut_off(store: LayerStore) -> None:
         running(store, max_concurrent=1, patience_seconds=0.2) as worker,
         grpc.insecure_channel(worker.address) as channel,
     ):
-        stub = health_pb2_grpc.HealthStub(channel)
-        watches = [stub.Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE) for _ in range(20)]
-        serving = health_pb2.HealthCheckResponse.SERVING
-        assert [next(watch).status for watch in watches] == [serving] * 20
+        watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(), timeout=PATIENCE)
+        assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
         time.sleep(0.5)
-        worker.stop(drain_seconds=0)
-        assert next(watches[0]).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        stopping = threading.Thread(target=worker.stop)
+        stopping.start()
+        assert next(watch).status == health_pb2.HealthCheckResponse.NOT_SERVING
+        watch.cancel()
+        stopping.join()
+
+
+def test_watching_the_health_takes_some_threads_and_not_all(store: LayerStore) -> None:
+    with (
+        running(store, max_concurrent=1) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        request = health_pb2.HealthCheckRequest()
+        watches = [stub.Watch(request, timeout=PATIENCE) for _ in range(4)]
+        for watch in watches:
+            assert next(watch).status == health_pb2.HealthCheckResponse.SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stub.Watch(request, timeout=PATIENCE))
+        assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert stub.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING
+        assert answered(worker_pb2_grpc.WorkerStub(channel), store) == 4 * OUTPUTS
+        watches[0].cancel()
+
+        def watched() -> bool:
+            again = stub.Watch(request, timeout=PATIENCE)
+            try:
+                return next(again).status == health_pb2.HealthCheckResponse.SERVING
+            except grpc.RpcError:
+                return False
+
+        until(watched, "a watch that has ended is not replaced")
+
+
+def test_watches_that_come_and_go_stop_nobody(store: LayerStore) -> None:
+    """The library's own way to watch came to a standstill here, and the worker with it."""
+    with running(store, max_concurrent=1) as worker:
+        for _ in range(60):
+            with grpc.insecure_channel(worker.address) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                request = health_pb2.HealthCheckRequest()
+                for watch in [stub.Watch(request, timeout=PATIENCE) for _ in range(6)]:
+                    watch.cancel()
+                assert stub.Check(request, timeout=PATIENCE).status == health_pb2.HealthCheckResponse.SERVING
 
 
 def test_a_connection_that_never_comes_to_stand_is_closed(store: LayerStore) -> None:

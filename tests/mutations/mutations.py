@@ -1,0 +1,1085 @@
+"""The mistakes: what somebody could do wrong in each part of the protocol."""
+
+from mutations.mutation import Edit, Mutation
+
+__all__ = ["MUTATIONS"]
+
+_MASKS = "tests/unit/protocol/test_masks.py"
+_EXPANSION = "tests/unit/protocol/test_expansion.py"
+_RESIDUES = "tests/unit/protocol/test_residues.py"
+_VERIFICATION = "tests/unit/protocol/test_verification.py"
+_ONCE = "tests/unit/lattice/test_lattice_once.py"
+_SOURCE = "tests/unit/lattice/test_lattice_source.py"
+_OPERATOR = "tests/unit/client/test_operator.py"
+_POLICY = "tests/unit/client/test_policy.py"
+_HINTS = "tests/unit/client/test_hints.py"
+_KIT = "tests/unit/client/test_kit.py"
+_CONFIG = "tests/unit/client/test_config.py"
+_SERVICE = "tests/unit/test_server_service.py"
+_TOKENS = "tests/unit/test_server_tokens.py"
+_TRANSPORT = "tests/unit/test_server_transport.py"
+_RANDOMNESS = "tests/unit/test_randomness.py"
+_COMPARED = "tests/unit/test_secrets_compared.py"
+_SILENCE = "tests/unit/protocol/test_silence.py"
+_WIRE = "tests/unit/client/test_request_content.py"
+_GROUP = "tests/unit/client/test_layer_group.py"
+
+
+def _one(id: str, mistake: str, file: str, old: str, new: str, *tests: str) -> Mutation:
+    return Mutation(id, mistake, (Edit(file, old, new),), tests)
+
+
+_SHARES = (
+    _one(
+        "shares-fixed-seed",
+        "every mask comes from one fixed secret",
+        "protocol/masks.py",
+        "secret = self._random_bytes(KEY_BYTES)",
+        "secret = bytes(KEY_BYTES)",
+        f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
+    ),
+    _one(
+        "shares-cached-seed",
+        "the secret is drawn once and kept for all operands",
+        "protocol/masks.py",
+        "secret = self._random_bytes(KEY_BYTES)",
+        'secret = self.__dict__.setdefault("_secret", self._random_bytes(KEY_BYTES))',
+        f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
+    ),
+    _one(
+        "shares-seed-of-the-operand",
+        "the secret is a hash of the operand, so equal operands look equal",
+        "protocol/masks.py",
+        "secret = self._random_bytes(KEY_BYTES)",
+        'secret = __import__("hashlib").sha256(operand.tobytes()).digest()',
+        f"{_MASKS}::test_seeds_do_not_depend_on_the_operand_and_the_last_share_is_operand_plus_masks",
+        f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
+    ),
+    _one(
+        "shares-prefetched-randomness",
+        "random bytes are fetched in advance, and a forked child has the same ones",
+        "protocol/masks.py",
+        "        self._random_bytes = random_bytes\n",
+        "        fetched = [random_bytes(KEY_BYTES) for _ in range(100)]\n"
+        "        self._random_bytes = lambda size: fetched.pop() if fetched else random_bytes(size)\n",
+        f"{_MASKS}::test_a_forked_child_and_its_parent_draw_different_masks",
+    ),
+    _one(
+        "shares-numpy-randomness",
+        "secrets come from NumPy's generator, whose state a forked child inherits",
+        "protocol/masks.py",
+        "random_bytes: RandomBytes = os.urandom",
+        'random_bytes: RandomBytes = __import__("numpy").random.bytes',
+        f"{_MASKS}::test_a_forked_child_and_its_parent_draw_different_masks",
+    ),
+    _one(
+        "shares-python-randomness",
+        "secrets come from Python's Mersenne Twister",
+        "protocol/masks.py",
+        "random_bytes: RandomBytes = os.urandom",
+        'random_bytes: RandomBytes = __import__("random").randbytes',
+        f"{_RANDOMNESS}::test_masks_are_drawn_from_the_operating_system",
+    ),
+    _one(
+        "shares-one-seed-for-all",
+        "seeds are derived without the recipient, so two operators get the same one",
+        "protocol/masks.py",
+        '"share", str(recipient), product.label',
+        '"share", product.label',
+        f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
+    ),
+    _one(
+        "shares-no-product-in-the-label",
+        "seeds are derived without the product",
+        "protocol/masks.py",
+        "str(recipient), product.label, str(rows)",
+        "str(recipient), str(rows)",
+        f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
+    ),
+    _one(
+        "shares-secret-sent-as-seed",
+        "the secret itself is sent, and not a key derived from it",
+        "protocol/masks.py",
+        'Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))',
+        "Seed(secret)",
+        f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
+    ),
+    _one(
+        "shares-narrow-mask",
+        "a mask covers the low 16 bits only",
+        "protocol/masks.py",
+        "masked = add(masked, mask)",
+        "masked = add(masked, mask & 0xFFFF)",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "shares-zero-rows-in-the-clear",
+        "rows of zeros get no mask",
+        "protocol/masks.py",
+        "masked = add(masked, mask)",
+        "masked = add(masked, mask * operand.any(axis=1)[:, None])",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "shares-zeros-in-the-clear",
+        "single zeros get no mask",
+        "protocol/masks.py",
+        "masked = add(masked, mask)",
+        "masked = add(masked, mask * (operand != 0))",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "shares-both-to-one-operator",
+        "the masked operand goes to the operator that holds the seed",
+        "protocol/masks.py",
+        "Share(self.operators - 1, masked)",
+        "Share(0, masked)",
+        f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
+    ),
+    _one(
+        "shares-seed-beside-the-rows",
+        "the share that is sent as rows carries a seed as well",
+        "protocol/masks.py",
+        "Share(self.operators - 1, masked)",
+        "Share(self.operators - 1, masked, seed)",
+        f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
+    ),
+    _one(
+        "shares-one-operator-is-enough",
+        "a single operator is accepted, and gets the operand in the clear",
+        "protocol/masks.py",
+        "if operators < 2:",
+        "if operators < 1:",
+        f"{_MASKS}::test_sharing_with_fewer_than_two_operators_is_refused",
+    ),
+    _one(
+        "source-pickled",
+        "a mask source can be pickled",
+        "protocol/masks.py",
+        'raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")',
+        "return object.__reduce_ex__(self, 2)",
+        f"{_MASKS}::test_a_source_is_not_pickled_alone_or_inside_something",
+    ),
+    _one(
+        "operand-pickled",
+        "a masked operand can be pickled, mask and all",
+        "protocol/masks.py",
+        'raise TypeError("a masked operand cannot be pickled: it holds a mask")',
+        "return object.__reduce_ex__(self, 2)",
+        f"{_MASKS}::test_a_masked_operand_is_not_pickled",
+    ),
+    _one(
+        "share-shown",
+        "the words of a share are part of what is printed of it",
+        "protocol/masks.py",
+        "residues: Residues = field(repr=False)",
+        "residues: Residues = field()",
+        f"{_MASKS}::test_nothing_that_is_printed_shows_a_secret",
+    ),
+    _one(
+        "seed-shown",
+        "a seed's key is part of what is printed of it",
+        "protocol/expansion.py",
+        "key: bytes = field(repr=False)",
+        "key: bytes = field()",
+        f"{_MASKS}::test_nothing_that_is_printed_shows_a_secret",
+    ),
+    _one(
+        "operand-not-held",
+        "the words held for a retry can be changed in between",
+        "protocol/masks.py",
+        "self.residues.flags.writeable = False",
+        "pass",
+        f"{_MASKS}::test_the_residues_held_for_a_retry_cannot_be_changed",
+    ),
+)
+
+_UNIFORMITY = (
+    _one(
+        "words-mod-q",
+        "words are reduced mod q, and not rejected: small residues are twice as likely",
+        "protocol/expansion.py",
+        "            stream = 0\n",
+        "            words %= np.uint32(MODULUS)\n            stream = 0\n",
+        f"{_EXPANSION}::test_rows_with_rejected_words_follow_the_definition_element_by_element",
+    ),
+    _one(
+        "top-bit-not-cleared",
+        "32-bit words are reduced mod q",
+        "protocol/expansion.py",
+        "    words &= np.uint32(0x7FFFFFFF)\n",
+        "    words %= np.uint32(MODULUS)\n",
+        f"{_EXPANSION}::test_expand_gives_the_keystream_of_rfc_8439",
+    ),
+    _one(
+        "rejection-off-by-one",
+        "q itself counts as a residue",
+        "protocol/expansion.py",
+        "np.flatnonzero(words >= MODULUS)",
+        "np.flatnonzero(words > MODULUS)",
+        f"{_EXPANSION}::test_a_word_equal_to_q_is_rejected_and_q_minus_1_is_kept",
+    ),
+    _one(
+        "mask-of-24-bits",
+        "masks are narrower than q on both sides, so that results are right",
+        "protocol/expansion.py",
+        "np.uint32(0x7FFFFFFF)",
+        "np.uint32(0x00FFFFFF)",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "mask-of-16-bits",
+        "masks have 16 bits on both sides",
+        "protocol/expansion.py",
+        "np.uint32(0x7FFFFFFF)",
+        "np.uint32(0x0000FFFF)",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "mask-in-floating-point",
+        "masks are drawn in float32 and rounded, which leaves their low bits zero",
+        "protocol/expansion.py",
+        "    words &= np.uint32(0x7FFFFFFF)\n",
+        "    words[:] = words.astype(np.float32) * np.float32((MODULUS - 129) / 2**32)\n",
+        f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+    ),
+    _one(
+        "one-mask-for-all-rows",
+        "the row is missing from the nonce, so all rows of an operand have one mask",
+        "protocol/expansion.py",
+        'row.to_bytes(8, "little")',
+        "bytes(8)",
+        f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
+    ),
+    _one(
+        "labels-run-together",
+        "the parts of a label are hashed without their lengths, so that different labels collide",
+        "protocol/expansion.py",
+        'info.update(len(encoded).to_bytes(8, "little") + encoded)',
+        "info.update(encoded)",
+        f"{_EXPANSION}::test_labels_that_read_alike_give_different_keys",
+    ),
+    _one(
+        "another-modulus",
+        "q is the Mersenne prime 2^31 - 1",
+        "protocol/parameters.py",
+        "MODULUS = 2147389441",
+        "MODULUS = 2147483647",
+        f"{_RESIDUES}::test_the_modulus_is_the_31_bit_prime_of_the_design",
+    ),
+    _one(
+        "operand-beyond-q",
+        "integers that no mask hides are masked nevertheless",
+        "protocol/residues.py",
+        "    require_centred(x)\n    return",
+        "    return",
+        f"{_RESIDUES}::test_centring_is_the_representative_of_smallest_magnitude",
+    ),
+)
+
+_BLOCK_SECRET = "block = _Block(self._parameters, product, self._random_bytes(KEY_BYTES))"
+_LATTICE = (
+    _one(
+        "lattice-row-twice",
+        "the last row of an operand is handed out again",
+        "protocol/lattice/stock.py",
+        "block.drawn += run.count",
+        "block.drawn += run.count - 1",
+        f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+    ),
+    _one(
+        "lattice-block-twice",
+        "a block begins anew when it is used up",
+        "protocol/lattice/stock.py",
+        "block.drawn += run.count\n                if block.drawn < DEGREE:\n",
+        "block.drawn = (block.drawn + run.count) % DEGREE\n                if block:\n",
+        f"{_ONCE}::test_operands_across_block_borders_get_each_row_once",
+    ),
+    _one(
+        "lattice-fixed-secret",
+        "every block has the same secret",
+        "protocol/lattice/stock.py",
+        _BLOCK_SECRET,
+        "block = _Block(self._parameters, product, bytes(KEY_BYTES))",
+        f"{_ONCE}::test_operands_across_block_borders_get_each_row_once",
+    ),
+    Mutation(
+        "lattice-secret-from-the-public-seed",
+        "S and E are expanded from the public seed, with a counter",
+        (
+            Edit(
+                "protocol/lattice/source.py",
+                "self._stock = Stock(parameters, random_bytes, kept_bytes)",
+                "calls = iter(range(1 << 60))\n"
+                "        self._stock = Stock(\n"
+                "            parameters, lambda n: derive_key(public_seed, str(next(calls))), kept_bytes\n"
+                "        )",
+            ),
+            Edit(
+                "protocol/lattice/source.py",
+                "import RandomBytes\n",
+                "import RandomBytes, derive_key\n",
+            ),
+        ),
+        (f"{_ONCE}::test_two_sources_with_one_public_seed_share_nothing",),
+    ),
+    _one(
+        "lattice-numpy-randomness",
+        "secrets come from NumPy's generator, whose state a forked child inherits",
+        "protocol/lattice/source.py",
+        "random_bytes: RandomBytes = os.urandom",
+        "random_bytes: RandomBytes = np.random.bytes",
+        f"{_RANDOMNESS}::test_masks_are_drawn_from_the_operating_system",
+    ),
+    _one(
+        "lattice-zero-noise",
+        "E is zero, so that S follows by linear algebra",
+        "protocol/lattice/source.py",
+        "noise[run.rows] = run.noise(columns)",
+        "noise[run.rows] = 0",
+        f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
+    ),
+    _one(
+        "lattice-noise-for-new-rows-only",
+        "rows whose mask was computed along with earlier ones get no E",
+        "protocol/lattice/source.py",
+        "mask_with(kept, operand[rows], noise[rows], masked[rows])",
+        "mask_with(kept, operand[rows], 0 * noise[rows], masked[rows])",
+        f"{_ONCE}::test_kept_and_computed_rows_give_the_same_bytes_and_results",
+        f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+    ),
+    _one(
+        "lattice-small-noise",
+        "E has eta = 2, which is too little",
+        "protocol/lattice/parameters.py",
+        "    rank=5,\n    eta=21,",
+        "    rank=5,\n    eta=2,",
+        "tests/unit/lattice/test_lattice_parameters.py"
+        "::test_the_stated_core_svp_figures_are_those_of_the_primal_attack",
+        "tests/unit/lattice/test_lattice_parameters.py"
+        "::test_no_set_but_the_two_published_ones_can_be_selected_by_name",
+        "tests/unit/lattice/test_lattice_parameters.py::test_rank_4_and_eta_2_are_weaker_than_what_is_offered",
+    ),
+    _one(
+        "lattice-small-secret",
+        "S is drawn with eta = 1",
+        "protocol/lattice/stock.py",
+        "parameters.rank, DEGREE, parameters.eta)",
+        "parameters.rank, DEGREE, 1)",
+        f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
+    ),
+    _one(
+        "lattice-one-noise-for-all-blocks",
+        "the key of E does not depend on the block's secret, so two blocks have the same E",
+        "protocol/lattice/stock.py",
+        'self.noise_key = derive_key(secret, *label, "E")',
+        'self.noise_key = derive_key(bytes(KEY_BYTES), *label, "E")',
+        f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
+        f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+    ),
+    _one(
+        "lattice-noise-of-each-operand-alike",
+        "E is drawn from its first row on for every operand of a block",
+        "protocol/lattice/stock.py",
+        "centred_binomial(self.block.noise_key, self.first, ",
+        "centred_binomial(self.block.noise_key, 0, ",
+        f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+    ),
+    _one(
+        "lattice-one-key-for-s-and-e",
+        "S and E are expanded from one key",
+        "protocol/lattice/stock.py",
+        'derive_key(secret, *label, "E")',
+        'derive_key(secret, *label, "S")',
+        f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
+    ),
+    _one(
+        "lattice-no-direction-in-the-label",
+        "under a secret that repeats, S is the same forward and backward",
+        "protocol/lattice/stock.py",
+        'label = "lattice", parameters.name, product.label',
+        'label = "lattice", parameters.name, product.label.partition(" ")[2]',
+        f"{_ONCE}::test_one_secret_would_still_give_every_product_and_set_another_s_and_e",
+    ),
+    Mutation(
+        "lattice-block-for-both-directions",
+        "forward and backward products of a layer take rows of one block, under one S",
+        (
+            Edit("protocol/lattice/stock.py", "self._blocks.pop(product, None)",
+                 "self._blocks.pop(product.spans[0].layer, None)"),
+            Edit("protocol/lattice/stock.py", "self._blocks[product] = block",
+                 "self._blocks[product.spans[0].layer] = block"),
+        ),
+        (f"{_ONCE}::test_every_product_has_blocks_of_its_own",),
+    ),
+    _one(
+        "lattice-stock-survives-a-fork",
+        "a forked child takes rows out of its parent's blocks",
+        "protocol/lattice/stock.py",
+        "if self._process is _process:",
+        "if self._process:",
+        f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
+    ),
+    _one(
+        "lattice-fork-goes-unnoticed",
+        "nothing tells a forked child from its parent",
+        "protocol/lattice/stock.py",
+        "    os.register_at_fork(after_in_child=_forget_parent)\n",
+        "    pass\n",
+        f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
+    ),
+    Mutation(
+        "lattice-stock-copied",
+        "a deep copy has blocks of its own, with the same rows left",
+        (
+            Edit(
+                "protocol/masks.py",
+                "    def __deepcopy__(self, memo: object) -> Self:\n        return self\n",
+                "    def __deepcopy__(self, memo: object) -> Self:\n"
+                '        copy = __import__("copy")\n'
+                "        twin = object.__new__(type(self))\n"
+                "        twin.__dict__ |= self.__dict__\n"
+                '        if stock := self.__dict__.get("_stock"):\n'
+                "            twin._stock = copy.copy(stock)\n"
+                "            twin._stock._blocks = {k: copy.copy(v) for k, v in stock._blocks.items()}\n"
+                "        return twin\n",
+            ),
+        ),
+        (f"{_ONCE}::test_a_deep_copy_takes_from_the_same_stock",),
+    ),
+    _one(
+        "lattice-source-pickled",
+        "a mask source can be pickled, its stock too",
+        "protocol/masks.py",
+        'raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")',
+        'return type(self), (self.lattice, self._public._seed.key, self._hints), {"_stock": None}',
+        f"{_SOURCE}::test_neither_source_nor_masked_operand_is_pickled",
+    ),
+    _one(
+        "lattice-unmasked-twice",
+        "an operand can be unmasked again, with another answer",
+        "protocol/lattice/source.py",
+        "runs, self._runs = self._runs, None",
+        "runs = self._runs",
+        f"{_SOURCE}::test_an_operand_is_unmasked_once_and_its_secrets_go_with_it",
+    ),
+    _one(
+        "lattice-operand-beyond-q",
+        "integers that no mask hides are masked nevertheless",
+        "protocol/lattice/source.py",
+        "        require_centred(operand)\n",
+        "",
+        f"{_SOURCE}::test_an_operand_that_does_not_fit_its_product_is_not_masked",
+    ),
+    Mutation(
+        "lattice-rows-given-back",
+        "an operand that failed gives its rows back, though they were sent",
+        (
+            Edit(
+                "client/multiplier.py",
+                "        if errors:\n",
+                "        if errors:\n"
+                '            for run in getattr(masked, "_runs", None) or ():\n'
+                "                run.block.drawn = run.first\n"
+                "                masked._stock._blocks[product] = run.block\n",
+            ),
+        ),
+        ("tests/e2e/test_lattice.py::test_an_operand_that_failed_for_good_does_not_give_its_rows_back",),
+    ),
+)
+
+_RETRIES = (
+    Mutation(
+        "retry-with-fresh-noise",
+        "a repeated request has noise drawn anew under the same secret, and their difference tells",
+        (
+            Edit(
+                "client/operators/operator.py",
+                "            self._note_failure(worker, request, failure, detail)\n",
+                "            self._note_failure(worker, request, failure, detail)\n"
+                "            if request.share.seed is None:\n"
+                "                residues = request.share.residues.astype(np.int64)\n"
+                "                residues += np.random.default_rng().integers(-21, 22, residues.shape)\n"
+                "                share = replace(request.share, residues=(residues % 2147389441).astype(np.uint32))\n"
+                "                request = replace(request, share=share)\n",
+            ),
+        ),
+        (f"{_OPERATOR}::test_a_retry_sends_the_same_bytes_to_every_worker",),
+    ),
+    _one(
+        "retry-with-a-new-mask",
+        "an operand whose operators failed is masked again by the multiplier",
+        "client/multiplier.py",
+        "            raise errors[0]\n",
+        "            return self.multiply(operand, product)\n",
+        f"{_OPERATOR}::test_operators_that_swap_their_answers_end_the_run_without_replicas",
+        f"{_GROUP}::test_an_operand_whose_operators_fail_is_sent_under_one_mask",
+    ),
+    _one(
+        "retry-quantized-again",
+        "a product that failed is quantized with less of the range and asked for again",
+        "client/layer_group.py",
+        "        result = self._multiplier.multiply(operand, step.product)\n",
+        "        try:\n"
+        "            result = self._multiplier.multiply(operand, step.product)\n"
+        "        except Exception:\n"
+        "            operand, row_scales = quantize_rows(x, step.budget // 2, operand_scale)\n"
+        "            result = self._multiplier.multiply(operand, step.product)\n",
+        f"{_GROUP}::test_a_product_that_failed_is_not_quantized_again",
+    ),
+    _one(
+        "share-to-another-operator",
+        "an operator's client sends whatever share it is given",
+        "client/operators/operator.py",
+        "if share.recipient != self.index:",
+        "if share.recipient < 0:",
+        f"{_OPERATOR}::test_a_share_of_another_operator_is_refused_and_nothing_is_sent",
+    ),
+    Mutation(
+        "shares-swapped",
+        "each operator gets the other's share",
+        (
+            Edit("client/operators/operator.py", "if share.recipient != self.index:",
+                 "if share.recipient < 0:"),
+            Edit("client/multiplier.py", "self._operators[request.share.recipient].multiply",
+                 "self._operators[-1 - request.share.recipient].multiply"),
+        ),
+        (f"{_OPERATOR}::test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows",),
+    ),
+    Mutation(
+        "all-shares-to-one-operator",
+        "the first operator multiplies all shares",
+        (
+            Edit("client/operators/operator.py", "if share.recipient != self.index:",
+                 "if share.recipient < 0:"),
+            Edit("client/multiplier.py", "self._operators[request.share.recipient].multiply",
+                 "self._operators[0].multiply"),
+        ),
+        (f"{_OPERATOR}::test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows",),
+    ),
+    Mutation(
+        "other-operator-stands-in",
+        "when an operator fails, its share goes to another one",
+        (
+            Edit("client/operators/operator.py", "if share.recipient != self.index:",
+                 "if share.recipient < 0:"),
+            Edit(
+                "client/multiplier.py",
+                "        if errors:\n",
+                "        for place, answer in enumerate(answers):\n"
+                "            if answer.exception():\n"
+                "                other = self._operators[place - 1]\n"
+                "                answers[place] = pool.submit(other.multiply, requests[place], check)\n"
+                "        errors = [error for answer in answers if (error := answer.exception())]\n"
+                "        if errors:\n",
+            ),
+        ),
+        (f"{_GROUP}::test_a_share_whose_operator_fails_goes_to_no_other",),
+    ),
+    _one(
+        "unmasked-source-connected",
+        "the source without masks can be connected to workers",
+        "client/multiplier.py",
+        "if isinstance(source, UnmaskedSource):",
+        "if source is None:",
+        f"{_OPERATOR}::test_an_operand_without_a_mask_has_no_way_out",
+    ),
+    Mutation(
+        "gradients-in-the-clear",
+        "backward operands, which are small, are sent to one operator without a mask",
+        (
+            Edit(
+                "client/multiplier.py",
+                "        masked = self.source.mask(operand, product)\n        fingerprint",
+                "        masked = self.source.mask(operand, product)\n"
+                '        if product.direction.name == "BACKWARD":\n'
+                "            unmasked = UnmaskedSource(Q31).mask(operand, product)\n"
+                "            object.__setattr__(unmasked.shares[0], 'recipient', 0)\n"
+                "            masked = unmasked\n"
+                "        fingerprint",
+            ),
+        ),
+        (f"{_WIRE}::test_no_operand_is_sent_as_it_is_in_either_direction",),
+    ),
+    Mutation(
+        "scales-on-the-wire",
+        "the rows' scales travel in a field that the worker does not know",
+        (
+            Edit(
+                "client/layer_group.py",
+                "        result = self._multiplier.multiply(operand, step.product)\n",
+                "        from blindtune.client.operators import messages\n\n"
+                "        messages.SCALES = row_scales.tobytes()\n"
+                "        result = self._multiplier.multiply(operand, step.product)\n",
+            ),
+            Edit(
+                "client/operators/messages.py",
+                "    seed = request.share.seed\n    if seed is not None:\n",
+                '    scales = globals().get("SCALES", b"")[:120]\n'
+                '    header.MergeFromString(b"\\xfa\\x07" + bytes([len(scales)]) + scales)\n'
+                "    seed = request.share.seed\n    if seed is not None:\n",
+            ),
+        ),
+        (f"{_WIRE}::test_a_request_says_what_the_contract_says_and_no_more",),
+    ),
+    _one(
+        "scales-in-the-parameter-set",
+        "a layer's largest scale is appended to a name that travels anyway",
+        "client/multiplier.py",
+        "            WorkRequest(fingerprint, parameter_set, product, share,",
+        "            WorkRequest(fingerprint, f'{parameter_set}:{operand.max()}', product, share,",
+        f"{_WIRE}::test_a_request_says_what_the_contract_says_and_no_more",
+    ),
+    _one(
+        "request-without-its-rows-order",
+        "rows travel sorted by size, which tells their order",
+        "client/operators/messages.py",
+        "block = request.share.residues[start : start + step]",
+        "block = np.sort(request.share.residues[start : start + step], axis=0)",
+        f"{_WIRE}::test_a_request_says_what_the_contract_says_and_no_more",
+    ),
+)
+
+_CHECKS = (
+    _one(
+        "no-verification",
+        "answers are not verified",
+        "client/operators/operator.py",
+        "        check.verify(request.share.residues, answer, vectors)\n",
+        "",
+        f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
+    ),
+    Mutation(
+        "verification-after-unmasking",
+        "answers are unmasked first and verified then",
+        (
+            Edit("client/operators/operator.py",
+                 "        check.verify(request.share.residues, answer, vectors)\n", ""),
+            Edit(
+                "client/multiplier.py",
+                "        return masked.unmask([answer.result() for answer in answers])\n\n    def statistics",
+                "        result = masked.unmask([answer.result() for answer in answers])\n"
+                "        for request, answer in zip(requests, answers, strict=True):\n"
+                "            check.verify(request.share.residues, answer.result())\n"
+                "        return result\n\n    def statistics",
+            ),
+        ),
+        (f"{_GROUP}::test_nothing_is_unmasked_when_an_answer_is_wrong",),
+    ),
+    _one(
+        "one-answer-verified",
+        "only operands that travel as rows have their answer verified",
+        "client/operators/operator.py",
+        "        check.verify(request.share.residues, answer, vectors)\n",
+        "        if request.share.seed is None:\n"
+        "            check.verify(request.share.residues, answer, vectors)\n",
+        f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
+    ),
+    _one(
+        "first-row-verified",
+        "only the first row of an answer is verified",
+        "protocol/verification.py",
+        "    for r in range(start, stop):\n        largest",
+        "    for r in range(start, min(stop, start + 1)):\n        largest",
+        f"{_VERIFICATION}::test_one_wrong_row_among_4097_is_caught_and_named",
+    ),
+    _one(
+        "every-other-row-verified",
+        "a sample of the rows is verified",
+        "protocol/verification.py",
+        "    for r in range(start, stop):\n        largest",
+        "    for r in range(start, stop, 2):\n        largest",
+        f"{_VERIFICATION}::test_an_error_in_a_single_residue_is_caught_with_its_row",
+    ),
+    _one(
+        "words-beyond-q-accepted",
+        "the client accepts answers with words of q and more",
+        "protocol/verification.py",
+        "if largest >= uint32(MODULUS):",
+        "if largest > uint32(0xFFFFFFFF):",
+        f"{_VERIFICATION}::test_a_residue_plus_q_is_caught_though_it_is_congruent",
+    ),
+    _one(
+        "q-accepted",
+        "the client accepts q where 0 is right",
+        "protocol/verification.py",
+        "if largest >= uint32(MODULUS):",
+        "if largest > uint32(MODULUS):",
+        f"{_VERIFICATION}::test_q_in_place_of_zero_is_caught",
+    ),
+    _one(
+        "answer-reduced-before-the-check",
+        "answers are reduced mod q before they are checked",
+        "client/operators/operator.py",
+        "check.verify(request.share.residues, answer, vectors)",
+        "check.verify(request.share.residues, answer % np.uint32(2147389441), vectors)",
+        f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
+    ),
+    _one(
+        "short-answers-accepted",
+        "an answer that ends early is filled up with what was in memory",
+        "client/operators/messages.py",
+        "    if filled != len(target):\n",
+        "    if filled > len(target):\n",
+        "tests/fuzz/test_fuzz_answers.py::test_an_answer_is_the_right_one_or_fails_its_check",
+    ),
+    _one(
+        "one-vector-for-hints",
+        "hints, which serve all of a run, are checked with one vector",
+        "client/connect.py",
+        "vectors=2)",
+        "vectors=1)",
+        f"{_HINTS}::test_a_wrong_hint_that_passes_one_vector_fails_at_the_other",
+    ),
+    _one(
+        "one-vector-for-all-layers",
+        "all layers of a group have the same vector, so that outputs can be swapped",
+        "protocol/verification.py",
+        'derive_key(secret, "verification", "forward", layer)',
+        'derive_key(secret, "verification", "forward")',
+        f"{_VERIFICATION}::test_forward_vectors_of_two_layers_differ_so_that_outputs_cannot_be_swapped",
+    ),
+    _one(
+        "vectors-from-the-fingerprint",
+        "the vectors follow from what the worker knows too",
+        "client/prepare.py",
+        "secret = os.urandom(KEY_BYTES)",
+        "secret = hashlib.sha256(str(checkpoint.layers).encode()).digest()",
+        f"{_KIT}::test_two_kits_of_one_checkpoint_have_different_secrets",
+    ),
+    _one(
+        "vectors-from-python-randomness",
+        "the secret of the vectors comes from Python's Mersenne Twister",
+        "client/prepare.py",
+        "secret = os.urandom(KEY_BYTES)",
+        'secret = __import__("random").randbytes(KEY_BYTES)',
+        f"{_RANDOMNESS}::test_a_kits_secret_and_public_seed_come_from_the_operating_system",
+        f"{_RANDOMNESS}::test_no_other_generator_is_near_secrets",
+    ),
+    _one(
+        "public-seed-from-python-randomness",
+        "the public seed comes from Python's Mersenne Twister",
+        "client/hints.py",
+        "file.write(os.urandom(KEY_BYTES))",
+        'file.write(__import__("random").randbytes(KEY_BYTES))',
+        f"{_RANDOMNESS}::test_a_kits_secret_and_public_seed_come_from_the_operating_system",
+        f"{_RANDOMNESS}::test_no_other_generator_is_near_secrets",
+    ),
+    _one(
+        "public-seed-fixed",
+        "all kits have one public seed, which somebody may have prepared for",
+        "client/hints.py",
+        "file.write(os.urandom(KEY_BYTES))",
+        "file.write(bytes(KEY_BYTES))",
+        f"{_HINTS}::test_every_kit_and_parameter_set_has_a_public_seed_of_its_own",
+    ),
+    _one(
+        "hint-not-checked",
+        "a hint is read from the disk without a look at its digest",
+        "client/hints.py",
+        "if not (whole and hmac.compare_digest(header.keyed_digest.encode(), expected)):",
+        "if not (whole and expected):",
+        f"{_HINTS}::test_a_hint_that_rotted_on_disk_is_refused_with_what_to_do",
+    ),
+    Mutation(
+        "hint-of-another-seed",
+        "a hint made with another public seed is used",
+        (
+            Edit("client/hints.py", "if getattr(header.binding, name) != value]",
+                 'if getattr(header.binding, name) != value and name != "public_seed"]'),
+            Edit("client/hints.py", "expected = self._digest(binding, packed).encode()",
+                 "expected = self._digest(header.binding, packed).encode()"),
+        ),
+        (f"{_HINTS}::test_a_hint_made_with_another_public_seed_is_refused_and_says_so",),
+    ),
+    _one(
+        "hint-digest-without-key",
+        "the digest of a hint has a key that everyone knows",
+        "client/hints.py",
+        'hmac.new(self._kit.derive_key("hint"), ',
+        'hmac.new(b"hint", ',
+        f"{_HINTS}::test_a_hint_of_a_kit_with_another_secret_is_refused",
+    ),
+    _one(
+        "kit-not-checked",
+        "a kit's description can be changed unnoticed",
+        "client/kit.py",
+        "if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):",
+        "if not description.keyed_digest:",
+        f"{_KIT}::test_no_changed_value_in_the_description_goes_unnoticed",
+    ),
+    _one(
+        "kit-digest-compared-byte-by-byte",
+        "a kit's digest is compared in a time that depends on it",
+        "client/kit.py",
+        "if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):",
+        "if description.digest(secret) != description.keyed_digest:",
+        f"{_COMPARED}::test_keyed_digests_are_compared_in_constant_time",
+    ),
+    _one(
+        "hint-digest-compared-byte-by-byte",
+        "a hint's digest is compared in a time that depends on it",
+        "client/hints.py",
+        "if not (whole and hmac.compare_digest(header.keyed_digest.encode(), expected)):",
+        "if not (whole and header.keyed_digest.encode() == expected):",
+        f"{_COMPARED}::test_keyed_digests_are_compared_in_constant_time",
+    ),
+    _one(
+        "liar-asked-again",
+        "a worker that gave a wrong answer is asked again after a pause",
+        "client/operators/policy.py",
+        "if failure in (Failure.LIED, Failure.INCOMPATIBLE):",
+        "if failure is Failure.INCOMPATIBLE:",
+        f"{_POLICY}::test_a_liar_is_not_asked_again_by_any_request_however_long_it_takes",
+    ),
+    _one(
+        "another-model-accepted",
+        "workers of another model are asked",
+        "client/operators/manifest.py",
+        "if manifest.fingerprint != expected.fingerprint:",
+        "if not manifest.fingerprint:",
+        f"{_OPERATOR}::test_a_worker_that_serves_something_else_is_refused_with_what_to_change",
+    ),
+)
+
+_MESSAGES = (
+    _one(
+        "message-with-a-word",
+        "a refusal shows the word that is no residue",
+        "protocol/residues.py",
+        'f"{what} holds a word of {MODULUS} or more, which is no residue mod q"',
+        'f"{what} holds {_largest(x)}, which is not below {MODULUS} and no residue mod q"',
+        f"{_SILENCE}::test_a_word_that_is_no_residue_is_not_shown",
+    ),
+    _one(
+        "message-with-an-integer",
+        "an error shows the integer that is too large to be hidden",
+        "protocol/residues.py",
+        'f"an integer has a magnitude above {_HALF}, so it is no centred residue"',
+        'f"{x.max()} or {x.min()} has a magnitude above {_HALF}, so it is no centred residue"',
+        f"{_SILENCE}::test_an_integer_beyond_the_range_is_not_shown",
+    ),
+    _one(
+        "message-with-an-operand",
+        "a failed check shows the operand's row",
+        "protocol/verification.py",
+        'f"row {min(wrong)} of {rows} is not the product that was asked for"',
+        'f"row {min(wrong)} of {rows} is not the product of {operand[min(wrong)].tolist()}"',
+        f"{_SILENCE}::test_a_failed_check_shows_neither_operand_nor_answer",
+    ),
+    _one(
+        "message-with-an-answer",
+        "a failed check shows the answer's first word",
+        "protocol/verification.py",
+        'f"row {min(wrong)} of {rows} is not the product that was asked for"',
+        'f"row {min(wrong)} of {rows} ({response[min(wrong), 0]}, ...) is not the product"',
+        f"{_SILENCE}::test_a_failed_check_shows_neither_operand_nor_answer",
+    ),
+    _one(
+        "message-with-data",
+        "an error about a value that is not finite shows its row",
+        "protocol/fixed_point.py",
+        'f"row {min(failed)} of {rows} holds a value that is not finite (inf or nan): "',
+        'f"row {min(failed)} of {rows} ({x[min(failed)]}) holds a value that is not finite: "',
+        "tests/unit/protocol/test_fixed_point.py::test_a_message_about_a_bad_row_tells_no_values",
+    ),
+    _one(
+        "token-in-a-message",
+        "a refusal shows the token",
+        "server/tokens.py",
+        '"this worker does not know the token: it was revoked, or is another\'s"',
+        'f"this worker does not know the token {token}: it was revoked"',
+        f"{_SILENCE}::test_a_token_that_is_not_valid_is_not_shown",
+    ),
+)
+
+_WORKER = (
+    _one(
+        "worker-takes-any-word-in-the-last-block",
+        "the worker multiplies words of q and more in the last block of an operand",
+        "server/rows.py",
+        'rows} rows")\n    require_residues(block, "the operand")\n',
+        'rows} rows")\n',
+        f"{_SERVICE}::test_a_word_that_is_no_residue_is_refused_before_any_arithmetic",
+    ),
+    _one(
+        "worker-takes-any-word-in-earlier-blocks",
+        "the worker multiplies words of q and more in all blocks but the last",
+        "server/rows.py",
+        '                require_residues(block, "the operand")\n                yield block\n',
+        "                yield block\n",
+        "tests/unit/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
+    ),
+    _one(
+        "worker-takes-q",
+        "the worker takes q for a residue",
+        "protocol/residues.py",
+        "_largest(x) >= MODULUS",
+        "_largest(x) > MODULUS",
+        f"{_RESIDUES}::test_one_word_of_q_or_more_anywhere_is_refused",
+    ),
+    _one(
+        "worker-of-another-model-answers",
+        "the worker answers requests that mean another model",
+        "server/wire.py",
+        "if header.fingerprint != store.fingerprint:",
+        "if not header.fingerprint:",
+        f"{_SERVICE}::test_a_wrong_header_is_refused_with_its_own_status",
+    ),
+    _one(
+        "worker-takes-rows-beside-a-seed",
+        "the worker ignores rows that follow a seed",
+        "server/rows.py",
+        '        raise MalformedRequest("the operand is a seed, and yet more messages follow the header")\n',
+        "        pass\n",
+        f"{_SERVICE}::test_a_stream_without_header_or_with_two_is_refused",
+    ),
+    _one(
+        "worker-shows-a-request",
+        "a request's key is part of what is printed of it",
+        "server/wire.py",
+        "seed: Seed | None = field(repr=False)",
+        "seed: Seed | None = field()",
+        f"{_SERVICE}::test_a_request_shows_no_key",
+    ),
+    _one(
+        "worker-without-tokens",
+        "a call without a valid token is told to the metrics, and goes on",
+        "server/interceptors.py",
+        "                return _refused(str(error))\n",
+        "                pass\n",
+        f"{_TOKENS}::test_without_a_valid_token_nothing_but_health_is_told",
+    ),
+    _one(
+        "worker-with-any-token",
+        "any token will do",
+        "server/tokens.py",
+        "if name is None or scheme.lower() != _SCHEME:",
+        "if scheme.lower() != _SCHEME:",
+        f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
+    ),
+    _one(
+        "token-compared-byte-by-byte",
+        "a token's hash is compared in a time that depends on it",
+        "server/tokens.py",
+        "if hmac.compare_digest(digest, expected):",
+        "if digest == expected:",
+        f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
+    ),
+    _one(
+        "token-compared-until-found",
+        "the time of a comparison tells whose token it is",
+        "server/tokens.py",
+        "                name = known\n",
+        "                name = known\n                break\n",
+        f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
+    ),
+    _one(
+        "token-stored",
+        "the file of tokens holds the tokens",
+        "server/tokens.py",
+        "sha256:{_digest(token).hex()}\\n",
+        "sha256:{_digest(token).hex()}\\n# {token}\\n",
+        f"{_TOKENS}::test_a_token_is_made_once_and_only_its_hash_is_kept",
+    ),
+    _one(
+        "token-over-plaintext",
+        "a worker takes tokens without TLS",
+        "server/transport.py",
+        "if tokens and insecure:",
+        "if tokens and tls and insecure:",
+        f"{_TRANSPORT}::test_tls_and_plaintext_exclude_each_other_and_one_is_needed",
+        f"{_TOKENS}::test_check_understands_tokens",
+        "tests/unit/test_server_cli.py::test_a_mistake_is_one_line_on_stderr",
+    ),
+    _one(
+        "worker-without-client-certificates",
+        "a worker lets in clients without a certificate",
+        "server/transport.py",
+        "require_client_authentication=self.client_ca is not None",
+        "require_client_authentication=False",
+        f"{_TRANSPORT}::test_a_client_without_a_certificate_is_kept_out",
+    ),
+    _one(
+        "worker-in-plaintext-beyond-loopback",
+        "a worker listens in plaintext where others can listen in",
+        "server/transport.py",
+        "if insecure and not is_loopback(host):",
+        "if insecure and not host:",
+        f"{_TRANSPORT}::test_plaintext_beyond_loopback_is_refused",
+    ),
+    _one(
+        "worker-in-plaintext-at-a-name",
+        "a name is loopback if one of its addresses is",
+        "server/transport.py",
+        "return bool(found) and all(",
+        "return bool(found) and any(",
+        "tests/unit/test_server_loopback.py::test_a_name_with_an_address_beyond_loopback_is_not_loopback",
+    ),
+    _one(
+        "client-in-plaintext-beyond-loopback",
+        "a client sends in plaintext over a network",
+        "client/config.py",
+        "                    if not _is_loopback(host):\n",
+        "                    if not host:\n",
+        f"{_CONFIG}::test_plaintext_beyond_this_machine_is_refused",
+    ),
+    _one(
+        "client-with-dependent-operators",
+        "operators that share an authority, certificate, token or address are accepted",
+        "client/config.py",
+        "            if len(operators) > 1:\n",
+        "            if not operators:\n",
+        f"{_CONFIG}::test_two_operators_with_one_ca_are_refused",
+    ),
+    _one(
+        "client-with-one-operator",
+        "shares are made for one operator",
+        "client/config.py",
+        'if self.masking == "shares" and len(self.operators) < 2:',
+        'if self.masking == "shares" and len(self.operators) < 1:',
+        f"{_CONFIG}::test_fewer_than_two_operators_are_refused",
+    ),
+    _one(
+        "record-key-readable-by-others",
+        "a record is signed with a key that others can read",
+        "client/record/keys.py",
+        "if stat.S_IMODE(mode) & 0o077:",
+        "if stat.S_IMODE(mode) & 0o022:",
+        "tests/unit/record/test_record_chain.py::test_a_key_that_others_can_read_is_refused",
+    ),
+    _one(
+        "keys-written-for-everyone",
+        "private keys are written so that others can read them",
+        "client/certs.py",
+        "mode = 0o600 if",
+        "mode = 0o644 if",
+        "tests/unit/test_certs.py::test_private_keys_are_private_from_the_moment_they_exist",
+    ),
+    _one(
+        "kit-secret-written-for-everyone",
+        "the secret of the verification vectors can be read by others",
+        "client/disk.py",
+        "os.O_EXCL, 0o600",
+        "os.O_EXCL, 0o644",
+        f"{_KIT}::test_the_verification_secret_is_readable_by_its_owner_only",
+    ),
+    _one(
+        "exposed-key-goes-unmentioned",
+        "the check before a run says nothing of a key that others can read",
+        "client/preflight/certificates.py",
+        "if not mode & (stat.S_IROTH | stat.S_IWOTH):",
+        "if mode:",
+        "tests/unit/client/test_preflight.py::test_a_key_or_token_that_every_user_can_read_is_a_warning",
+    ),
+)
+
+MUTATIONS: tuple[Mutation, ...] = (
+    *_SHARES,
+    *_UNIFORMITY,
+    *_LATTICE,
+    *_RETRIES,
+    *_CHECKS,
+    *_MESSAGES,
+    *_WORKER,
+)

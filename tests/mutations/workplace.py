@@ -1,0 +1,166 @@
+"""A copy of the repository in which one mutation after the other is planted, tested and taken out.
+
+The copy's packages are found before the installed ones: a tree of links, laid out as pyproject.toml maps
+folders to packages, stands first on the path. Compiled kernels are kept between mutations, because to compile
+them takes longer than most tests; those with constants of another file are compiled anew where that file changes,
+since numba would not notice.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from mutations.mutation import Mutation
+
+__all__ = ["ROOT", "Outcome", "Workplace"]
+
+ROOT = Path(__file__).resolve().parents[2]
+_SECONDS = 600
+# Kernels of other files are compiled with what these hold.
+_INLINED = {"protocol/parameters.py", "protocol/lattice/parameters.py", "protocol/lattice/transform.py"}
+_FAILED = re.compile(r"^FAILED (\S+?::[^\s\[]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of some tests.
+
+    Attributes:
+        status: pytest's exit code; None if they did not end in time.
+        failed: ``FILE::FUNCTION`` of those that failed.
+        output: the end of what pytest printed.
+    """
+
+    status: int | None
+    failed: tuple[str, ...]
+    output: str
+
+    @property
+    def passed(self) -> bool:
+        return self.status == 0
+
+    @property
+    def caught(self) -> bool:
+        """Whether a test failed. Where nothing could be imported or collected, none did."""
+        return self.status == 1 and bool(self.failed)
+
+
+class Workplace:
+    """A copy of the repository. Not for several threads at once.
+
+    Args:
+        folder: an empty one.
+        source: what is copied: all files that git knows or would add.
+    """
+
+    def __init__(self, folder: Path, source: Path = ROOT) -> None:
+        self._source = source
+        self._numba = folder / "numba"
+        self._packages = folder / "packages"
+        self.root = folder / "repository"
+        listed = subprocess.run(
+            ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+            cwd=source,
+            capture_output=True,
+            check=True,
+        )
+        for name in listed.stdout.decode().split("\0"):
+            if name and (source / name).is_file():
+                target = self.root / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(source / name, target)
+        self._layout = _layout(self.root)
+        for package, place in self._layout.items():
+            link = self._packages.joinpath(*package.split("."))
+            if package == "blindtune":
+                link.mkdir(parents=True)
+                for file in place.iterdir():
+                    if file.is_file():
+                        (link / file.name).symlink_to(file)
+            elif package.count(".") == 1:
+                link.symlink_to(place)
+
+    @contextmanager
+    def with_mutation(self, mutation: Mutation) -> Iterator[None]:
+        """The block finds the mutation in the copy."""
+        kept = {name: (self.root / name).read_bytes() for name in mutation.files}
+        times = {name: (self.root / name).stat() for name in kept}
+        try:
+            mutation.apply(self.root)
+            yield
+        finally:
+            for name, content in kept.items():
+                path = self.root / name
+                path.write_bytes(content)
+                os.utime(path, ns=(times[name].st_atime_ns, times[name].st_mtime_ns))
+
+    def require_own_modules(self, files: Sequence[str]) -> None:
+        """Makes sure that tests would import these files from the copy.
+
+        Raises:
+            RuntimeError: one comes from elsewhere.
+        """
+        modules = [self._module(file) for file in files]
+        program = (
+            "import importlib, sys\n"
+            "for name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program, *modules],
+            cwd=self.root,
+            env=self._environment(self._numba),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        for file, found in zip(files, done.stdout.split(), strict=True):
+            if Path(found).resolve() != (self.root / file).resolve():
+                raise RuntimeError(f"tests would import {found}, and not the copy's {file}")
+
+    def test(self, tests: Sequence[str], mutation: Mutation | None = None) -> Outcome:
+        """Runs some tests, up to the first that fails, in the copy as it is now."""
+        with TemporaryDirectory(dir=self.root.parent) as scratch:
+            anew = mutation is not None and not _INLINED.isdisjoint(mutation.files)
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-rf", "--timeout=120"]
+            command += ["-p", "no:cacheprovider", "-m", "", f"--basetemp={scratch}/pytest", *tests]
+            try:
+                done = subprocess.run(
+                    command,
+                    cwd=self.root,
+                    env=self._environment(Path(scratch) if anew else self._numba),
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    text=True,
+                    timeout=_SECONDS,
+                )
+            except subprocess.TimeoutExpired:
+                return Outcome(None, (), f"did not end within {_SECONDS} s")
+        return Outcome(done.returncode, tuple(_FAILED.findall(done.stdout)), done.stdout[-3000:])
+
+    def _environment(self, numba: Path) -> dict[str, str]:
+        path = os.pathsep.join((str(self._packages), str(self.root / "tests")))
+        given = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(numba), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+        # No bytecode is left that could be taken for that of the next mutation.
+        return dict(os.environ) | given | {"PYTHONDONTWRITEBYTECODE": "1"}
+
+    def _module(self, file: str) -> str:
+        path = (self.root / file).with_suffix("")
+        fitting = [package for package, place in self._layout.items() if path.is_relative_to(place)]
+        package = max(fitting, key=len)
+        inside = path.relative_to(self._layout[package]).parts
+        return ".".join((package, *inside)).removesuffix(".__init__")
+
+
+def _layout(root: Path) -> Mapping[str, Path]:
+    """The folder of each package."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text())
+    folders: dict[str, str] = settings["tool"]["setuptools"]["package-dir"]
+    return {package: root / folder for package, folder in folders.items()}
