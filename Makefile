@@ -14,7 +14,7 @@ python_found = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%d.%d %s" % (v[0], v[1], "ok" if v >= (3, 11) else "old"))' 2>/dev/null || echo missing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulate lint proto docs clean distclean
+.PHONY: help demo test test-slow simulate mutations lint proto docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test-slow: $(INSTALLED) ## run the slow tests
 
 simulate: $(INSTALLED) ## run the protocol on a simulated network, for as long as you like
 	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m simulation $(ARGS)
+
+mutations: $(INSTALLED) ## plant classical mistakes in copies of the code; a test must notice each
+	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m mutations $(ARGS)
 
 # Type checkers don't follow the mapping of folders to subpackages in an editable install, so mypy
 # reads the installed wheel. build/ goes first: a wheel would inherit files deleted since.
@@ -49,8 +52,9 @@ proto: $(INSTALLED) ## generate the code in proto/ from proto/worker.proto
 		blindtune/proto/worker.proto
 	mv $(SCRATCH)/proto/blindtune/proto/worker_pb2* proto/
 
-docs: $(INSTALLED) ## generate docs/configuration.md and docs/blindtune.schema.json
+docs: $(INSTALLED) ## generate docs/configuration.md, docs/blindtune.schema.json and tables of docs/environment.md
 	$(BIN)/python -m blindtune.client.recipe.reference docs
+	$(BIN)/python -m blindtune.server.reference docs
 
 clean: ## remove what builds and checks leave behind
 	rm -rf build dist $(SCRATCH) *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

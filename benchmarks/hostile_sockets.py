@@ -153,7 +153,9 @@ class Http2:
         self.state = h2.connection.H2Connection(
             h2.config.H2Configuration(header_encoding="utf-8", validate_outbound_headers=False)
         )
-        self.state.local_settings.initial_window_size = window
+        self.state.local_settings = h2.settings.Settings(
+            client=True, initial_values={h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: window}
+        )
         self.state.initiate_connection()
         self.flush()
 

@@ -5,7 +5,6 @@
 renews them in ``environment.md``, between the two lines that mark them, and leaves the rest of that page alone.
 """
 
-import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,10 +45,11 @@ def renewed(page: str) -> str:
     Raises:
         ConfigurationError: the page does not have both marks, once each and in order.
     """
-    parts = re.split(f"(?<={re.escape(BEGIN)}\n)|(?={re.escape(END)}\n)", page)
-    if len(parts) != 3 or page.count(BEGIN) != 1 or page.count(END) != 1:
+    before, begin, rest = page.partition(f"{BEGIN}\n")
+    _, end, after = rest.partition(f"{END}\n")
+    if not (begin and end) or page.count(BEGIN) != 1 or page.count(END) != 1:
         raise ConfigurationError(f"{PAGE}: expected the lines {BEGIN} and {END}, once each: restore them")
-    return f"{parts[0]}\n{variables_section()}\n{parts[2]}"
+    return f"{before}{begin}\n{variables_section()}\n{end}{after}"
 
 
 def write_reference(folder: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import chisquare
+from threadpoolctl import threadpool_limits
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.audit import word_tests
@@ -47,6 +48,12 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
     Raises:
         DataError: the transcript holds no operand of a training or generation.
     """
+    # Matrices are small, and threads that wait for each other take longer where the cores are shared.
+    with threadpool_limits(limits=1):
+        return judge(_scores(transcript, checkpoint, random))
+
+
+def _scores(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> list[Score]:
     training = Transcript.of_training(transcript).without_retries()
     if not training.operands:
         raise DataError("the transcript holds no operand: record a worker while a client uses it")
@@ -66,7 +73,7 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
     backward = [x for x in chosen.operands if x.product.direction is Direction.BACKWARD]
     if backward:
         scores += _gradients(backward, random)
-    return judge(scores)
+    return scores
 
 
 def _repeats(transcript: Transcript) -> Score:

@@ -131,8 +131,8 @@ def observations(
     report(f"{workload.name}: training in the clear")
     plain = record_plain(workload, rounds)
     knowledge = knowledge_of(workload, sizes, plain.training)
-    for number, (name, make) in enumerate(WEAK_MASKS.items()):
-        mask = make(np.random.default_rng(100 + number))
+    for name, make in WEAK_MASKS.items():
+        mask = make(np.random.default_rng())
         yield Observation(name, Recorded(hide(plain.training, mask), hide(plain.game, mask))), knowledge()
     report(f"{workload.name}: training with real workers")
     private = record_private(workload, folder / f"{workload.checkpoint.name}-transcripts", rounds, workers)

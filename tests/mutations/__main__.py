@@ -1,8 +1,8 @@
 """Plants classical mistakes in copies of the code; the ordinary tests have to notice each.
 
-    make mutations
-    make mutations ARGS="--only lattice"     those whose name holds a text
-    make mutations ARGS="--write"            docs/mutations.md too
+make mutations
+make mutations ARGS="--only lattice"     those whose name holds a text
+make mutations ARGS="--write"            docs/mutations.md too
 """
 
 import sys
@@ -27,7 +27,9 @@ def main(
     """Plant classical mistakes; see which test catches each."""
     chosen = [mutation for mutation in MUTATIONS if only in mutation.id]
     if not chosen or (write and only):
-        raise typer.BadParameter("no mutation has such a name, or --write without all of them", param_hint="--only")
+        raise typer.BadParameter(
+            "no mutation has such a name, or --write without all of them", param_hint="--only"
+        )
     started = time.monotonic()
     try:
         findings = hunt(chosen, _tell)

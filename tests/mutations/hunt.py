@@ -39,8 +39,8 @@ def hunt(
     """Tries mutations, two at a time.
 
     Raises:
-        RuntimeError: an edit does not find its place, a test is not there, or the tests fail on the code as it
-            is, so that a failure would say nothing.
+        RuntimeError: an edit does not find its place, a test is not there, or the tests fail on the code as
+            it is, so that a failure would say nothing.
     """
     with _workplaces() as places, ThreadPoolExecutor(_AT_ONCE) as pool:
         if wrong := check(mutations, ROOT):

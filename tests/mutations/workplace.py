@@ -1,9 +1,9 @@
 """A copy of the repository in which one mutation after the other is planted, tested and taken out.
 
-The copy's packages are found before the installed ones: a tree of links, laid out as pyproject.toml maps
-folders to packages, stands first on the path. Compiled kernels are kept between mutations, because to compile
-them takes longer than most tests; those with constants of another file are compiled anew where that file changes,
-since numba would not notice.
+The copy's packages are found before the installed ones: links in its folder ``blindtune`` stand for what
+pyproject.toml maps to packages, and the copy is first on the path. Compiled kernels are kept between
+mutations, because to compile them takes longer than most tests. Where a file changes whose constants are
+compiled into kernels of others, all are compiled anew, since numba would not notice.
 """
 
 import os
@@ -64,7 +64,6 @@ class Workplace:
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self._source = source
         self._numba = folder / "numba"
-        self._packages = folder / "packages"
         self.root = folder / "repository"
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -79,14 +78,8 @@ class Workplace:
                 shutil.copy2(source / name, target)
         self._layout = _layout(self.root)
         for package, place in self._layout.items():
-            link = self._packages.joinpath(*package.split("."))
-            if package == "blindtune":
-                link.mkdir(parents=True)
-                for file in place.iterdir():
-                    if file.is_file():
-                        (link / file.name).symlink_to(file)
-            elif package.count(".") == 1:
-                link.symlink_to(place)
+            if package.count(".") == 1:
+                self.root.joinpath(*package.split(".")).symlink_to(place)
 
     @contextmanager
     def with_mutation(self, mutation: Mutation) -> Iterator[None]:
@@ -110,8 +103,7 @@ class Workplace:
         """
         modules = [self._module(file) for file in files]
         program = (
-            "import importlib, sys\n"
-            "for name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
+            "import importlib, sys\nfor name in sys.argv[1:]: print(importlib.import_module(name).__file__)"
         )
         done = subprocess.run(
             [sys.executable, "-c", program, *modules],
@@ -146,7 +138,7 @@ class Workplace:
         return Outcome(done.returncode, tuple(_FAILED.findall(done.stdout)), done.stdout[-3000:])
 
     def _environment(self, numba: Path) -> dict[str, str]:
-        path = os.pathsep.join((str(self._packages), str(self.root / "tests")))
+        path = os.pathsep.join((str(self.root), str(self.root / "tests")))
         given = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(numba), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
         # No bytecode is left that could be taken for that of the next mutation.
         return dict(os.environ) | given | {"PYTHONDONTWRITEBYTECODE": "1"}

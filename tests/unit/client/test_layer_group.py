@@ -1,0 +1,131 @@
+"""What happens to a group's operands when workers fail or lie: one mask, one try, and nothing is unmasked."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+from support.lies import Rogue
+from support.transports import LocalWorker, remote_multiplier
+
+from blindtune.client.kit import Kit
+from blindtune.client.layer_group import LayerGroup
+from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.operators.policy import Failure
+from blindtune.client.operators.transport import TransportError
+from blindtune.protocol.errors import OperatorUnavailableError, UntrustworthyOperatorError
+from blindtune.protocol.masks import MaskedOperand, MaskSource, ShareSource
+from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Centred, Residues
+
+ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
+GONE = TransportError(Failure.UNREACHABLE, "UNAVAILABLE: connection reset")
+X = np.random.default_rng(0).normal(size=(5, 32)).astype(np.float32)
+
+
+def _gone(honest: Multiplier) -> LocalWorker:
+    """Fails more often than any request is tried, and would answer in the end."""
+    return LocalWorker(honest, failures=[GONE] * 100)
+
+
+def test_an_operand_whose_operators_fail_is_sent_under_one_mask(kit: Kit, honest: Multiplier) -> None:
+    alpha, beta = _gone(honest), LocalWorker(honest)
+    group = LayerGroup(ATTENTION, kit, remote_multiplier(kit, [[alpha], [beta]]))
+    with pytest.raises(OperatorUnavailableError):
+        group.forward(X)
+    assert len(alpha.requests) > 5
+    assert len({request.share.seed for request in alpha.requests}) == 1
+    assert len(beta.requests) == 1
+
+
+def test_a_share_whose_operator_fails_goes_to_no_other(kit: Kit, honest: Multiplier) -> None:
+    for dead in (0, 1):
+        workers = [LocalWorker(honest), LocalWorker(honest)]
+        workers[dead] = _gone(honest)
+        group = LayerGroup(ATTENTION, kit, remote_multiplier(kit, [[worker] for worker in workers]))
+        with pytest.raises(OperatorUnavailableError):
+            group.forward(X)
+        for index, worker in enumerate(workers):
+            assert {request.share.recipient for request in worker.requests} == {index}
+
+
+class FailsOnce(PrivateMultiplier):
+    """Fails at the first product, and would answer the next."""
+
+    source = ShareSource(2, Q31)
+
+    def __init__(self, outputs: int) -> None:
+        self.operands: list[Centred] = []
+        self._outputs = outputs
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        self.operands.append(operand)
+        if len(self.operands) == 1:
+            raise OperatorUnavailableError("nobody answers")
+        return np.zeros((len(operand), self._outputs), np.int32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "ask"),
+    [
+        (64, lambda group: group.forward(X)),
+        (32, lambda group: group.backward([X, None, None])),
+    ],
+    ids=["forward", "backward"],
+)
+def test_a_product_that_failed_is_not_quantized_again(
+    kit: Kit, outputs: int, ask: Callable[[LayerGroup], object]
+) -> None:
+    """Other integers of the same numbers, under another mask, would be one more sample of them."""
+    multiplier = FailsOnce(outputs)
+    group = LayerGroup(ATTENTION, kit, multiplier)
+    with pytest.raises(OperatorUnavailableError):
+        ask(group)
+    assert len(multiplier.operands) == 1
+    ask(group)
+    assert len(multiplier.operands) == 2
+
+
+class Watched(MaskSource):
+    """Notes which responses are unmasked."""
+
+    operators, parameters = 2, Q31
+
+    def __init__(self) -> None:
+        self.unmasked: list[Sequence[Residues]] = []
+        self._source = ShareSource(2, Q31)
+
+    def noise(self, column_absolute_sum: int) -> int:
+        return self._source.noise(column_absolute_sum)
+
+    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+        return WatchedOperand(self._source.mask(operand, product), self.unmasked)
+
+
+class WatchedOperand(MaskedOperand):
+    def __init__(self, masked: MaskedOperand, unmasked: list[Sequence[Residues]]) -> None:
+        self.shares = masked.shares
+        self._masked, self._unmasked = masked, unmasked
+
+    def unmask(self, responses: Sequence[Residues]) -> Centred:
+        self._unmasked.append(responses)
+        return self._masked.unmask(responses)
+
+
+@pytest.mark.parametrize("liar", [0, 1], ids=["who gets seeds", "who gets residues"])
+def test_nothing_is_unmasked_when_an_answer_is_wrong(kit: Kit, honest: Multiplier, liar: int) -> None:
+    rogue = Rogue(honest)
+    rogue.plan("one residue is off by one")
+    workers = [LocalWorker(honest), LocalWorker(honest)]
+    workers[liar] = LocalWorker(rogue)
+    multiplier = remote_multiplier(kit, [[worker] for worker in workers])
+    multiplier.source = source = Watched()
+    with pytest.raises(UntrustworthyOperatorError):
+        LayerGroup(ATTENTION, kit, multiplier).forward(X)
+    assert rogue.told == 1
+    assert source.unmasked == []
+    honest_workers = remote_multiplier(kit, [[LocalWorker(honest)], [LocalWorker(honest)]])
+    honest_workers.source = source
+    LayerGroup(ATTENTION, kit, honest_workers).forward(X)
+    assert len(source.unmasked) == 1
