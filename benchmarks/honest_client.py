@@ -2,9 +2,9 @@
 
     python benchmarks/honest_client.py SETTINGS.json
 
-Settings: ``address``, ``ca``, ``cert`` and ``key`` or ``token``, ``model`` (checkpoint folder), ``pause`` (seconds
-between requests). It prints a line of JSON for each request, with the monotonic time of its begin and its
-seconds, and now and then opens a new connection. It stops when its input closes.
+Settings: ``address``, ``ca``, ``cert`` and ``key`` or ``token``, ``model`` (checkpoint folder), ``pause``
+(seconds between requests). It prints a line of JSON for each request, with the monotonic time of its begin
+and its seconds, and now and then opens a new connection. It stops when its input closes.
 """
 
 import json

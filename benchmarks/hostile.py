@@ -2,12 +2,13 @@
 
     python benchmarks/hostile.py [--model FOLDER] [--requests 1000] [--only TEXT] [--json FILE]
 
-Starts a real worker (mutual TLS, and then another one with tokens) and sends so many malformed or hostile requests
-of each kind to it, while an honest client with a certificate of its own keeps asking for verified products.
-Before each kind there is a quiet time, in which the honest client is alone. For each kind it prints
+Starts a real worker (mutual TLS, then another one with a low rate, and one with tokens) and sends so many malformed or hostile
+requests of each kind to it, while an honest client with a certificate or token of its own keeps asking for
+verified products. Before each kind there is a quiet time, in which the honest client is alone. For each kind it
+prints
 
     core ms      the worker's processor time for a hostile request, without what the honest client's cost
-    peak, kept   memory of the worker, above what it had before: at most, and two seconds later
+    peak, kept   memory of the worker, above what it had before: at most, and a second later
     ok, retries  the honest client's verified answers, and how often it was told to try again
     latency      its median latency, as a multiple of that in the quiet times before and after
 
@@ -32,7 +33,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from hostile_calls import CALLS, STRANGERS_CALLS, Attack, Target
+from hostile_calls import CALLS, FLOODS, STRANGERS_CALLS, Attack, Target
 from hostile_sockets import SOCKETS, STRANGERS_SOCKETS
 from worker_processes import HONEST, WorkerProcess, reissued
 
@@ -40,18 +41,20 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import MAX_MESSAGE_BYTES
 from blindtune.server.limits import Limits
-from blindtune.server.rows import workspace_bytes
 from blindtune.server.tokens import add_token
 
 HOST = "127.0.0.1"
-QUIET_SECONDS = 3.0
-SETTLING_SECONDS = 2.0
+QUIET_SECONDS = 2.0
+SETTLING_SECONDS = 1.0
 PAUSE_SECONDS = 0.03
 # Lowered, so that a thousand clients that keep a worker waiting take minutes and not hours.
-OPTIONS = {"patience-seconds": 2, "handshake-seconds": 2, "max-requests-per-second": 100}
+OPTIONS = {"patience-seconds": 2, "handshake-seconds": 2}
+LOW_RATE = {"max-requests-per-second": 50}
 # Connections that an attack has at a time, and what TLS and HTTP/2 may hold for each.
 _CONNECTIONS, _CONNECTION_BYTES = 300, 512 << 10
-_THREADS = 64
+# A worker's threads, and what a block of 1,024 rows of the layer that is asked for takes.
+_THREADS = Limits().max_concurrent + 20
+_BLOCK_BYTES = 32 * 1024 * (704 + 256)
 
 
 class Honest:
@@ -133,7 +136,7 @@ class Outcome:
 
     Attributes:
         kind: its name.
-        access: how the worker lets clients in.
+        access: how the worker lets clients in: with certificates, the same at a low rate, or with tokens.
         requests: how many.
         seconds: that they took.
         statuses: that the attacker saw.
@@ -232,15 +235,16 @@ class Experiment:
 
 @contextmanager
 def experiment(
-    folder: Path, model: Path, certificates: OperatorCertificates, foreign: Path, with_tokens: bool
+    folder: Path, model: Path, certificates: OperatorCertificates, foreign: Path, access: str
 ) -> Iterator[Experiment]:
     """A worker and an honest client, each in a process of its own."""
     ca, own = certificates.ca, certificates.ca.parent
-    access = ["--tls-client-ca", str(ca)]
+    with_tokens = access == "tokens"
+    lets_in = ["--tls-client-ca", str(ca)]
     honest: dict[str, Any] = {"cert": own / "client.pem", "key": own / "client-key.pem"}
     attacker: dict[str, Any] = {"cert": own / "hostile.pem", "key": own / "hostile-key.pem", "token": None}
     if with_tokens:
-        access = ["--tokens", str(folder / "tokens")]
+        lets_in = ["--tokens", str(folder / "tokens")]
         (folder / "honest.token").touch(0o600)
         (folder / "honest.token").write_text(add_token(folder / "tokens", "honest"))
         honest = {"token": folder / "honest.token"}
@@ -250,10 +254,11 @@ def experiment(
         attacker["cert"].write_bytes(cert)
         attacker["key"].touch(0o600)
         attacker["key"].write_bytes(key)
-    lowered = [x for name, value in OPTIONS.items() for x in (f"--{name}", str(value))]
+    limits = OPTIONS | (LOW_RATE if access == "low rate" else {})
+    lowered = [x for name, value in limits.items() for x in (f"--{name}", str(value))]
     files = ["--tls-cert", str(certificates.worker), "--tls-key", str(certificates.worker_key)]
-    log = folder / f"worker-{'tokens' if with_tokens else 'certificates'}.log"
-    worker = WorkerProcess(HONEST, ["--model", str(model), *files, *access, *lowered], HOST, log)
+    log = folder / f"worker-{access.replace(' ', '-')}.log"
+    worker = WorkerProcess(HONEST, ["--model", str(model), *files, *lets_in, *lowered], HOST, log)
     worker.start()
     client = None
     try:
@@ -272,17 +277,17 @@ def experiment(
         settings = {"address": worker.address, "model": model, "pause": PAUSE_SECONDS, "ca": ca, **honest}
         client = Honest(settings, folder)
         client.wait_until_it_asks()
-        yield Experiment(worker, client, target, "tokens" if with_tokens else "certificates")
+        yield Experiment(worker, client, target, access)
     finally:
         if client is not None:
             client.stop()
         worker.kill()
 
 
-def memory_bound(model: Path) -> int:
-    """Bytes that a worker may grow by: blocks, a message in and out for each thread, connections, and the
-    allocator's own."""
-    blocks = workspace_bytes(Checkpoint.open(str(model)).layers, Limits())
+def memory_bound() -> int:
+    """Bytes that a worker may grow by: a block for each request of the attacker and one of the honest client,
+    a message in and out for each thread, and connections."""
+    blocks = (Limits().max_concurrent_per_client + 1) * _BLOCK_BYTES
     messages = _THREADS * 2 * MAX_MESSAGE_BYTES
     return blocks + messages + _CONNECTIONS * _CONNECTION_BYTES
 
@@ -290,7 +295,7 @@ def memory_bound(model: Path) -> int:
 def _row(x: Outcome) -> str:
     statuses = ", ".join(f"{count} {name}" for name, count in Counter(x.statuses).most_common())
     return (
-        f"{x.access[:5]:5} {x.kind:34}{x.core_ms:>9.2f}{(x.peak - x.before) / 2**20:>8.0f}"
+        f"{x.access[:8]:8} {x.kind:34}{x.core_ms:>9.2f}{(x.peak - x.before) / 2**20:>8.0f}"
         f"{(x.after - x.before) / 2**20:>7.0f}{x.honest_answers:>6}{x.honest_retries:>6}"
         f"{x.honest_failures:>6}{x.honest_longest:>9.2f}{x.latency_ratio:>9.1f}  {statuses}"
     )
@@ -310,11 +315,15 @@ def main() -> None:
         folder = Path(temporary)
         certificates = issue_operator_certificates(folder, "alpha", [HOST])
         foreign = issue_operator_certificates(folder, "foreign", [HOST]).ca.parent
-        for with_tokens, kinds in ((False, CALLS | SOCKETS), (True, STRANGERS_CALLS | STRANGERS_SOCKETS)):
+        for access, kinds in (
+            ("certificates", CALLS | SOCKETS),
+            ("low rate", FLOODS),
+            ("tokens", STRANGERS_CALLS | STRANGERS_SOCKETS),
+        ):
             chosen = {name: attack for name, attack in kinds.items() if options.only in name}
             if not chosen:
                 continue
-            with experiment(folder, options.model, certificates, foreign, with_tokens) as running:
+            with experiment(folder, options.model, certificates, foreign, access) as running:
                 try:
                     for name, attack in chosen.items():
                         running.attack(name, attack, options.requests)
@@ -323,10 +332,10 @@ def main() -> None:
                     died = str(error)
                     running.quiet(0)
             found += running.outcomes()
-    bound = memory_bound(options.model)
+    bound = memory_bound()
     print(f"{options.requests} requests of each kind; memory may grow by {bound / 2**20:.0f} MiB")
     print(
-        f"{'':5} {'kind':34}{'core ms':>9}{'peak':>8}{'kept':>7}{'ok':>6}{'retr.':>6}{'fail':>6}"
+        f"{'':8} {'kind':34}{'core ms':>9}{'peak':>8}{'kept':>7}{'ok':>6}{'retr.':>6}{'fail':>6}"
         f"{'longest':>9}{'latency':>9}  statuses"
     )
     for outcome in found:

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.parameters import MODULUS, Q31
 
-__all__ = ["CALLS", "STRANGERS_CALLS", "Attack", "Target"]
+__all__ = ["CALLS", "FLOODS", "STRANGERS_CALLS", "Attack", "Target"]
 
 MULTIPLY = "/blindtune.v1.Worker/Multiply"
 MANIFEST = "/blindtune.v1.Worker/GetManifest"
@@ -134,15 +134,18 @@ def _concurrently(count: int, one: Callable[[int], str], threads: int) -> Status
         return Counter(pool.map(one, range(count)))
 
 
-def _over(make: Callable[[Target, int], Iterable[bytes]], method: str = MULTIPLY) -> Attack:
-    """An attack whose requests differ in their messages alone, over a few connections."""
+def _over(make: Callable[[Target, int], Iterable[bytes]], method: str = MULTIPLY, threads: int = 3) -> Attack:
+    """An attack whose requests differ in their messages alone, over a few connections.
+
+    So few at a time are below the limit for one client, so that each is looked at.
+    """
 
     def attack(target: Target, count: int) -> Statuses:
         channels = [target.channel() for _ in range(4)]
         metadata = target.metadata()
         try:
             return _concurrently(
-                count, lambda n: call(channels[n % 4], method, make(target, n), metadata), _THREADS
+                count, lambda n: call(channels[n % 4], method, make(target, n), metadata), threads
             )
         finally:
             for channel in channels:
@@ -269,7 +272,7 @@ def _metadata_bomb(target: Target, count: int) -> Statuses:
         return call(channels[n % 4], MULTIPLY, messages, [*target.metadata(), *pairs])
 
     try:
-        return _concurrently(count, one, _THREADS)
+        return _concurrently(count, one, 3)
     finally:
         for channel in channels:
             channel.close()
@@ -335,10 +338,6 @@ def _bad_seed(target: Target, n: int) -> Iterable[worker_pb2.MultiplyRequest]:
     return [target.header(seed=worker_pb2.Seed(key=key, row_offset=offset))]
 
 
-def _tiny(target: Target, n: int) -> Iterable[worker_pb2.MultiplyRequest]:
-    return [target.header(rows=1), target.rows(1)]
-
-
 CALLS: dict[str, Attack] = {
     "random bytes as a message": _over(
         lambda target, n: itertools.repeat(os.urandom(random.choice([1, 40, 4000])), 1 + n % 3)
@@ -361,11 +360,17 @@ CALLS: dict[str, Attack] = {
     "a row now and then": _connection_each(_drip),
     "answers never read": _connection_each(_unread),
     "opened and cancelled at once": _cancelled,
-    "tiny requests over the rate": _requests(_tiny),
-    "manifests over the rate": _over(lambda target, n: [b""], MANIFEST),
     "metadata by the megabyte": _metadata_bomb,
 }
 """Of a client that is let in."""
+
+FLOODS: dict[str, Attack] = {
+    "tiny requests over the rate": _over(
+        lambda target, n: _encoded([target.header(rows=1), target.rows(1)]), threads=_THREADS
+    ),
+    "manifests over the rate": _over(lambda target, n: [b""], MANIFEST, threads=_THREADS),
+}
+"""Of a client that is let in, where the rate is low."""
 
 STRANGERS_CALLS: dict[str, Attack] = {
     "no token": _other_token(None),

@@ -239,6 +239,23 @@ def _settings(connection: Http2) -> None:
     connection.state.update_settings(settings)
 
 
+def _burst(target: Target, count: int) -> Statuses:
+    """As many calls at a time as a connection carries, all of them whole and none of use."""
+    found: Statuses = Counter()
+    for _ in range(-(-count // 100)):
+        connection = Http2(target)
+        try:
+            for _ in range(100):
+                connection.begin(MULTIPLY, connection.target.header().SerializeToString())
+            connection.flush()
+            found[connection.ending(0.5)] += 1
+        except (OSError, ssl.SSLError):
+            found["connection reset"] += 1
+        finally:
+            connection.close()
+    return found
+
+
 def _continuation(target: Target, count: int) -> Statuses:
     """Headers that go on and on (CVE-2024-27316)."""
     found: Statuses = Counter()
@@ -287,6 +304,7 @@ SOCKETS: dict[str, Attack] = {
     ),
     "pings": _flood(_ping),
     "streams opened and reset": _flood(_reset),
+    "a hundred calls at a time": _burst,
     "settings": _flood(_settings),
     "headers without an end": _continuation,
     "health watches never read": _closed_window,
@@ -295,6 +313,7 @@ STRANGERS_SOCKETS: dict[str, Attack] = {
     "HTTP/1 and garbage inside TLS": _each(_garbage_inside),
     "pings": _flood(_ping),
     "streams opened and reset": _flood(_reset),
+    "a hundred calls at a time": _burst,
     "health watches never read": _closed_window,
 }
 """Of one who is not let in, where TLS asks for no certificate."""

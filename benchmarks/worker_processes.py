@@ -1,4 +1,4 @@
-"""Real workers in processes of their own, for benchmarks: started, killed, drained, and given certificates."""
+"""Real workers in processes of their own, for benchmarks: started, killed, drained, with certificates."""
 
 import json
 import os

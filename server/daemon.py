@@ -11,7 +11,7 @@ from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.server.gate import Gate
 from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
-from blindtune.server.identity import Identify, by_certificate, by_token
+from blindtune.server.identity import Identify, by_certificate, by_token, or_by_address
 from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
 from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics
@@ -28,8 +28,11 @@ __all__ = ["SERVICE_NAME", "RunningWorker", "serve"]
 SERVICE_NAME: str = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 _MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
-# Threads for manifests, health checks, reflection and refusals while all others multiply.
-_SPARE_THREADS = 8
+# Manifests, health checks and reflection at a time while all others multiply, and those of one client.
+_OTHER_CALLS = 16
+_OTHER_CALLS_PER_CLIENT = 6
+# Threads for them, and for refusals.
+_SPARE_THREADS = _OTHER_CALLS + 4
 # How many of these may be taken by clients that watch the health, for as long as they like.
 _WATCHES = 4
 _CLOSING_SECONDS = 2.0
@@ -132,15 +135,17 @@ def serve(
     )
     metrics = _metrics(store, limits, gate)
     watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
-    interceptors: list[grpc.ServerInterceptor] = [
-        DecodeAll(),
-        WatchClients(watchdog, besides=frozenset([_MULTIPLY])),
-    ]
+    interceptors: list[grpc.ServerInterceptor] = []
     identify: Identify = by_certificate
     if endpoint.tokens is not None:
         tokens = Tokens(endpoint.tokens)
         identify = by_token(tokens)
-        interceptors.insert(0, RequireToken(tokens, metrics.rejected))
+        interceptors.append(RequireToken(tokens, metrics.rejected))
+    others = Gate(_OTHER_CALLS, _OTHER_CALLS_PER_CLIENT)
+    interceptors += [
+        DecodeAll(),
+        WatchClients(watchdog, others, or_by_address(identify), besides=frozenset([_MULTIPLY])),
+    ]
     threads = limits.max_concurrent + _SPARE_THREADS
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker"),

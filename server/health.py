@@ -3,6 +3,7 @@
 The library's own way to watch without a thread sends under the lock that all health checks need, and lets
 the thread that serves the connections wait for that lock. A client that takes nothing, or goes away at the
 wrong moment, could stop the whole worker. So each watch has a thread here, and there are few of them.
+It also keeps every name that anybody ever watched, so none but those that there are can be watched here.
 """
 
 import threading
@@ -28,6 +29,8 @@ class HealthService(health.HealthServicer):
     def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:
+        if self.Check(request, context).status == health_pb2.HealthCheckResponse.UNKNOWN:
+            context.abort(grpc.StatusCode.NOT_FOUND, "there is no such service here")
         if not self._free.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many watch already: use Check")
         try:

@@ -1,14 +1,17 @@
-"""What every call goes through before its service sees it: a valid token, and a client that keeps moving."""
+"""What every call goes through before its service sees it: a token, a place, and a client that moves."""
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from blindtune.server.refusals import Unauthenticated
+from blindtune.server.gate import Gate
+from blindtune.server.identity import Identify
+from blindtune.server.refusals import Refusal, Unauthenticated
 from blindtune.server.tokens import Tokens
-from blindtune.server.watchdog import Watchdog
+from blindtune.server.watchdog import Patience, Watchdog
 
 __all__ = ["DecodeAll", "RequireToken", "WatchClients"]
 
@@ -76,17 +79,22 @@ class DecodeAll(grpc.ServerInterceptor):
 
 
 class WatchClients(grpc.ServerInterceptor):
-    """Puts all calls under a watchdog, except those of a service that does so itself.
+    """Puts all calls under a watchdog and a gate, except those of a service that does so itself.
 
-    Without it, a client that calls and then sends nothing would hold a thread.
+    Without them, a client that calls and then sends nothing would hold a thread, and one that does so again
+    and again, or never comes to an end, all of them.
 
     Args:
         watchdog: cancels calls whose clients keep them waiting.
+        gate: lets so many in at a time.
+        identify: names the client of a call.
         besides: full names of methods that are left as they are.
     """
 
-    def __init__(self, watchdog: Watchdog, besides: frozenset[str]) -> None:
+    def __init__(self, watchdog: Watchdog, gate: Gate, identify: Identify, besides: frozenset[str]) -> None:
         self._watchdog = watchdog
+        self._gate = gate
+        self._identify = identify
         self._besides = besides
 
     def intercept_service(
@@ -112,16 +120,24 @@ class WatchClients(grpc.ServerInterceptor):
         )
         return make(answer, handler.request_deserializer, handler.response_serializer)
 
+    @contextmanager
+    def _inside(self, context: grpc.ServicerContext) -> Iterator[Patience]:
+        try:
+            with self._gate.admit(self._identify(context)), self._watchdog.watch(context.cancel) as patience:
+                yield patience
+        except Refusal as refusal:
+            context.abort(refusal.code, str(refusal))
+
     def _watched_unary(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
         def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with self._watchdog.watch(context.cancel) as patience:
+            with self._inside(context) as patience:
                 return behavior(patience.incoming(messages), context)
 
         return answer
 
     def _watched_stream(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
         def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._watchdog.watch(context.cancel) as patience:
+            with self._inside(context) as patience:
                 yield from patience.outgoing(behavior(patience.incoming(messages), context))
 
         return answer

@@ -2,7 +2,7 @@
 
     python -m blindtune.server.reference docs
 
-renews them in ``environment.md``, between the two lines that mark them, and leaves the rest of that page alone.
+renews them in ``environment.md``, between the two lines that mark them, and leaves the rest of it alone.
 """
 
 import sys

@@ -31,7 +31,7 @@ Random = np.random.Generator
 
 _MOST_WORDS = 1 << 26
 _MOST_ROWS = 1000
-_MOST_POSITIONS = 32
+_POSITIONS = 6
 _RANK_ROWS, _RANK_OPERANDS = 96, 20
 # What uniform rows of so many columns do with a probability of about q^-4 at most does not happen.
 _LEAST_COLUMNS, _NEVER = 8, 1e-30
@@ -114,21 +114,28 @@ def _ranks(transcript: Transcript, random: Random) -> Score:
 
 def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -> list[Score]:
     """Is a row nearer to some token's activation than a random row is? By angle, and by sorted values."""
-    rows = _some_rows(operands)
-    fakes = _random_rows(rows, random)
     views: dict[str, Callable[[Float64], Float64]] = {
         "cosine": lambda x: x,
         "sorted values": lambda x: np.sort(x, axis=1),
     }
-    # Of each view, how near a row and its random counterpart come to any token at any position.
-    nearest = {name: np.full((2, len(rows)), -np.inf) for name in views}
-    for position in range(min(_MOST_POSITIONS, public.positions)):
+    # Of each view, how near rows and their random counterparts come to any token.
+    nearest: dict[str, list[list[Float64]]] = {name: [[], []] for name in views}
+    if not public.positional:
+        by_position = [_some_rows(operands)]
+    else:
+        # A batch begins with a text, so an operand's first rows are at its first positions.
+        shortest = min(len(x.words()) for x in operands)
+        by_position = [
+            centre(np.stack([x.words()[position] for x in operands][:_MOST_ROWS])).astype(np.float64)
+            for position in range(min(_POSITIONS, public.positions, shortest))
+        ]
+    for position, rows in enumerate(by_position):
         vocabulary = public.vocabulary(position).astype(np.float64)
         for name, view in views.items():
             known = unit_rows(view(vocabulary)).T
-            cosines = [(unit_rows(view(x)) @ known).max(axis=1) for x in (rows, fakes)]
-            nearest[name] = np.maximum(nearest[name], cosines)
-    return [_coin(f"token by {name}", *nearest[name], random) for name in views]
+            for found, x in zip(nearest[name], (rows, _random_rows(rows, random)), strict=True):
+                found.append((unit_rows(view(x)) @ known).max(axis=1))
+    return [_coin(f"token by {name}", *(np.concatenate(x) for x in nearest[name]), random) for name in views]
 
 
 def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
@@ -25,6 +25,7 @@ def test_intervals_are_those_of_clopper_and_pearson() -> None:
     assert _score(10, 10).interval(0.025) == pytest.approx((0.6915, 1), abs=1e-4)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 300), st.floats(0.01, 0.99), st.floats(1e-8, 0.1))
 def test_an_interval_misses_the_truth_as_rarely_as_it_says(trials: int, truth: float, error: float) -> None:
     bounds = [_score(k, trials).interval(error) for k in range(trials + 1)]
@@ -34,7 +35,7 @@ def test_an_interval_misses_the_truth_as_rarely_as_it_says(trials: int, truth: f
     assert probabilities[high < truth].sum() <= error * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("tests", [1, 14, 140])
+@pytest.mark.parametrize("tests", [1, 14])
 def test_all_verdicts_together_are_wrong_with_the_error_of_the_family_at_most(tests: int) -> None:
     trials = 200
     least = next(k for k in range(trials + 1) if judge([_score(k, trials)] * tests)[0].above_chance)

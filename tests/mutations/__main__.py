@@ -18,6 +18,7 @@ from mutations.hunt import Finding, hunt
 from mutations.mutations import MUTATIONS
 
 _console = Console(width=160)
+_progress = Console(stderr=True, width=160, highlight=False)
 
 
 def main(
@@ -54,7 +55,7 @@ def main(
 
 
 def _tell(finding: Finding) -> None:
-    Console(stderr=True).print(f"{finding.mutation.id}: {finding.verdict}", markup=False, highlight=False)
+    _progress.print(f"{finding.mutation.id}: {finding.verdict}", markup=False)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ _TOKENS = "tests/unit/test_server_tokens.py"
 _TRANSPORT = "tests/unit/test_server_transport.py"
 _RANDOMNESS = "tests/unit/client/test_randomness.py"
 _COMPARED = "tests/unit/client/test_secrets_compared.py"
+_UNHIDDEN = "tests/unit/protocol/test_unhidden_operands.py"
 _SILENCE = "tests/unit/protocol/test_silence.py"
 _WIRE = "tests/unit/client/test_request_content.py"
 _GROUP = "tests/unit/client/test_layer_group.py"
@@ -273,7 +274,7 @@ _UNIFORMITY = (
         "protocol/residues.py",
         "    require_centred(x)\n    return",
         "    return",
-        f"{_RESIDUES}::test_centring_is_the_representative_of_smallest_magnitude",
+        f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",
     ),
 )
 
@@ -399,7 +400,7 @@ _LATTICE = (
         "protocol/lattice/stock.py",
         'label = "lattice", parameters.name, product.label',
         'label = "lattice", parameters.name, product.label.partition(" ")[2]',
-        f"{_ONCE}::test_one_secret_would_still_give_every_product_and_set_another_s_and_e",
+        f"{_ONCE}::test_every_product_has_blocks_of_its_own",
     ),
     Mutation(
         "lattice-block-for-both-directions",
@@ -475,7 +476,7 @@ _LATTICE = (
         "protocol/lattice/source.py",
         "        require_centred(operand)\n",
         "",
-        f"{_SOURCE}::test_an_operand_that_does_not_fit_its_product_is_not_masked",
+        f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",
     ),
     Mutation(
         "lattice-rows-given-back",

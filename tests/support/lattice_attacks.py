@@ -4,8 +4,8 @@ The primal attack (Kannan 1987; Albrecht, Göpfert, Virdia, Wunderer 2017) looks
 vector (e, -s, 1) among the integer combinations of the rows of
 
     q I    0    0
-    a^T    I    0         a: [m, n], with signs such that (1, -s) times the last two gives e
-    b      0    1
+    a^T    I    0
+    b      0    1         since  e = b - a s  mod q
 """
 
 from concurrent.futures import Executor
@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from sympy import GF
 from sympy.polys.matrices import DomainMatrix
 
-__all__ = ["LLL_DELTA", "primal_attack", "reduced", "samples_for", "solve"]
+from support.toy_lattice import centred, evaluate, interpolate
+
+__all__ = ["LLL_DELTA", "primal_attack", "reduced", "ring_elimination", "samples_for", "solve"]
 
 LLL_DELTA = 1.0219
 """Root Hermite factor of LLL on average (Nguyen, Stehlé 2006)."""
@@ -31,6 +33,21 @@ def solve(a: Integers, b: Integers, q: int) -> Integers:
     left = DomainMatrix([[field(int(x)) for x in row] for row in a], a.shape, field)
     right = DomainMatrix([[field(int(x))] for x in b], (len(b), 1), field)
     return np.array([int(x) for x in left.lu_solve(right).to_list_flat()], object)
+
+
+def ring_elimination(a: Integers, r: Integers, q: int) -> NDArray[np.int64]:
+    """The S with A S = R in Z_q[X] / (X^n + 1), one small system for each point of the transform.
+
+    Args:
+        a: k columns of A in the transform domain, [k, n, k].
+        r: the same columns of R, coefficients, [n, k].
+
+    Returns:
+        [k, n], centred.
+    """
+    values = evaluate(r, q)
+    s = np.stack([solve(a[:, j].T, values[j], q) for j in range(len(r))])
+    return centred(interpolate(s, q), q).T
 
 
 def samples_for(n: int, q: int, delta: float = LLL_DELTA) -> int:

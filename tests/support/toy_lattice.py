@@ -23,7 +23,7 @@ from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 
-__all__ = ["ToyBlock", "ToyLattice", "centred", "uniform"]
+__all__ = ["ToyBlock", "ToyLattice", "centred", "evaluate", "interpolate", "uniform"]
 
 Integers = NDArray[Any]
 """Python integers or int64: products of two 31-bit residues summed would overflow the latter."""
@@ -54,14 +54,30 @@ def uniform(key: bytes, rows: int, columns: int, q: int) -> NDArray[np.int64]:
 
 
 @cache
-def _interpolation(n: int, q: int) -> Integers:
-    """From values at psi^(2 brv(j) + 1), in the order of j, to coefficients: [n, n]."""
+def _evaluation(n: int, q: int) -> Integers:
+    """From coefficients to values at psi^(2 brv(j) + 1), in the order of j: [n, n]."""
     bits = n.bit_length() - 1
     psi = pow(primitive_root(q), (q - 1) // (2 * n), q)
+    powers = [pow(psi, k, q) for k in range(2 * n)]
     exponents = [2 * int(f"{j:0{bits}b}"[::-1], 2) + 1 for j in range(n)]
-    powers = [pow(psi, -k, q) for k in range(2 * n)]
-    rows = [[powers[e * i % (2 * n)] for e in exponents] for i in range(n)]
-    return np.array(rows, object) * pow(n, -1, q) % q
+    return np.array([[powers[e * i % (2 * n)] for i in range(n)] for e in exponents], object)
+
+
+@cache
+def _interpolation(n: int, q: int) -> Integers:
+    """The inverse of `_evaluation`: inverse powers, transposed, over n."""
+    inverses = [[pow(int(x), -1, q) for x in row] for row in _evaluation(n, q).T]
+    return np.array(inverses, object) * pow(n, -1, q) % q
+
+
+def evaluate(coefficients: Integers, q: int) -> Integers:
+    """The transform, by its definition: [n, any] to [n, any]."""
+    return _evaluation(len(coefficients), q) @ coefficients.astype(object) % q
+
+
+def interpolate(values: Integers, q: int) -> Integers:
+    """The inverse of `evaluate`."""
+    return _interpolation(len(values), q) @ values.astype(object) % q
 
 
 @dataclass(frozen=True)
@@ -114,8 +130,7 @@ class ToyLattice:
         """Coefficients of A: [rank, degree, columns]."""
         values = uniform(seed, self.dimension, columns, self.modulus)
         values = values.reshape(self.rank, self.degree, columns)
-        matrix = _interpolation(self.degree, self.modulus)
-        return np.stack([matrix @ x.astype(object) % self.modulus for x in values])
+        return np.stack([interpolate(x, self.modulus) for x in values])
 
     def lwe_matrix(self, coefficients: Integers) -> Integers:
         """A as `ToyBlock.lwe`, whose rows are made of the products of A's polynomials with 1, X, X^2, ..."""
