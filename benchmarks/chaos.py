@@ -9,11 +9,12 @@ port after a pause. One worker of each operator lies in all its answers from a r
 on lying whenever it comes back, so that in the end each operator has a single worker left that can help, and
 that one is killed as well.
 
-With ``--rolling`` all workers are drained and started again, one after the other; then worker certificates are
-renewed, both operators change to another authority with an overlap, and the client's certificates change too;
-and all workers are restarted once more, so that every connection is made anew.
+With ``--rolling`` all workers are drained and started again, one after the other; then worker certificates
+are renewed, both operators change to another authority with an overlap, and the client's certificates change
+too; and all workers are restarted once more, so that every connection is made anew.
 
-In the end the adapter must be that of masking ``reference``, bit for bit. It ends with 1 if it isn't.
+In the end the training is told to stop after its step, and the adapter of the checkpoint that it then saves must
+be the one that as many steps with masking ``reference`` give, bit for bit. It ends with 1 if it isn't.
 """
 
 import argparse
@@ -44,6 +45,7 @@ PATIENCE_SECONDS = 240.0
 KILL_SECONDS = (3.0, 9.0)
 PAUSE_SECONDS = (0.5, 3.0)
 _END_SECONDS = 1800.0
+_INTERRUPTED = 130
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Report:
 
     Attributes:
         steps: that it took, each of them once.
-        seconds: from its first step to its end.
+        seconds: from its first step to its last.
         kills: how often each worker was killed.
         restarts: how often each worker was drained and started again.
         liars: workers that lied.
@@ -116,19 +118,36 @@ class Training:
                 raise RuntimeError(f"no step in {_END_SECONDS:g} s: {self.log()}")
             time.sleep(0.05)
 
-    def finish(self, steps: int) -> dict[str, Any]:
-        """Waits for its end; its summary.
+    def finish(self) -> Path:
+        """Waits for its end; the adapter.
 
         Raises:
             RuntimeError: it failed, or lost a step or took one twice.
         """
+        return self._ended(0)
+
+    def interrupt(self) -> Path:
+        """Ends it after the step under way; the checkpoint.
+
+        Raises:
+            RuntimeError: it failed, or lost a step or took one twice.
+        """
+        if self.is_running:
+            self.process.send_signal(signal.SIGTERM)
+        self._ended(_INTERRUPTED)
+        checkpoint = self.output / "checkpoints" / f"checkpoint-{len(self.steps)}"
+        if not checkpoint.is_dir():
+            raise RuntimeError(f"there is no {checkpoint.name} after {len(self.steps)} steps")
+        return checkpoint
+
+    def _ended(self, expected: int) -> Path:
         code = self.process.wait(_END_SECONDS)
         self._reader.join()
-        if code:
+        if code != expected:
             raise RuntimeError(f"the training ended with {code}: {self.log()}")
-        if [step for step, _ in self.steps] != list(range(1, steps + 1)):
+        if [step for step, _ in self.steps] != list(range(1, len(self.steps) + 1)):
             raise RuntimeError(f"steps were lost or repeated: {self.steps}")
-        return dict(json.loads((self.output / "summary.json").read_text()))
+        return self.output
 
     def log(self) -> str:
         """The end of what it said."""
@@ -273,8 +292,8 @@ class Killer:
         print(f"{worker.address} is back", file=sys.stderr, flush=True)
 
 
-def write_recipe(folder: Path, model: Path, operators: Sequence[dict[str, Any]], steps: int) -> Path:
-    """A training of so many small steps on sums."""
+def write_recipe(folder: Path, model: Path, operators: Sequence[dict[str, Any]]) -> Path:
+    """A training of small steps on sums, without an end of its own and with steps that don't depend on it."""
     generator = random.Random(0)
     records = []
     for _ in range(64):
@@ -288,9 +307,10 @@ def write_recipe(folder: Path, model: Path, operators: Sequence[dict[str, Any]],
         "adapter": {"r": 4, "target_modules": "all-linear"},
         "data": {"task": "instructions", "train": str(folder / "train.jsonl"), "max_length": 64},
         "training": {
-            "max_steps": steps,
+            "max_steps": 1_000_000,
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-3,
+            "lr_scheduler_type": "constant",
             "logging_steps": 1,
             "save_strategy": "no",
             "use_cpu": True,
@@ -302,36 +322,14 @@ def write_recipe(folder: Path, model: Path, operators: Sequence[dict[str, Any]],
     return folder / "recipe.yaml"
 
 
-def step_seconds(folder: Path, recipe: Path) -> float:
-    """How long a step takes while nobody is killed."""
-    training = Training(recipe, folder / "calm", "training.max_steps=6")
-    try:
-        training.finish(6)
-    finally:
-        training.stop()
-    times = [at for _, at in training.steps]
-    return (times[-1] - times[0]) / (len(times) - 1)
-
-
-def is_reference(folder: Path, recipe: Path, output: Path, steps: int) -> bool:
-    """Whether an adapter is what the integers give in one process."""
-    reference = Training(recipe, folder / "reference", "masking.mode=reference")
-    try:
-        reference.finish(steps)
-    finally:
-        reference.stop()
-    return (reference.output / ADAPTER).read_bytes() == (output / ADAPTER).read_bytes()
-
-
-def chaos(folder: Path, model: Path, seconds: float, seed: int, steps: int | None = None) -> Report:
+def chaos(folder: Path, model: Path, seconds: float, seed: int) -> Report:
     """Trains while workers crash and lie.
 
     Args:
         folder: for everything.
         model: checkpoint with a tokenizer.
-        seconds: how long workers are killed; less if the training ends.
+        seconds: how long workers are killed.
         seed: of what happens when.
-        steps: of the training; as many as take about so long unless given.
     """
     generator = random.Random(seed)
     report = Report()
@@ -339,57 +337,52 @@ def chaos(folder: Path, model: Path, seconds: float, seed: int, steps: int | Non
     # worker beside it is killed.
     with fleet(folder, model, ((LIAR, HONEST), (HONEST, LIAR))) as running:
         liars = [running.workers["alpha"][0], running.workers["beta"][1]]
-        if steps is None:
-            recipe = write_recipe(folder, model, running.sections(), 6)
-            steps = max(20, round(0.6 * seconds / step_seconds(folder, recipe)))
-        recipe = write_recipe(folder, model, running.sections(), steps)
-        training = Training(recipe, folder / "private")
-        try:
-            training.wait_for_steps(1)
-            begun = time.monotonic()
+        with training(folder, model, running, report) as run:
             lie_at = [generator.uniform(0.05, 0.3) * seconds for _ in liars]
             killer = Killer(running, liars, lie_at, generator)
-            killer.run(seconds, is_over=lambda: not training.is_running)
-            summary = training.finish(steps)
-        finally:
-            training.stop()
-        report.seconds = time.monotonic() - begun
-        report.kills, report.liars = killer.kills, [x.address for x in liars]
-    return _completed(report, summary, folder, recipe, training.output, steps)
-
-
-def rolling(folder: Path, model: Path, steps: int) -> Report:
-    """Trains while workers are restarted gracefully and certificates are exchanged."""
-    report = Report()
-    with fleet(folder, model, ((HONEST, HONEST), (HONEST, HONEST))) as running:
-        recipe = write_recipe(folder, model, running.sections(), steps)
-        training = Training(recipe, folder / "private")
-        report.restarts = {worker.address: 0 for worker in running.all}
-        try:
-            training.wait_for_steps(1)
-            begun = time.monotonic()
-            _restart_all(running, training, report)
-            _exchange_certificates(running, training, report)
-            _restart_all(running, training, report)
-            if not training.is_running:
-                raise RuntimeError(f"the training ended before all was done: give it more than {steps} steps")
-            summary = training.finish(steps)
-        finally:
-            training.stop()
-        report.seconds = time.monotonic() - begun
-    return _completed(report, summary, folder, recipe, training.output, steps)
-
-
-def _completed(
-    report: Report, summary: dict[str, Any], folder: Path, recipe: Path, output: Path, steps: int
-) -> Report:
-    report.steps, report.lies, report.requests = steps, summary["lies"], summary["requests"]
-    report.repeated = summary["requests"] - summary["verified_responses"]
-    report.identical = is_reference(folder, recipe, output, steps)
+            killer.run(seconds, is_over=lambda: not run.is_running)
+            report.kills, report.liars = killer.kills, [x.address for x in liars]
     return report
 
 
-def _restart_all(running: Fleet, training: Training, report: Report) -> None:
+def rolling(folder: Path, model: Path) -> Report:
+    """Trains while workers are restarted gracefully and certificates are exchanged."""
+    report = Report()
+    with fleet(folder, model, ((HONEST, HONEST), (HONEST, HONEST))) as running:
+        report.restarts = {worker.address: 0 for worker in running.all}
+        with training(folder, model, running, report) as run:
+            _restart_all(running, run, report)
+            _exchange_certificates(running, run, report)
+            _restart_all(running, run, report)
+    return report
+
+
+@contextmanager
+def training(folder: Path, model: Path, running: Fleet, report: Report) -> Iterator[Training]:
+    """A training through workers that begins before the block and ends after it, held against the reference."""
+    recipe = write_recipe(folder, model, running.sections())
+    run = Training(recipe, folder / "private")
+    try:
+        run.wait_for_steps(1)
+        yield run
+        checkpoint = run.interrupt()
+    finally:
+        run.stop()
+    figures = json.loads((checkpoint / "figures.json").read_text())
+    report.steps = len(run.steps)
+    report.seconds = run.steps[-1][1] - run.steps[0][1]
+    report.lies, report.requests = figures["lies"], figures["requests"]
+    report.repeated = figures["requests"] - figures["verified_responses"]
+    steps = f"training.max_steps={report.steps}"
+    reference = Training(recipe, folder / "reference", "masking.mode=reference", steps)
+    try:
+        expected = reference.finish()
+    finally:
+        reference.stop()
+    report.identical = (expected / ADAPTER).read_bytes() == (checkpoint / ADAPTER).read_bytes()
+
+
+def _restart_all(running: Fleet, run: Training, report: Report) -> None:
     for worker in running.all:
         code = worker.drain()
         if code:
@@ -398,10 +391,10 @@ def _restart_all(running: Fleet, training: Training, report: Report) -> None:
         worker.wait_until_listening()
         report.restarts[worker.address] += 1
         print(f"{worker.address} restarted", file=sys.stderr, flush=True)
-        training.wait_for_steps(1)
+        run.wait_for_steps(1)
 
 
-def _exchange_certificates(running: Fleet, training: Training, report: Report) -> None:
+def _exchange_certificates(running: Fleet, run: Training, report: Report) -> None:
     """First all of one authority, then those of another one, with an overlap."""
 
     def put(path: Path, content: bytes) -> None:
@@ -413,7 +406,7 @@ def _exchange_certificates(running: Fleet, training: Training, report: Report) -
         # Between the two they don't belong together, and the old ones stay in force.
         put(own / f"{who}-key.pem", key)
         put(own / f"{who}.pem", certificate)
-        training.wait_for_steps(1)
+        run.wait_for_steps(1)
 
     for name, workers in running.workers.items():
         own = running.folder / name
@@ -429,11 +422,11 @@ def _exchange_certificates(running: Fleet, training: Training, report: Report) -
         workers[0].start()
         workers[0].wait_until_listening()
         report.restarts[workers[0].address] += 1
-        training.wait_for_steps(1)
+        run.wait_for_steps(1)
         renew(own, "client", other)
         put(own / "workers-ca.pem", (other / "ca.pem").read_bytes())
         put(own / "clients-ca.pem", (other / "ca.pem").read_bytes())
-        training.wait_for_steps(1)
+        run.wait_for_steps(1)
 
 
 def _show(report: Report) -> None:
@@ -455,7 +448,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder of a small checkpoint")
     parser.add_argument("--minutes", type=float, default=5.0, help="how long workers are killed")
-    parser.add_argument("--steps", type=int, help="of the training")
     parser.add_argument("--seed", type=int, default=0, help="of what happens when")
     parser.add_argument("--rolling", action="store_true", help="drain and exchange certificates instead")
     parser.add_argument("--json", type=Path)
@@ -463,9 +455,9 @@ def main() -> None:
     model = options.model.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         if options.rolling:
-            report = rolling(Path(temporary), model, options.steps or 200)
+            report = rolling(Path(temporary), model)
         else:
-            report = chaos(Path(temporary), model, 60 * options.minutes, options.seed, options.steps)
+            report = chaos(Path(temporary), model, 60 * options.minutes, options.seed)
     _show(report)
     if options.json:
         options.json.write_text(json.dumps(asdict(report), indent=1))

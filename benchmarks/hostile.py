@@ -2,10 +2,10 @@
 
     python benchmarks/hostile.py [--model FOLDER] [--requests 1000] [--only TEXT] [--json FILE]
 
-Starts a real worker (mutual TLS, then another one with a low rate, and one with tokens) and sends so many malformed or hostile
-requests of each kind to it, while an honest client with a certificate or token of its own keeps asking for
-verified products. Before each kind there is a quiet time, in which the honest client is alone. For each kind it
-prints
+Starts a real worker (mutual TLS, then another one with a low rate, and one with tokens) and sends so many
+malformed or hostile requests of each kind to it, while an honest client with a certificate or token of its
+own keeps asking for verified products. Before each kind there is a quiet time, in which the honest client is
+alone. For each kind it prints
 
     core ms      the worker's processor time for a hostile request, without what the honest client's cost
     peak, kept   memory of the worker, above what it had before: at most, and a second later

@@ -3,6 +3,7 @@
 Every option has a twin in the environment, ``BLINDTUNE_WORKER_...``, shown by ``--help``.
 """
 
+import faulthandler
 import json
 import logging
 import signal
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _logger = logging.getLogger(__name__)
+# To close the socket, the page and the files, once requests have had their time.
+_CLOSING_SECONDS = 5.0
 
 app = typer.Typer(
     name="blindtune-worker",
@@ -209,6 +212,8 @@ def _serve(
         page.show(worker.metrics.registry)
     _announce(worker, store, page)
     stop.wait()
+    # A thread that waits for a device or a disk that hangs can't be ended, and would keep the process.
+    faulthandler.dump_traceback_later(drain_seconds + _CLOSING_SECONDS, exit=True)
     _logger.info("draining", extra={"requests": worker.requests_inside, "seconds": drain_seconds})
     if not worker.stop(drain_seconds):
         _logger.warning("requests were cut off", extra={"seconds": drain_seconds})

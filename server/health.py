@@ -26,6 +26,12 @@ class HealthService(health.HealthServicer):
         super().__init__(experimental_non_blocking=False)
         self._free = threading.BoundedSemaphore(watches)
 
+    def List(
+        self, request: health_pb2.HealthListRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthListResponse:
+        # The library's raises, and the log would get a traceback for each call of a stranger.
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+
     def Watch(
         self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
     ) -> Iterator[health_pb2.HealthCheckResponse]:

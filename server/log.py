@@ -41,3 +41,9 @@ def configure_logging(log_format: LogFormat) -> None:
     )
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("blindtune").setLevel(logging.INFO)
+    logging.getLogger("grpc._cython.cygrpc").addFilter(_quotes_nobody)
+
+
+def _quotes_nobody(record: logging.LogRecord) -> bool:
+    """Keeps out what gRPC says of metadata that is no text: it quotes them, a token with a wrong byte say."""
+    return not str(record.msg).startswith("Invalid encoding")

@@ -18,6 +18,7 @@ __all__ = ["MetricsPage"]
 
 _logger = logging.getLogger(__name__)
 _SECONDS = 10
+_READERS = 16
 
 
 class MetricsPage:
@@ -83,12 +84,26 @@ class _Server(ThreadingHTTPServer):
     def __init__(self, family: int, address: Any, context: ssl.SSLContext | None) -> None:
         self.address_family = family
         self._context = context
+        self._free = threading.BoundedSemaphore(_READERS)
         super().__init__(address, _Handler)
 
     def server_bind(self) -> None:
         # The stock method looks the host's name up, for which it may ask a name server.
         socketserver.TCPServer.server_bind(self)
         self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        # Without a bound, readers that hang would use up the threads that the worker itself needs.
+        if self._free.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._free.release()
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         if self._context is None:

@@ -135,7 +135,10 @@ def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -
             known = unit_rows(view(vocabulary)).T
             for found, x in zip(nearest[name], (rows, _random_rows(rows, random)), strict=True):
                 found.append((unit_rows(view(x)) @ known).max(axis=1))
-    return [_coin(f"token by {name}", *(np.concatenate(x) for x in nearest[name]), random) for name in views]
+    return [
+        _coin(f"token by {name}", np.concatenate(real), np.concatenate(fake), random)
+        for name, (real, fake) in nearest.items()
+    ]
 
 
 def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:

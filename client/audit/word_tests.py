@@ -1,8 +1,8 @@
 """Are the words what random words would be? Tests that need no knowledge at all.
 
-A trial is one operand, and it succeeds when the least p-value of several tests of uniform and independent
-words is below 1 % divided by their number. So 1 % of the operands at most do for uniform words. A second
-test takes all words together.
+A trial is an operand or a few of them, and it succeeds when the least p-value of several tests of uniform
+and independent words is below 1 % divided by their number. So 1 % of the trials at most do for uniform
+words. A second test takes all words together.
 """
 
 from collections.abc import Iterator, Sequence
@@ -27,6 +27,8 @@ _CHANCE = 0.0125
 _BINS = 64
 _LEAST_WORDS = 1024
 _BITS = 8
+_OPERANDS = 4
+_TRIAL = f"groups of {_OPERANDS} operands"
 
 
 def uniformity(transcript: Transcript) -> Score:
@@ -53,8 +55,12 @@ def uniformity(transcript: Transcript) -> Score:
 
 
 def correlation(transcript: Transcript) -> Score:
-    """Within rows, between rows, with the operand before, the same product's last one, and the way there."""
-    rejected, trials, pairs, squares = 0, 0, 0, 0.0
+    """Within rows, between rows, with the operand before, the same product's last one, and the way there.
+
+    A trial is a few successive operands, since some of them, such as the gradients behind a normalization,
+    are nearly free of correlation even in the clear.
+    """
+    found: list[list[float]] = []
     for operand, others in _before(transcript.operands):
         if operand.rows * operand.columns < _LEAST_WORDS:
             continue
@@ -65,14 +71,17 @@ def correlation(transcript: Transcript) -> Score:
             rows, columns = np.minimum(words.shape, there.shape)
             if rows * columns >= _LEAST_WORDS:
                 z.append(_z(words[:rows, :columns], there[:rows, :columns]))
-        rejected += len(z) * 2 * float(norm.sf(np.abs(z).max())) < LEVEL
-        trials += 1
-        pairs += len(z)
-        squares += float(np.square(z).sum())
+        found.append(z)
+    trials = len(found) // _OPERANDS
     if not trials:
-        return Score("correlation of words", "operands", 0, 1, _CHANCE)
-    pooled = float(chi2.sf(squares, pairs))
-    return Score("correlation of words", "operands", rejected, trials, _CHANCE, pooled)
+        return Score("correlation of words", _TRIAL, 0, 1, _CHANCE)
+    rejected = 0
+    for trial in range(trials):
+        tests = np.concatenate(found[trial * _OPERANDS : (trial + 1) * _OPERANDS])
+        rejected += len(tests) * 2 * float(norm.sf(np.abs(tests).max())) < LEVEL
+    every = np.concatenate(found)
+    pooled = float(chi2.sf(np.square(every).sum(), len(every)))
+    return Score("correlation of words", _TRIAL, rejected, trials, _CHANCE, pooled)
 
 
 def small_differences(transcript: Transcript) -> Score:

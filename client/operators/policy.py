@@ -12,6 +12,10 @@ another worker of the same operator, with the same bytes.
         INCOMPATIBLE            not asked again in this run
         LIED                    not asked again in this run
 
+So a request ends, whatever the workers do: after its patience and the attempt under way then, and at most
+``_LATE_TRIES`` more attempts at each worker with the pauses before them. An attempt takes at most the time
+that one request may take.
+
 A machine that sleeps, or a virtual one that is paused, sees its clock jump. Time that nobody spent trying
 does not count against a request.
 """

@@ -26,6 +26,7 @@ from blindtune.protocol.errors import ConfigurationError
 __all__ = ["GrpcTransport", "Transport", "TransportError", "transport_error"]
 
 _logger = logging.getLogger(__name__)
+_CLOSED = "the connection was closed"
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -73,7 +74,7 @@ class Transport(Protocol):
         """
 
     def close(self) -> None:
-        """Lets go of the connection."""
+        """Lets go of the connection for good. Calls under way end with an error."""
 
 
 _FAILURES = {
@@ -104,7 +105,6 @@ class _Connection:
         stub: the calls.
         files: state of the operator's files just before they were read.
         calls: how many run on it.
-        retired: whether another one has taken its place; it is closed after its last call.
     """
 
     def __init__(self, channel: grpc.Channel, files: object) -> None:
@@ -112,7 +112,6 @@ class _Connection:
         self.stub = worker_pb2_grpc.WorkerStub(channel)
         self.files = files
         self.calls = 0
-        self.retired = False
         self.close = channel.close
 
 
@@ -129,6 +128,9 @@ class GrpcTransport:
         self._insecure = insecure
         self._lock = threading.Lock()
         self._connection: _Connection | None = None
+        # Those on which calls still run, though another one has taken their place.
+        self._retired: list[_Connection] = []
+        self._closed = False
         self._was_let_in = False
 
     @contextmanager
@@ -139,6 +141,8 @@ class GrpcTransport:
             TransportError: it failed.
         """
         with self._lock:
+            if self._closed:
+                raise TransportError(Failure.UNREACHABLE, _CLOSED)
             # Opened at first use in each process, since channels do not survive a fork.
             if self._connection is None or self._connection.pid != os.getpid():
                 self._connection = self._open()
@@ -149,10 +153,16 @@ class GrpcTransport:
             self._was_let_in = True
         except grpc.RpcError as error:
             raise self._failed(connection, transport_error(error)) from None
+        except ValueError:
+            # gRPC's word for a channel that was closed before the call began.
+            if not self._closed:
+                raise
+            raise TransportError(Failure.UNREACHABLE, _CLOSED) from None
         finally:
             with self._lock:
                 connection.calls -= 1
-                if connection.retired and not connection.calls:
+                if connection in self._retired and not connection.calls:
+                    self._retired.remove(connection)
                     connection.close()
 
     def _failed(self, connection: _Connection, error: TransportError) -> TransportError:
@@ -179,8 +189,7 @@ class GrpcTransport:
             except ConfigurationError as error:
                 _logger.warning("%s; going on with the files as they were", error)
                 return False
-            # Other calls may still run on it.
-            failed.retired = True
+            self._retired.append(failed)
             return True
 
     def _files_state(self) -> object:
@@ -221,6 +230,8 @@ class GrpcTransport:
 
     def close(self) -> None:
         with self._lock:
-            if self._connection is not None and self._connection.pid == os.getpid():
-                self._connection.close()
+            self._closed = True
+            for connection in (self._connection, *self._retired):
+                if connection is not None and connection.pid == os.getpid():
+                    connection.close()
             self._connection = None

@@ -165,4 +165,11 @@ def _committed(chain: Chain, split: str) -> dict[str, Any]:
     said: dict[str, Any] | None = chain.start.body["data"][split]
     if said is None:
         raise RecordError(f"the record commits to no {split} data")
+    for entry in chain.of("resume"):
+        data = entry.body["data"]
+        if data is not None and (data[split] or {}).get("root") != said["root"]:
+            raise RecordError(
+                f"line {entry.sequence + 1} commits to other {split} data than line 1, and a proof is about "
+                "the data of a whole run"
+            )
     return said

@@ -4,6 +4,7 @@ A checkpoint is recorded once it is whole on disk, and wrong answers after the s
 """
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from blindtune.client.record.keys import RecordKey, default_key
 from blindtune.client.record.log import RecordLog, Torn
 from blindtune.client.record.public import described_operators, described_run, described_split
 from blindtune.client.training.checkpoints import require_whole
-from blindtune.client.training.folder import RunFolder
+from blindtune.client.training.folder import STATE, RunFolder
 from blindtune.protocol.errors import (
     BlindtuneError,
     CheckpointError,
@@ -36,6 +37,7 @@ from blindtune.protocol.errors import (
 __all__ = ["RECORD", "RunRecord", "record_key"]
 
 RECORD, PUBLIC_KEY = "record.jsonl", "record.pub"
+_NUMBER = re.compile(r"[0-9a-f]{32}")
 _STOP = (InterruptedRunError, KeyboardInterrupt)
 
 
@@ -86,6 +88,9 @@ class RunRecord:
             if record is not None:
                 say(f"warning: the run goes on without its record: {folder.path / RECORD} stays open")
             return cls()
+        if record is not None and not (isinstance(record, str) and _NUMBER.fullmatch(record)):
+            # It becomes the name of a file.
+            raise RecordError(f"{folder.path / STATE} names no record: it was changed. {_WHAT_TO_DO}")
         if record is None and checkpoint is not None:
             say("warning: this run began without a record, and goes on without one")
             return cls()
@@ -300,9 +305,17 @@ def record_key(recipe: Recipe) -> RecordKey | None:
     """The key that signs the record of a recipe's run, made at first use; None where it wants no record.
 
     Raises:
-        ConfigurationError: the key can't be read or made.
+        ConfigurationError: the key can't be read or made, or is in the folder that is given away.
     """
-    return RecordKey.obtained(recipe.record.key or default_key()) if recipe.record.enabled else None
+    if not recipe.record.enabled:
+        return None
+    path = recipe.record.key or default_key()
+    if path.resolve().is_relative_to(recipe.output.dir.resolve()):
+        raise ConfigurationError(
+            f"the record's key {path} would be in the output folder {recipe.output.dir}, with its salts, and "
+            "go wherever that goes: name another file in record.key"
+        )
+    return RecordKey.obtained(path)
 
 
 def _has_entry(path: Path) -> bool:

@@ -211,7 +211,12 @@ def gaps(chain: Chain) -> list[str]:
                 )
             if entry.body["torn"] is not None:
                 notes.append(f"{where}: an entry that was cut off while it was written was taken out here")
-            if entry.body["data"] is None:
+            if entry.body["fingerprint"] != chain.start.body["model"]["fingerprint"]:
+                notes.append(f"{where}: the run went on with another model")
+            data = entry.body["data"]
+            if data is not None and _roots(data) != _roots(chain.start.body["data"]):
+                notes.append(f"{where}: the run went on with other data")
+            if data is None:
                 notes.append(f"{where}: the salt was gone, so nothing is said of the data from here on")
     return notes
 
@@ -225,6 +230,10 @@ def _check_summary(chain: Chain, path: Path) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         raise RecordError(f"{path} names no head of a record: it was changed") from None
     check_head(chain, str(said), f"the head in {path}")
+
+
+def _roots(data: Mapping[str, Any]) -> list[str | None]:
+    return [None if data[name] is None else data[name]["root"] for name in SPLITS]
 
 
 def _folders(path: Path) -> list[Path]:

@@ -14,7 +14,7 @@ TOKENS = {
     "token by span",
 }
 LABELS = {"label by negative entry", "label by direction"}
-WORDS = {"uniformity of words", "small differences"}
+WORDS = {"uniformity of words", "correlation of words", "small differences"}
 GAMES = {"game: all zeros", "game: one outlier", "game: a repeated batch"}
 EVERYTHING = TOKENS | LABELS | WORDS | GAMES | {"features by separation"}
 
@@ -35,7 +35,12 @@ MUST_SUCCEED = {
     | GAMES
     | {"token by Gram matrix", "token by regression", "features by separation", "label by direction"},
     "noise": WORDS | GAMES | {"token by cosine", "token by regression"} | LABELS,
-    "reused mask": {"token by difference", "small differences", "game: a repeated batch"},
+    "reused mask": {
+        "token by difference",
+        "correlation of words",
+        "small differences",
+        "game: a repeated batch",
+    },
     "small basis": {"token by span", "game: all zeros"},
 }
 

@@ -130,7 +130,11 @@ def largest_predicted(q: int, eta: int, block_size: int, delta: float) -> int:
 
 def agrees_with_table(process: Executor, reduction: str, block_size: int, delta: float) -> None:
     (row,) = [x for table in documented() for x in table if x.get("reduction") == reduction]
-    stated = {int(name): cell for name, cell in row.items() if name.isdigit() and cell}
+    stated = {
+        int(name): int(cell.removesuffix(f"/{INSTANCES}"))
+        for name, cell in row.items()
+        if name.isdigit() and cell
+    }
     assert len(stated) >= 4
     rates = {
         dimension: sum(
@@ -139,7 +143,8 @@ def agrees_with_table(process: Executor, reduction: str, block_size: int, delta:
         )
         for dimension in stated
     }
-    assert {n: f"{rate}/{INSTANCES}" for n, rate in rates.items()} == stated
+    # Reduction computes in floating point, so that near the limit another processor may see one more or less.
+    assert all(abs(rates[n] - stated[n]) <= 1 for n in stated), rates
     assert rates[min(rates)] == INSTANCES and rates[max(rates)] == 0
     broken = max(n for n, rate in rates.items() if rate)
     predicted = largest_predicted(257, 21, block_size, delta)

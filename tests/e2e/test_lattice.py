@@ -855,7 +855,8 @@ def test_forked_processes_never_use_a_row_of_their_parents(
     ledger.drawn.clear()
     operator = asdict(operators[0].operator("llama", [0]))
     operator = {
-        name: value if name in ("name", "workers") else str(value) for name, value in operator.items()
+        name: value if isinstance(value, str | tuple | None) else str(value)
+        for name, value in operator.items()
     }
     settings = {
         "operators": [operator],

@@ -262,7 +262,18 @@ def test_a_worker_logs_shapes_and_times_and_nothing_else(operators: RunningOpera
     model(**batch("llama"))
     lines = [json.loads(line) for line in worker.log[before:].splitlines()]
     assert len(lines) >= 8
-    metadata = {"event", "request_id", "peer", "direction", "layers", "rows", "columns", "operand"}
+    metadata = {
+        "event",
+        "request_id",
+        "peer",
+        "client",
+        "stalled",
+        "direction",
+        "layers",
+        "rows",
+        "columns",
+        "operand",
+    }
     metadata |= {"bytes_in", "bytes_out", "seconds", "status", "level", "logger", "timestamp"}
     assert all(set(line) <= metadata for line in lines)
 
@@ -358,7 +369,10 @@ def _run_training(
 
 def _settings(operators: list[Operator], model: str | Path, output: Path) -> dict[str, Any]:
     plain = [
-        {name: value if name in ("name", "workers") else str(value) for name, value in asdict(x).items()}
+        {
+            name: value if isinstance(value, str | tuple | None) else str(value)
+            for name, value in asdict(x).items()
+        }
         for x in operators
     ]
     return {"model": str(model), "operators": plain, "output": str(output)}

@@ -741,7 +741,7 @@ _CHECKS = (
         "client/operators/messages.py",
         "    if filled != len(target):\n",
         "    if filled > len(target):\n",
-        "tests/fuzz/test_fuzz_answers.py::test_an_answer_is_the_right_one_or_fails_its_check",
+        "tests/unit/client/test_short_answers.py::test_an_answer_that_ends_early_is_refused",
     ),
     _one(
         "one-vector-for-hints",

@@ -296,6 +296,23 @@ def test_who_connects_and_says_nothing_keeps_nobody_waiting(
         page.close()
 
 
+def test_readers_that_hang_use_up_no_threads(registry: CollectorRegistry) -> None:
+    page = MetricsPage.open("127.0.0.1:0", None)
+    page.show(registry)
+    port = int(page.address.rpartition(":")[2])
+    silent = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(40)]
+    try:
+        for refused in silent[16:]:
+            assert refused.recv(1) == b""
+        for waiting in silent[:16]:
+            waiting.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+            assert b"answer 42.0" in b"".join(iter(lambda: waiting.recv(1 << 16), b""))  # noqa: B023
+    finally:
+        for connection in silent:
+            connection.close()
+        page.close()
+
+
 @pytest.mark.parametrize("listen", ["9464", "127.0.0.1", "127.0.0.1:x", ":9464"])
 def test_an_address_that_is_none_is_one_clear_error(listen: str) -> None:
     with pytest.raises(ConfigurationError, match="is no address to listen at"):

@@ -290,6 +290,33 @@ def test_a_request_that_runs_while_the_client_changes_its_connection_is_finished
         stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
 
 
+def test_what_is_closed_stays_closed_and_says_so(worker: RunningWorker, transport: GrpcTransport) -> None:
+    assert transport.manifest(PATIENCE).model == "tiny"
+    with pytest.raises(TransportError, match="was closed"):
+        with transport._connected() as stub:
+            transport.close()  # another thread does, just before the call
+            stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
+    with pytest.raises(TransportError, match="was closed"):
+        transport.manifest(PATIENCE)
+
+
+def test_closing_ends_calls_on_a_connection_that_was_exchanged_too(
+    worker: RunningWorker, rotating: Rotating, transport: GrpcTransport
+) -> None:
+    messages: Queue[worker_pb2.MultiplyRequest | None] = Queue()
+    with pytest.raises(TransportError) as caught:
+        with transport._connected() as stub:
+            call = stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
+            rotating.install(rotating.issue())
+            with pytest.raises(TransportError):
+                transport.manifest(-1)
+            assert transport.manifest(PATIENCE).model == "tiny"
+            transport.close()
+            next(call)
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+    messages.put(None)
+
+
 def test_a_failure_without_a_change_keeps_the_connection(
     worker: RunningWorker, transport: GrpcTransport
 ) -> None:

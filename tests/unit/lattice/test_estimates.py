@@ -144,6 +144,14 @@ def test_the_script_estimates_what_the_document_lists() -> None:
         assert int(row["n"]) == DEGREE * int(row["k"])
 
 
+def test_the_commands_for_the_lattice_estimator_ask_for_the_same_parameters() -> None:
+    commands = section(document(), "Which of these figures were reproduced")
+    (asked,) = re.findall(r"for n, eta in \((.*)\):", commands)
+    ours = [x for x in script().instances() if x.q == MODULUS]
+    assert asked == ", ".join(f"({x.n}, {x.eta})" for x in ours)
+    assert f"q={MODULUS}, Xs=noise, Xe=noise, m=oo" in commands
+
+
 def test_quoted_figures_agree_with_those_computed() -> None:
     for x in script().instances():
         for what, quoted in x.quoted.items():

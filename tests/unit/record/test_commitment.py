@@ -14,6 +14,7 @@ from blindtune.client.record.commitment import Salt, leaf, path_of, root_of, roo
 from blindtune.client.record.entry import Entry
 from blindtune.client.record.keys import RecordKey
 from blindtune.client.record.membership import Proof, check_proof, prove
+from blindtune.client.record.verify import gaps
 from blindtune.protocol.errors import ConfigurationError, RecordError
 
 
@@ -131,6 +132,31 @@ def test_a_forged_proof_of_absence_is_refused(chain: Chain, salt: Salt) -> None:
     other = honest.model_copy(update={"record": "0" * 32})
     with pytest.raises(RecordError, match="is about record"):
         check_proof(chain, other, absent)
+
+
+def test_a_run_that_went_on_with_other_data_or_another_model_shows_and_proves_nothing(
+    chain: Chain, salt: Salt, tmp_path: Path
+) -> None:
+    key = RecordKey.obtained(tmp_path / "record.key")
+    absent = bytes([100]) * 32
+    proofs = [(prove(chain, salt, "train", DIGESTS, x), x) for x in (absent, DIGESTS[0])]
+
+    def resumed(digests: list[bytes], fingerprint: str) -> Chain:
+        body = {"checkpoint": None, "configuration": None, "torn": None, "fingerprint": fingerprint}
+        body["data"] = {"train": vars(salt.split("train", digests)), "validation": None}
+        return Chain([chain.start, Entry.signed(key, RECORD, chain.start, "resume", body)])
+
+    same = resumed(DIGESTS, "f" * 64)
+    assert gaps(same) == []
+    other = resumed([*DIGESTS[1:], absent], "e" * 64)
+    assert gaps(other) == [
+        "line 2: the run went on with another model",
+        "line 2: the run went on with other data",
+    ]
+    for proof, digest in proofs:
+        check_proof(same, proof, digest)
+        with pytest.raises(RecordError, match="line 2 commits to other train data"):
+            check_proof(other, proof, digest)
 
 
 def test_a_proof_survives_its_file(chain: Chain, salt: Salt) -> None:

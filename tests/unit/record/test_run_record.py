@@ -21,7 +21,12 @@ from blindtune.client.record.keys import VerificationKey
 from blindtune.client.record.public import described_run
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import CheckpointError, OperatorUnavailableError, RecordError
+from blindtune.protocol.errors import (
+    CheckpointError,
+    ConfigurationError,
+    OperatorUnavailableError,
+    RecordError,
+)
 
 pytestmark = pytest.mark.hf
 
@@ -270,6 +275,18 @@ def test_a_run_killed_before_its_first_entry_begins_its_record_anew(
     assert [x.kind for x in chain_of(run).entries] == ["start", *["checkpoint"] * 4, "finish"]
 
 
+def test_the_number_of_a_record_names_no_file_elsewhere(make: Callable[..., Recipe], tmp_path: Path) -> None:
+    run = make()
+    _interrupted(run)
+    shutil.rmtree(run.output.dir / "checkpoints")
+    record_of(run).unlink()
+    state = json.loads((run.output.dir / "run.json").read_text())
+    (run.output.dir / "run.json").write_text(json.dumps(state | {"record": f"../../{'0' * 32}"}))
+    with pytest.raises(RecordError, match="run.json names no record"):
+        train_recipe(run, Silent(), resume=True)
+    assert not list(tmp_path.glob("*.salt"))
+
+
 def test_a_checkpoint_that_was_never_recorded_is_noted(make: Callable[..., Recipe]) -> None:
     run = make()
     _interrupted(run)
@@ -289,6 +306,17 @@ def test_a_lost_salt_does_not_stop_a_run(make: Callable[..., Recipe]) -> None:
     train_recipe(run, observer, resume=True)
     assert any("the salt" in x and "is gone" in x for x in observer.said)
     assert any("the salt was gone" in x for x in verify.gaps(chain_of(run)))
+
+
+def test_a_key_in_the_folder_that_is_given_away_is_refused_before_it_is_made(
+    make: Callable[..., Recipe], tmp_path: Path
+) -> None:
+    run = make()
+    (tmp_path / "link").symlink_to(run.output.dir)
+    for folder in (run.output.dir, run.output.dir / "keys", tmp_path / "link"):
+        with pytest.raises(ConfigurationError, match="would be in the output folder"):
+            train_recipe(make(record={"key": str(folder / "record.key")}), Silent())
+    assert not run.output.dir.exists()
 
 
 def test_a_run_without_a_record_leaves_none(make: Callable[..., Recipe], tmp_path: Path) -> None:
