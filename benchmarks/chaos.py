@@ -13,8 +13,8 @@ With ``--rolling`` all workers are drained and started again, one after the othe
 are renewed, both operators change to another authority with an overlap, and the client's certificates change
 too; and all workers are restarted once more, so that every connection is made anew.
 
-In the end the training is told to stop after its step, and the adapter of the checkpoint that it then saves must
-be the one that as many steps with masking ``reference`` give, bit for bit. It ends with 1 if it isn't.
+In the end the training is told to stop after its step, and the adapter of the checkpoint that it then saves
+must be the one that as many steps with masking ``reference`` give, bit for bit. It ends with 1 if it isn't.
 """
 
 import argparse
@@ -345,21 +345,27 @@ def chaos(folder: Path, model: Path, seconds: float, seed: int) -> Report:
     return report
 
 
-def rolling(folder: Path, model: Path) -> Report:
-    """Trains while workers are restarted gracefully and certificates are exchanged."""
+def rolling(folder: Path, model: Path, together: bool = False) -> Report:
+    """Trains while workers are restarted gracefully and certificates are exchanged.
+
+    Args:
+        folder: for everything.
+        model: checkpoint with a tokenizer.
+        together: whether both operators do so at the same time, which takes half as long.
+    """
     report = Report()
     with fleet(folder, model, ((HONEST, HONEST), (HONEST, HONEST))) as running:
         report.restarts = {worker.address: 0 for worker in running.all}
         with training(folder, model, running, report) as run:
-            _restart_all(running, run, report)
+            _restart_all(running, run, report, together)
             _exchange_certificates(running, run, report)
-            _restart_all(running, run, report)
+            _restart_all(running, run, report, together)
     return report
 
 
 @contextmanager
 def training(folder: Path, model: Path, running: Fleet, report: Report) -> Iterator[Training]:
-    """A training through workers that begins before the block and ends after it, held against the reference."""
+    """A training through workers, from before the block to after it, held against the reference."""
     recipe = write_recipe(folder, model, running.sections())
     run = Training(recipe, folder / "private")
     try:
@@ -382,16 +388,24 @@ def training(folder: Path, model: Path, running: Fleet, report: Report) -> Itera
     report.identical = (expected / ADAPTER).read_bytes() == (checkpoint / ADAPTER).read_bytes()
 
 
-def _restart_all(running: Fleet, run: Training, report: Report) -> None:
-    for worker in running.all:
+def _restart_all(running: Fleet, run: Training, report: Report, together: bool) -> None:
+    turns = list(zip(*running.workers.values(), strict=True)) if together else [(x,) for x in running.all]
+    for turn in turns:
+        _restart(turn, report)
+        run.wait_for_steps(1)
+
+
+def _restart(workers: Sequence[WorkerProcess], report: Report) -> None:
+    """Drains workers, and waits until they are back."""
+    for worker in workers:
         code = worker.drain()
         if code:
             raise RuntimeError(f"{worker.address} ended with {code}: {worker.log.read_text()[-2000:]}")
         worker.start()
+    for worker in workers:
         worker.wait_until_listening()
         report.restarts[worker.address] += 1
         print(f"{worker.address} restarted", file=sys.stderr, flush=True)
-        run.wait_for_steps(1)
 
 
 def _exchange_certificates(running: Fleet, run: Training, report: Report) -> None:
@@ -418,10 +432,7 @@ def _exchange_certificates(running: Fleet, run: Training, report: Report) -> Non
         put(own / "clients-ca.pem", both)
         renew(own, "worker", other)
         # A restart in the middle of it: one replica has the new authority, the other its old connections.
-        workers[0].drain()
-        workers[0].start()
-        workers[0].wait_until_listening()
-        report.restarts[workers[0].address] += 1
+        _restart(workers[:1], report)
         run.wait_for_steps(1)
         renew(own, "client", other)
         put(own / "workers-ca.pem", (other / "ca.pem").read_bytes())

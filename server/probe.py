@@ -13,6 +13,8 @@ from blindtune.server.transport import host_and_port, is_loopback
 __all__ = ["ProbeTls", "probe"]
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
+# A worker that is asked through a proxy may be another one than the address names.
+_NO_PROXY = [("grpc.enable_http_proxy", 0)]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class ProbeTls:
             None if self.certificate is None else _content(self.certificate),
         )
         options = [("grpc.ssl_target_name_override", self.name)] if self.name else []
-        return grpc.secure_channel(address, credentials, [*options, ("grpc.enable_http_proxy", 0)])
+        return grpc.secure_channel(address, credentials, [*options, *_NO_PROXY])
 
 
 def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) -> None:
@@ -65,7 +67,7 @@ def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) ->
         raise ConfigurationError("give the worker's HOST:PORT, and either --tls-ca or --insecure")
     if insecure and not is_loopback(host):
         raise ConfigurationError(f"--insecure needs a loopback address such as 127.0.0.1, not {host}")
-    channel = tls.channel(address) if tls else grpc.insecure_channel(address)
+    channel = tls.channel(address) if tls else grpc.insecure_channel(address, _NO_PROXY)
     with channel:
         service = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
         request = health_pb2.HealthCheckRequest(service=service)

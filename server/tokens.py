@@ -56,7 +56,7 @@ class Tokens:
         for known, expected in self._entries.get():
             if hmac.compare_digest(digest, expected):
                 name = known
-        if name is None or scheme.lower() != _SCHEME:
+        if name is None or scheme.lower() != _SCHEME or not token.strip():
             raise Unauthenticated("this worker does not know the token: it was revoked, or is another's")
         return name
 

@@ -12,9 +12,9 @@ another worker of the same operator, with the same bytes.
         INCOMPATIBLE            not asked again in this run
         LIED                    not asked again in this run
 
-So a request ends, whatever the workers do: after its patience and the attempt under way then, and at most
-``_LATE_TRIES`` more attempts at each worker with the pauses before them. An attempt takes at most the time
-that one request may take.
+So a request ends, whatever the workers do: after its patience, the attempt under way then, one more at each
+worker that it has not tried, and at most ``_LATE_TRIES`` short ones at those that are busy, with the pauses
+before them. An attempt takes at most the time that one request may take.
 
 A machine that sleeps, or a virtual one that is paused, sees its clock jump. Time that nobody spent trying
 does not count against a request.
@@ -87,7 +87,7 @@ class Request:
         deadline: when patience ends.
         expected: when the next decision is asked for, at the latest, unless the clock jumps.
         failed: attempts that failed, by worker.
-        turned_down: how often a worker said that it was busy, since it last failed in another way.
+        turned_down: how often a worker said at once that it was busy, since it last failed otherwise.
     """
 
     deadline: float
@@ -172,7 +172,9 @@ class WorkerPolicy:
         state.in_flight -= 1
         state.last_failure = f"{failure.value}: {detail}"
         request.failed[worker] = request.failed.get(worker, 0) + 1
-        busy = failure is Failure.BUSY
+        # A worker that is busy says so at once; one that takes its time over it is as good as gone.
+        asked = request.expected - self._longest_attempt
+        busy = failure is Failure.BUSY and now - asked < _JUMP_SECONDS
         request.turned_down[worker] = request.turned_down.get(worker, 0) + 1 if busy else 0
         if failure in (Failure.LIED, Failure.INCOMPATIBLE):
             state.excluded = state.last_failure

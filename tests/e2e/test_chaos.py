@@ -31,7 +31,7 @@ def test_workers_that_crash_and_lie_change_no_bit_of_the_adapter(model: Path, tm
 def test_restarts_and_new_certificates_in_the_middle_of_a_run_cost_no_step(
     model: Path, tmp_path: Path
 ) -> None:
-    report = rolling(tmp_path, model)
+    report = rolling(tmp_path, model, together=True)
     assert report.identical
     assert report.lies == 0
     assert min(report.restarts.values()) >= 2

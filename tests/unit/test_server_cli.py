@@ -160,6 +160,18 @@ def test_health_of_a_worker_in_plaintext(run: Run, store: LayerStore) -> None:
     assert err.count("\n") == 1
 
 
+def test_health_is_asked_of_the_worker_itself_and_of_no_proxy(
+    run: Run, store: LayerStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("grpc_proxy", "http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_grpc_proxy", "no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    worker = serve(store, Endpoint.parse("127.0.0.1:0", insecure=True))
+    assert run("health", "--address", worker.address, "--insecure") == (0, "SERVING\n", "")
+    worker.stop(drain_seconds=0)
+
+
 def test_health_of_a_worker_that_drains(run: Run, store: LayerStore) -> None:
     class Held:
         """A multiplier that waits until it is let go."""

@@ -139,6 +139,14 @@ def test_only_one_whole_token_with_its_scheme_is_let_in(tmp_path: Path) -> None:
     assert tokens.name_of([("authorization", f"bearer {token}")]) == "alice"
 
 
+def test_no_file_of_tokens_makes_an_empty_one_valid(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(f"nobody sha256:{hashlib.sha256(b'').hexdigest()}\n")
+    for value in ("Bearer ", "Bearer", "bearer  "):
+        with pytest.raises(Unauthenticated):
+            Tokens(file).name_of([("authorization", value)])
+
+
 def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

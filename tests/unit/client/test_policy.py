@@ -146,6 +146,14 @@ def test_a_busy_worker_is_asked_again_though_others_used_up_all_patience() -> No
     assert turned_down == _LATE_TRIES
 
 
+def test_who_says_busy_after_a_long_time_is_not_asked_again_once_patience_has_ended() -> None:
+    policy = _policy(1)
+    request = policy.request(0)
+    now = PATIENCE + 1
+    policy.failed(request, _ask(policy, request, 0), Failure.BUSY, "full", now)
+    assert isinstance(policy.choose(request, now), GiveUp)
+
+
 def test_nobody_waits_for_a_worker_that_comes_back_too_late() -> None:
     policy = _policy(1, patience=FIRST_PAUSE / 2)
     request = policy.request(0)
