@@ -115,14 +115,19 @@ def _status(call: Any) -> str:
     return "OK"
 
 
-def call(
-    channel: grpc.Channel,
-    method: str,
-    messages: Iterable[bytes],
-    metadata: list[tuple[str, str]] | None = None,
+def _begin(
+    channel: grpc.Channel, method: str, messages: Iterable[bytes], metadata: list[tuple[str, str]]
+) -> Any:
+    """A call that sends these messages; its answer is read by whoever goes through it."""
+    calls: Any = channel.stream_stream(method)
+    return calls(iter(messages), timeout=_PATIENCE, metadata=metadata)
+
+
+def _ask(
+    channel: grpc.Channel, method: str, messages: Iterable[bytes], metadata: list[tuple[str, str]]
 ) -> str:
-    """The status of a call that sends these messages."""
-    return _status(channel.stream_stream(method)(iter(messages), timeout=_PATIENCE, metadata=metadata))
+    """The status of a call that sends these messages, once its whole answer was read."""
+    return _status(_begin(channel, method, messages, metadata))
 
 
 def _encoded(messages: Iterable[worker_pb2.MultiplyRequest]) -> Iterator[bytes]:
@@ -145,7 +150,7 @@ def _over(make: Callable[[Target, int], Iterable[bytes]], method: str = MULTIPLY
         metadata = target.metadata()
         try:
             return _concurrently(
-                count, lambda n: call(channels[n % 4], method, make(target, n), metadata), threads
+                count, lambda n: _ask(channels[n % 4], method, make(target, n), metadata), threads
             )
         finally:
             for channel in channels:
@@ -179,7 +184,7 @@ def _silent(method: str, make: Callable[[Target], list[bytes]]) -> Attack:
             yield from make(target)
             over.wait(_PATIENCE)
 
-        running = channel.stream_stream(method)(messages(), timeout=_PATIENCE, metadata=target.metadata())
+        running = _begin(channel, method, messages(), target.metadata())
         running.add_callback(over.set)
         return _status(running)
 
@@ -196,7 +201,7 @@ def _drip(target: Target, channel: grpc.Channel, n: int) -> str:
         while not over.wait(0.5):
             yield row
 
-    running = channel.stream_stream(MULTIPLY)(messages(), timeout=_PATIENCE, metadata=target.metadata())
+    running = _begin(channel, MULTIPLY, messages(), target.metadata())
     running.add_callback(over.set)
     return _status(running)
 
@@ -210,14 +215,14 @@ def _chatter(target: Target, channel: grpc.Channel, n: int) -> str:
             yield b"\x3a\x00"  # list_services
             time.sleep(0.02)
 
-    return call(channel, REFLECTION, messages(), target.metadata())
+    return _ask(channel, REFLECTION, messages(), target.metadata())
 
 
 def _unread(target: Target, channel: grpc.Channel, n: int) -> str:
     """Asks for tens of megabytes and takes none of them."""
     seed = worker_pb2.Seed(key=os.urandom(32))
     messages = iter([target.header(rows=16_384, seed=seed).SerializeToString()])
-    running = channel.stream_stream(MULTIPLY)(messages, timeout=_PATIENCE, metadata=target.metadata())
+    running = _begin(channel, MULTIPLY, messages, target.metadata())
     ended = threading.Event()
     if running.add_callback(ended.set):
         ended.wait(5.0)
@@ -231,7 +236,7 @@ def _cancelled(target: Target, count: int) -> Statuses:
 
     def one(n: int) -> str:
         messages = _encoded([target.header(), target.rows(ROWS)])
-        running = channels[n % 4].stream_stream(MULTIPLY)(messages, metadata=target.metadata())
+        running = _begin(channels[n % 4], MULTIPLY, messages, target.metadata())
         running.cancel()
         return str(running.code().name)
 
@@ -248,7 +253,7 @@ def _watched(target: Target, count: int) -> Statuses:
 
     def one(n: int) -> str:
         request = health_pb2.HealthCheckRequest(service=f"{n} {'x' * 200_000}").SerializeToString()
-        running = channels[n % 4].stream_stream(WATCH)(iter([request]), timeout=_PATIENCE)
+        running = _begin(channels[n % 4], WATCH, [request], target.metadata())
         try:
             next(iter(running), None)
             running.cancel()
@@ -269,7 +274,7 @@ def _metadata_bomb(target: Target, count: int) -> Statuses:
     def one(n: int) -> str:
         pairs = [(f"x-{i}", "v" * random.choice([10, 1000])) for i in range(random.choice([10, 100, 1000]))]
         messages = _encoded([target.header(), target.rows(ROWS)])
-        return call(channels[n % 4], MULTIPLY, messages, [*target.metadata(), *pairs])
+        return _ask(channels[n % 4], MULTIPLY, messages, [*target.metadata(), *pairs])
 
     try:
         return _concurrently(count, one, 3)
@@ -285,7 +290,7 @@ def _other_token(token: str | None) -> Attack:
         try:
             return _concurrently(
                 count,
-                lambda n: call(
+                lambda n: _ask(
                     channels[n % 4], MULTIPLY, _encoded([target.header(), target.rows(ROWS)]), metadata
                 ),
                 _THREADS,

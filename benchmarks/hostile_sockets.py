@@ -193,7 +193,7 @@ class Http2:
             while data := self.socket.recv(1 << 16):
                 for event in self.state.receive_data(data):
                     if isinstance(event, h2.events.ConnectionTerminated):
-                        return f"GOAWAY {h2.errors.ErrorCodes(event.error_code).name}"
+                        return f"GOAWAY {h2.errors.ErrorCodes(event.error_code or 0).name}"
                     if isinstance(event, h2.events.StreamReset):
                         resets += 1
         except TimeoutError:
@@ -235,7 +235,9 @@ def _reset(connection: Http2) -> None:
 
 
 def _settings(connection: Http2) -> None:
-    settings = {h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: random.choice([0, 65_535, 2**31 - 1])}
+    settings: dict[h2.settings.SettingCodes | int, int] = {
+        h2.settings.SettingCodes.INITIAL_WINDOW_SIZE: random.choice([0, 65_535, 2**31 - 1])
+    }
     connection.state.update_settings(settings)
 
 

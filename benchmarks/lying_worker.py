@@ -7,6 +7,7 @@ one. It is the daemon as it is, with another multiplier.
 import os
 import signal
 import threading
+from collections.abc import Callable
 
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
@@ -34,10 +35,13 @@ class LyingMultiplier:
         return answer
 
 
+def _lying(honest: Callable[[LayerStore], Multiplying]) -> Callable[[LayerStore], Multiplying]:
+    return lambda store: LyingMultiplier(honest(store))
+
+
 if __name__ == "__main__":
     signal.signal(signal.SIGUSR1, lambda *_: _lies.set())
     if os.environ.get("BLINDTUNE_LIES") == "1":
         _lies.set()
-    honest = LayerStore.multiplier
-    LayerStore.multiplier = lambda self: LyingMultiplier(honest(self))  # type: ignore[assignment, method-assign]
+    LayerStore.multiplier = _lying(LayerStore.multiplier)  # type: ignore[assignment, method-assign]
     main()

@@ -3,6 +3,8 @@
     make simulate ARGS="--schedules 100000 --first 1000000"
     make simulate ARGS="--seed 1234567"
     make simulate ARGS="--planted"
+
+The first form ends with 1 and the seed of the first schedule in which an invariant was broken.
 """
 
 import sys
