@@ -463,6 +463,8 @@ def main() -> None:
     parser.add_argument("--rolling", action="store_true", help="drain and exchange certificates instead")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # So that the workers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     model = options.model.resolve()
     with tempfile.TemporaryDirectory() as temporary:
         if options.rolling:

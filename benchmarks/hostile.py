@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -309,6 +310,8 @@ def main() -> None:
     parser.add_argument("--only", default="", help="kinds whose name contains this")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    # So that the workers end too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     found: list[Outcome] = []
     died = ""
     with tempfile.TemporaryDirectory() as temporary:

@@ -63,7 +63,9 @@ class Target:
         """A connection of its own, as the attacker unless another certificate is given."""
         cert, key = cert or self.cert, key or self.key
         credentials = grpc.ssl_channel_credentials(
-            self.ca.read_bytes(), key and key.read_bytes(), cert and cert.read_bytes()
+            self.ca.read_bytes(),
+            key.read_bytes() if key else None,
+            cert.read_bytes() if cert else None,
         )
         options = [
             ("grpc.use_local_subchannel_pool", 1),

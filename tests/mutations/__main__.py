@@ -37,7 +37,9 @@ def main(
     except RuntimeError as error:
         _console.print(str(error), markup=False)
         sys.exit(2)
-    table = Table("mutation", "mistake", "caught by", "seconds")
+    table = Table("mutation", "mistake")
+    table.add_column("caught by", overflow="fold")
+    table.add_column("seconds", justify="right")
     for finding in findings:
         style = None if finding.outcome.caught else "bold red"
         seconds = f"{finding.seconds:.0f}"

@@ -980,8 +980,8 @@ _WORKER = (
         "worker-with-any-token",
         "any token will do",
         "server/tokens.py",
-        "if name is None or scheme.lower() != _SCHEME:",
-        "if scheme.lower() != _SCHEME:",
+        "if name is None or scheme.lower()",
+        "if scheme.lower()",
         f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
     ),
     _one(
