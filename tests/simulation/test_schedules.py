@@ -9,7 +9,7 @@ from simulation.schedules import FAULTS, Fault, Schedule
 from simulation.training import Job
 from simulation.world import Assets, World
 
-EVERYDAY, MANY = 100, 3_000
+EVERYDAY, MANY = 100, 2_100
 
 
 def _play(assets: Assets, seeds: range) -> Counter[str]:
