@@ -7,7 +7,8 @@
     ├── OverLimit            OUT_OF_RANGE          larger than the manifest's limits allow
     ├── Unauthenticated      UNAUTHENTICATED       no token, or one that is not valid
     ├── Busy                 RESOURCE_EXHAUSTED    too many requests at once: try again, or elsewhere
-    └── Draining             UNAVAILABLE           this worker is shutting down: go elsewhere
+    ├── Draining             UNAVAILABLE           this worker is shutting down: go elsewhere
+    └── CannotRecord         UNAVAILABLE           it must record all it gets, and can't: go elsewhere
 
 Messages name layers, shapes and versions. They never hold words of an operand, or a key.
 """
@@ -20,6 +21,7 @@ from blindtune.protocol.errors import ProtocolError
 
 __all__ = [
     "Busy",
+    "CannotRecord",
     "Draining",
     "LayerNotHeld",
     "MalformedRequest",
@@ -75,4 +77,11 @@ class Busy(Refusal):
 class Draining(Refusal):
     """The worker finishes what it has begun and takes nothing new."""
 
+    code = grpc.StatusCode.UNAVAILABLE
+
+
+class CannotRecord(Refusal):
+    """The worker is to record whatever it receives, and its recording has ended."""
+
+    # Not RESOURCE_EXHAUSTED, which tells a client that this worker may soon have room again.
     code = grpc.StatusCode.UNAVAILABLE

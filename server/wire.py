@@ -18,7 +18,7 @@ _MAX_SPANS = 64
 _MESSAGE_OVERHEAD = 64
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, weakref_slot=True)
 class Request:
     """A multiplication that this worker can do.
 

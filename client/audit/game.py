@@ -1,17 +1,22 @@
 """Real or random? A worker that chooses two inputs, gets one of them masked, and says which.
 
-In each round one of two operands of the same shape is sent, by a coin: an ordinary one, or one that the
-attacker chose to stand out. For each of many statistics the best threshold is found on the first third of the
-rounds, the statistic that does best there is kept, and what counts is how often it is right on the
-rest. Under a mask that hides its operand, that is half of the time.
+In each round one of two operands of the same shape is sent: an ordinary one, or one that the attacker chose
+to stand out. For each of many statistics the best threshold is found on the first third of the rounds, the
+statistic that does best there is kept, and what counts is how often it is right on the rest. Under a mask
+that hides its operand, that is half of the time, on average.
+
+Each part holds as many rounds of one kind as of the other, in a random order, so a guess that is always the
+same is right exactly half of the time. Given what was guessed, the number of chosen operands among the rounds
+that were taken for them is hypergeometric, which gives the p-value: Fisher's exact test.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kurtosis
+from scipy.stats import hypergeom, kurtosis
 
 from blindtune.client.audit.field import row_space
 from blindtune.client.audit.statistics import Score
@@ -26,6 +31,7 @@ Random = np.random.Generator
 
 GAME_ROWS = 24
 _RANK_ROWS = 16
+_FEWEST_ROUNDS = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +40,7 @@ class Round:
 
     Attributes:
         extreme: which of the attacker's choices is played.
-        chosen: whether the coin fell for it.
+        chosen: whether that is what is sent.
         x: float32 [GAME_ROWS, features], what the client multiplies.
     """
 
@@ -73,17 +79,34 @@ def game_rounds(width: int, rounds: int, random: Random) -> list[Round]:
 
     Args:
         width: features of the operands.
-        rounds: of each extreme.
-        random: throws the coins and draws what is ordinary.
+        rounds: of each extreme, at least 6; one more is played if that is odd.
+        random: draws the order of the rounds and what is ordinary.
+
+    Raises:
+        ValueError: there are too few rounds to learn a rule and to try it.
     """
+    if rounds < _FEWEST_ROUNDS:
+        raise ValueError(f"{rounds} rounds are too few: play {_FEWEST_ROUNDS} at least")
+    rounds += rounds % 2
+    known = _training_rounds(rounds)
     played = []
     before = _ordinary(width, random)
     for extreme, make in EXTREMES.items():
-        for _ in range(rounds):
-            chosen = bool(random.integers(2))
+        for chosen in (*_balanced(known, random), *_balanced(rounds - known, random)):
             before = make(width, random, before) if chosen else _ordinary(width, random)
             played.append(Round(extreme, chosen, before))
     return played
+
+
+def _training_rounds(rounds: int) -> int:
+    """About a third, and even."""
+    return 2 * (rounds // 6)
+
+
+def _balanced(rounds: int, random: Random) -> list[bool]:
+    """Coins of which exactly half fall for the attacker's choice."""
+    coins: list[bool] = random.permutation(np.arange(rounds) < rounds // 2).tolist()
+    return coins
 
 
 def play(transcript: Transcript, rounds: Sequence[Round], extreme: str) -> Score:
@@ -91,8 +114,11 @@ def play(transcript: Transcript, rounds: Sequence[Round], extreme: str) -> Score
 
     Args:
         transcript: what the worker got in these rounds.
-        rounds: of which the coins of the first third are known to it.
+        rounds: from `game_rounds`; the coins of the first third are known to it.
         extreme: which rounds count.
+
+    Raises:
+        ValueError: the transcript has another number of operands than rounds.
     """
     if len(transcript.operands) != len(rounds):
         raise ValueError(f"{len(transcript.operands)} operands of {len(rounds)} rounds")
@@ -100,22 +126,39 @@ def play(transcript: Transcript, rounds: Sequence[Round], extreme: str) -> Score
     operands = transcript.operands
     features = np.array([_statistics(operands[i], operands[i - 1] if i else operands[i]) for i in here])
     chosen = np.array([rounds[i].chosen for i in here])
-    cut = len(here) // 3
+    cut = _training_rounds(len(here))
     rules = [_best_rule(features[:cut, j], chosen[:cut]) for j in range(features.shape[1])]
-    best = max(range(len(rules)), key=lambda j: rules[j][0])
-    _, threshold, sign = rules[best]
-    guesses = sign * features[cut:, best] > sign * threshold
-    right = int(np.count_nonzero(guesses == chosen[cut:]))
-    return Score(f"game: {extreme}", "rounds", right, len(here) - cut, 0.5)
+    best = max(range(len(rules)), key=lambda j: rules[j].right)
+    guesses, chosen = rules[best].guesses(features[cut:, best]), chosen[cut:]
+    right = int(np.count_nonzero(guesses == chosen))
+    positive, taken = int(np.count_nonzero(guesses & chosen)), int(np.count_nonzero(guesses))
+    p = float(hypergeom.sf(positive - 1, len(chosen), np.count_nonzero(chosen), taken))
+    return Score(f"game: {extreme}", "rounds", right, len(chosen), 0.5, exact_p=p)
 
 
-def _best_rule(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> tuple[float, float, int]:
-    """How often a threshold is right, the threshold, and on which side the chosen ones are."""
+class _Rule(NamedTuple):
+    """Takes an operand for the chosen one by a statistic's threshold; ``right`` is how often, in training."""
+
+    right: float
+    threshold: float
+    sign: int
+
+    def guesses(self, values: NDArray[np.float64]) -> NDArray[np.bool_]:
+        above: NDArray[np.bool_] = values > self.threshold
+        return above if self.sign > 0 else ~above
+
+
+# What a statistic teaches that never varied: nothing, whatever it does later.
+_NO_RULE = _Rule(0.5, np.inf, 1)
+
+
+def _best_rule(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> _Rule:
+    """The best threshold, and on which side of it the chosen ones are."""
     order = np.unique(values)
-    best = (0.0, float(order[0]), 1)
-    for threshold in (order[1:] + order[:-1]) / 2 if len(order) > 1 else order:
+    best = _NO_RULE
+    for threshold in (order[1:] + order[:-1]) / 2:
         right = float(np.mean((values > threshold) == chosen))
-        best = max(best, (right, float(threshold), 1), (1 - right, float(threshold), -1))
+        best = max(best, _Rule(right, float(threshold), 1), _Rule(1 - right, float(threshold), -1))
     return best
 
 

@@ -4,8 +4,8 @@ Nobody says what the client sent, so an attack is right when it takes a recorded
 one of the same shape, for the more plausible one. For uniform words that is a coin's throw, exactly.
 """
 
-from collections import Counter
 from collections.abc import Callable, Sequence
+from hashlib import blake2b
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ from blindtune.client.audit.transcript import Operand, Transcript
 from blindtune.protocol.errors import DataError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
-from blindtune.protocol.residues import centre
+from blindtune.protocol.residues import centre, subtract
 
 __all__ = ["inspect_transcript"]
 
@@ -30,6 +30,8 @@ Float64 = NDArray[np.float64]
 Random = np.random.Generator
 
 _MOST_WORDS = 1 << 26
+_LEAST_ROWS, _STRETCH = 16, 64
+_NEAR = 16
 _MOST_ROWS = 1000
 _POSITIONS = 6
 _RANK_ROWS, _RANK_OPERANDS = 96, 20
@@ -57,50 +59,106 @@ def _scores(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> l
     training = Transcript.of_training(transcript).without_retries()
     if not training.operands:
         raise DataError("the transcript holds no operand: record a worker while a client uses it")
-    words = np.cumsum([x.rows * x.columns for x in training.operands])
-    chosen = training.between(0, max(1, int(np.searchsorted(words, _MOST_WORDS))))
+    chosen = _sample(training)
     scores = [
         word_tests.uniformity(chosen),
         word_tests.correlation(chosen),
         word_tests.small_differences(chosen),
     ]
-    scores += [_repeats(chosen), _ranks(chosen, random)]
-    if all(x.seed is not None for x in training.operands):
-        scores.append(_keys(training))
-    first = chosen.operands[0].product
-    if first.direction is Direction.FORWARD:
-        scores += _lookups(chosen.of(first), PublicModel(checkpoint, first), random)
-    backward = [x for x in chosen.operands if x.product.direction is Direction.BACKWARD]
+    scores += [_repeats(training), _ranks(training)]
+    seeds = [x for x in training.operands if x.seed is not None]
+    if seeds:
+        scores.append(
+            _keys(training) if len(seeds) == len(training.operands) else _shares_that_meet(training)
+        )
+    forward = [x for x in training.operands if x.product.direction is Direction.FORWARD]
+    if forward:
+        # The first forward product is that of the first layers, which read what a token is.
+        first = forward[0].product
+        scores += _lookups(training.of(first), PublicModel(checkpoint, first), random)
+    backward = [x for x in training.operands if x.product.direction is Direction.BACKWARD]
     if backward:
         scores += _gradients(backward, random)
     return scores
 
 
+def _sample(transcript: Transcript) -> Transcript:
+    """What words are tested of: all operands, or their first rows, or those of stretches of the recording."""
+    operands = list(transcript.operands)
+    if sum(x.rows * x.columns for x in operands) > _MOST_WORDS:
+        rows = max(_LEAST_ROWS, _MOST_WORDS // sum(x.columns for x in operands))
+        operands = [x.first(rows) for x in operands]
+    words = sum(x.rows * x.columns for x in operands)
+    if words > _MOST_WORDS:
+        # Stretches, since an operand is also compared with those before it.
+        stretch = _STRETCH * words // _MOST_WORDS
+        operands = [x for i, x in enumerate(operands) if i % stretch < _STRETCH]
+    return Transcript(operands, transcript.fingerprint)
+
+
 def _repeats(transcript: Transcript) -> Score:
-    """Rows, or keys of seeds, that came before in another operand."""
-    seen: Counter[bytes] = Counter()
+    """Rows that came before in another operand, or rows of one seed that stand for two."""
+    seen: set[bytes] = set()
+    ranges: dict[bytes, list[Operand]] = {}
+    repeated, total = 0, 0
     for operand in transcript.operands:
         if operand.seed is not None:
-            seen[operand.seed.key + operand.seed.row_offset.to_bytes(8, "little")] += 1
-        else:
-            seen.update(row.tobytes() for row in operand.words() if len(row) >= _LEAST_COLUMNS)
-    total = max(seen.total(), 1)
-    return Score("rows that came before", "rows", seen.total() - len(seen), total, _NEVER)
+            before = ranges.setdefault(operand.seed.key, [])
+            repeated += any(_overlap(x, operand) for x in before)
+            before.append(operand)
+            total += 1
+        elif operand.columns >= _LEAST_COLUMNS:
+            rows = [blake2b(row.tobytes(), digest_size=16).digest() for row in operand.words()]
+            repeated += len(rows) - len(set(rows) - seen)
+            seen.update(rows)
+            total += len(rows)
+    return Score("rows that came before", "rows and seeds", repeated, max(total, 1), _NEVER)
+
+
+def _overlap(one: Operand, other: Operand) -> bool:
+    """Whether two operands of one seed have rows in common, or are multiplied by different matrices."""
+    first, second = one.seed, other.seed
+    if first is None or second is None:
+        return False
+    apart = (
+        first.row_offset + one.rows <= second.row_offset or second.row_offset + other.rows <= first.row_offset
+    )
+    return one.product != other.product or not apart
+
+
+def _shares_that_meet(transcript: Transcript) -> Score:
+    """Rows less what a seed of about the same time stands for: the operand, if both are shares of it."""
+    met, trials = 0, 0
+    for place, rows in enumerate(transcript.operands):
+        near = transcript.operands[max(0, place - _NEAR) : place + _NEAR]
+        for seed in near if rows.residues is not None else ():
+            if seed.seed is None or (seed.product, seed.rows) != (rows.product, rows.rows):
+                continue
+            count = min(len(rows.words()), _MOST_WORDS // (_NEAR * rows.columns) + 1)
+            difference = subtract(
+                np.ascontiguousarray(rows.words()[:count]), seed.seed.expand(count, rows.columns)
+            )
+            met += word_tests.size_p_value(difference) < _NEVER
+            trials += 1
+    return Score("shares that meet", "pairs of rows and seed", met, max(trials, 1), _NEVER)
 
 
 def _keys(transcript: Transcript) -> Score:
     """The bytes of seeds' keys."""
     keys = b"".join(x.seed.key for x in transcript.operands if x.seed is not None)
-    counts = np.bincount(np.frombuffer(keys, np.uint8) >> 4, minlength=16)
-    p = float(chisquare(counts).pvalue)
+    content = np.frombuffer(keys, np.uint8)
+    halves = (content >> 4, content & 15)
+    p = min(1.0, 2 * min(float(chisquare(np.bincount(x, minlength=16)).pvalue) for x in halves))
     return Score("uniformity of keys", "tests", int(p < word_tests.LEVEL), 1, word_tests.LEVEL, p)
 
 
-def _ranks(transcript: Transcript, random: Random) -> Score:
+def _ranks(transcript: Transcript) -> Score:
     """Operands of one product whose rows, put together, are of lower rank over Z_q than random ones."""
     stacked: dict[object, list[NDArray[np.uint32]]] = {}
     for operand in transcript.operands:
-        stacked.setdefault(operand.product, []).append(operand.words())
+        blocks = stacked.setdefault(operand.product, [])
+        if sum(map(len, blocks)) < _RANK_ROWS:
+            blocks.append(operand.first(_RANK_ROWS).words())
     low, trials = 0, 0
     for blocks in list(stacked.values())[:_RANK_OPERANDS]:
         rows = np.concatenate(blocks)[:_RANK_ROWS]
@@ -155,10 +213,10 @@ def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:
         unit = unit_rows(x)
         return np.abs((unit[:-1:2] * unit[1::2][: len(unit[:-1:2])]).sum(axis=1))
 
-    return [
-        _coin("label by largest entry", peak(rows), peak(fakes), random),
-        _coin("label by direction", alike(rows), alike(fakes), random),
-    ]
+    scores = [_coin("label by largest entry", peak(rows), peak(fakes), random)]
+    if len(rows) > 1:
+        scores.append(_coin("label by direction", alike(rows), alike(fakes), random))
+    return scores
 
 
 def _coin(attack: str, real: Float64, fake: Float64, random: Random) -> Score:

@@ -110,7 +110,7 @@ def run_lab(
     found: list[tuple[str, Score]] = []
     for make, playing in ((language_model, True), (classifier, False)):
         workload = make(folder / make.__name__, sizes)
-        played = game_rounds(sizes.hidden, rounds, np.random.default_rng(2)) if playing else []
+        played = game_rounds(sizes.hidden, rounds, np.random.default_rng()) if playing else []
         for observation, knowledge in observations(workload, sizes, folder, played, report, workers):
             report(f"{workload.name}: attacks on {observation.mask}")
             found += [(observation.mask, x) for x in scores(observation.recorded, knowledge, played)]

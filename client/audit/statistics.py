@@ -4,10 +4,12 @@ An attack makes guesses of which some are right: k of n. Where operands are mask
 guess is right with a known probability at most, the *chance level* c, whatever the attack. So
 
     p-value        P(Bin(n, c) >= k)
-    interval       Clopper and Pearson's exact one, at the level that is left for one test
     above chance   p-value below alpha / m, for m tests (Bonferroni)
+    interval       Clopper and Pearson's exact one, each bound at alpha / 2m
 
-and an audit in which all m null hypotheses hold reports anything at all with probability alpha at most.
+An audit in which all m null hypotheses hold reports anything at all with probability alpha at most. All m
+intervals hold at once with probability 1 - alpha at least. Verdicts are one-sided and bounds are two to an
+interval, so a score that is barely above chance may have an interval that just reaches it.
 """
 
 from collections.abc import Sequence
@@ -31,6 +33,7 @@ class Score:
         successes, trials: k and n.
         chance: c.
         pooled_p: the p-value of a second test, on all data at once, where an attack has one.
+        exact_p: the p-value where trials depend on each other, in place of the binomial one.
     """
 
     attack: str
@@ -39,6 +42,7 @@ class Score:
     trials: int
     chance: float
     pooled_p: float | None = None
+    exact_p: float | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.successes <= self.trials or self.trials < 1 or not 0 < self.chance < 1:
@@ -54,7 +58,9 @@ class Score:
     @property
     def p_value(self) -> float:
         """How probable so many successes, or so extreme a second test, are at chance."""
-        p = float(binom.sf(self.successes - 1, self.trials, self.chance))
+        p = self.exact_p
+        if p is None:
+            p = float(binom.sf(self.successes - 1, self.trials, self.chance))
         return p if self.pooled_p is None else min(1.0, 2 * min(p, self.pooled_p))
 
     def interval(self, error: float) -> tuple[float, float]:
@@ -76,6 +82,9 @@ class Judged:
 
 
 def judge(scores: Sequence[Score], family_error: float = FAMILY_ERROR) -> list[Judged]:
-    """Intervals and verdicts of which, together, one is wrong with probability ``family_error`` at most."""
+    """Intervals, and verdicts, of which one is wrong with probability ``family_error`` at most.
+
+    That holds for all intervals together, and for all verdicts together.
+    """
     error = family_error / max(len(scores), 1)
-    return [Judged(x, *x.interval(error), x.p_value < error) for x in scores]
+    return [Judged(x, *x.interval(error / 2), x.p_value < error) for x in scores]

@@ -5,11 +5,10 @@ The format is described in `blindtune.server.record`: ``transcript.json``, ``par
 too little.
 """
 
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -20,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blindtune.protocol.errors import DataError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
+from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, centre, subtract
@@ -29,6 +29,7 @@ __all__ = ["Operand", "Transcript", "read_transcript"]
 HEADER, PARTS, DATA = "transcript.json", "parts.jsonl", "operands.bin"
 _SEED_BYTES = KEY_BYTES + 8
 _LARGEST_OPERAND = 1 << 31
+_MOST_RANK = 8
 
 _Count = Annotated[int, Field(ge=1, strict=True)]
 _Index = Annotated[int, Field(ge=0, strict=True)]
@@ -91,6 +92,12 @@ class Operand:
             raise ValueError("an operand has rows or a seed")
         return self.seed.expand(self.rows, self.columns)
 
+    def first(self, rows: int) -> "Operand":
+        """Its first rows."""
+        if rows >= len(self.words()):
+            return self
+        return replace(self, rows=rows, residues=None if self.residues is None else self.residues[:rows])
+
     def centred(self) -> NDArray[np.float64]:
         """float64 [rows, columns]: the words as numbers around zero."""
         return centre(self.words()).astype(np.float64)
@@ -112,19 +119,39 @@ class Transcript:
     def of_training(cls, transcript: "Transcript") -> Self:
         """Without the hints of masking ``lattice``, whose seed is public.
 
-        A worker that gets masked rows gets seeds for hints alone; one that gets nothing but seeds gets them
-        as its shares.
+        Only a worker that gets rows is asked for hints. Their key stands for several blocks of 256 rows.
         """
-        rows = [x for x in transcript.operands if x.residues is not None]
-        return cls(rows or transcript.operands, transcript.fingerprint)
+        if all(x.seed is not None for x in transcript.operands):
+            return cls(transcript.operands, transcript.fingerprint)
+        blocks: dict[bytes, list[tuple[int, int]]] = {}
+        for x in transcript.operands:
+            if x.seed is not None:
+                blocks.setdefault(x.seed.key, []).append((x.rows, x.seed.row_offset))
+        hints = {
+            key
+            for key, found in blocks.items()
+            if all(rows == DEGREE and offset % DEGREE == 0 for rows, offset in found)
+            and 0 < max(offset for _, offset in found) < _MOST_RANK * DEGREE
+        }
+        operands = [x for x in transcript.operands if x.seed is None or x.seed.key not in hints]
+        return cls(operands, transcript.fingerprint)
 
     def without_retries(self) -> "Transcript":
-        """Each operand once: an answer that got lost is asked for again, with the same bytes."""
-        first: dict[object, Operand] = {}
+        """Each operand once: an answer that got lost is asked for again, with the same bytes.
+
+        That happens before anything else is asked of the same product. What comes back later is no retry.
+        """
+        kept: list[Operand] = []
+        last: dict[Product, int] = {}
         for x in self.operands:
-            content = x.seed if x.residues is None else hashlib.sha256(x.residues.tobytes()).digest()
-            first.setdefault((x.product, x.rows, content), x)
-        return Transcript(list(first.values()), self.fingerprint)
+            place = last.get(x.product)
+            if place is not None and _repeats(kept[place], x):
+                # The first attempt may have been cut off after some rows.
+                kept[place] = max(kept[place], x, key=lambda y: len(y.words()))
+                continue
+            last[x.product] = len(kept)
+            kept.append(x)
+        return Transcript(kept, self.fingerprint)
 
     def of(self, product: Product) -> list[Operand]:
         """The operands of one product."""
@@ -145,6 +172,16 @@ class Transcript:
             ],
             self.fingerprint,
         )
+
+
+def _repeats(one: Operand, other: Operand) -> bool:
+    """Whether two requests of a product are one and the same, perhaps cut off."""
+    if one.rows != other.rows or (one.seed is None) != (other.seed is None):
+        return False
+    if one.residues is None or other.residues is None:
+        return one.seed == other.seed
+    rows = min(len(one.residues), len(other.residues))
+    return np.array_equal(one.residues[:rows], other.residues[:rows])
 
 
 def read_transcript(folder: Path) -> Transcript:

@@ -17,7 +17,7 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import subtract
 
-__all__ = ["correlation", "small_differences", "uniformity"]
+__all__ = ["correlation", "size_p_value", "small_differences", "uniformity"]
 
 Float64 = NDArray[np.float64]
 
@@ -99,6 +99,11 @@ def small_differences(transcript: Transcript) -> Score:
     # The residues of magnitude below q/8 are a quarter, but for rounding.
     chance = (2 * (MODULUS // 8) - 1) / MODULUS
     return Score("small differences", "words", small, max(words, 1), chance)
+
+
+def size_p_value(words: NDArray[np.uint32]) -> float:
+    """How likely uniform words are of such sizes, or of less likely ones."""
+    return _uniform(_sizes(words.ravel()))
 
 
 def _sizes(words: NDArray[np.uint32]) -> NDArray[np.int64]:

@@ -4,14 +4,24 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.transcripts import write_transcript
 
 from blindtune.client.audit.lab import LabResult
 from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
-from blindtune.client.audit.weak_masks import NoMask, Permutation, Rotation, hide
+from blindtune.client.audit.weak_masks import (
+    GaussianNoise,
+    NoMask,
+    Permutation,
+    ReusedMask,
+    Rotation,
+    SmallBasis,
+    hide,
+)
 from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.cli.main import main
+from blindtune.protocol.expansion import Seed
 from blindtune.server.cli import main as serve
 
 pytestmark = pytest.mark.hf
@@ -71,8 +81,6 @@ def test_recordings_of_real_workers_give_nothing_away(
 def test_recordings_that_leak_are_seen(
     run: Run, plain: Transcript, lab_folder: Path, tmp_path: Path, mask: type, seen: set[str]
 ) -> None:
-    import numpy as np
-
     broken = hide(plain, mask(np.random.default_rng(3)))
     folder = write_transcript(tmp_path / "t", broken.operands, broken.fingerprint)
     arguments = ("audit", "transcript", folder, "--model", lab_folder / "language_model")
@@ -117,11 +125,83 @@ def test_a_seed_that_serves_two_operands_is_seen(
 
 
 @pytest.mark.parametrize("name", ["seeds", "rows"])
+def test_a_mask_that_comes_back_for_the_next_operand_of_its_product_is_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path, name: str
+) -> None:
+    """As after a restored snapshot: the same product and as many rows, a step later."""
+    operands = list(read_transcript(transcripts / name).operands)
+    places = [i for i, x in enumerate(operands) if x.product == operands[0].product][:3]
+    operands[places[2]] = operands[places[0]]
+    folder = write_transcript(tmp_path / "t", operands)
+    assert "rows that came before" in _found(run, folder, lab_folder / "language_model")
+
+
+def test_rows_of_a_seed_that_serve_twice_in_part_are_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    operands = list(read_transcript(transcripts / "seeds").operands)
+    places = [i for i, x in enumerate(operands) if x.product == operands[0].product]
+    seed = operands[places[0]].seed
+    assert seed
+    again = operands[places[1]]
+    operands[places[1]] = Operand(
+        again.product, again.rows, again.columns, seed=Seed(seed.key, seed.row_offset + again.rows - 1)
+    )
+    folder = write_transcript(tmp_path / "t", operands)
+    assert "rows that came before" in _found(run, folder, lab_folder / "language_model")
+
+
+def test_a_worker_that_gets_both_shares_is_seen(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    rows, seeds = (read_transcript(transcripts / name).operands for name in ("rows", "seeds"))
+    both = [x for pair in zip(seeds, rows, strict=True) for x in pair]
+    folder = write_transcript(tmp_path / "t", both)
+    assert "shares that meet" in _found(run, folder, lab_folder / "language_model")
+
+
+@pytest.mark.parametrize(
+    ("mask", "seen"), [(ReusedMask, "small differences"), (GaussianNoise, "token by cosine")]
+)
+def test_other_broken_masks_leave_a_trace(
+    run: Run, plain: Transcript, lab_folder: Path, tmp_path: Path, mask: type, seen: str
+) -> None:
+    broken = hide(plain, mask(np.random.default_rng(3)))
+    folder = write_transcript(tmp_path / "t", broken.operands, broken.fingerprint)
+    assert seen in _found(run, folder, lab_folder / "language_model")
+
+
+def test_masks_of_low_rank_are_seen_where_operands_are_zero(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    """Over operands of full rank it takes known plaintext to see them."""
+    mask = SmallBasis(np.random.default_rng(3))
+    operands = list(read_transcript(transcripts / "rows").operands)
+    first = operands[0].product
+    for place, x in enumerate(operands):
+        if x.product == first:
+            zeros = np.zeros((x.rows, x.columns), np.int32)
+            operands[place] = Operand(x.product, x.rows, x.columns, mask.hide(zeros, x.product))
+    folder = write_transcript(tmp_path / "t", operands)
+    assert "rank of the rows" in _found(run, folder, lab_folder / "language_model")
+
+
+def test_a_request_that_was_cut_off_and_asked_for_again_is_no_finding(
+    run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path
+) -> None:
+    operands = list(read_transcript(transcripts / "rows").operands)
+    whole = operands[4]
+    cut = Operand(whole.product, whole.rows, whole.columns, whole.words()[:-1])
+    folder = write_transcript(tmp_path / "t", [*operands[:4], cut, *operands[4:]])
+    assert _found(run, folder, lab_folder / "language_model") == set()
+
+
+@pytest.mark.parametrize("name", ["seeds", "rows"])
 def test_an_operand_that_is_asked_for_again_is_no_finding(
     run: Run, transcripts: Path, lab_folder: Path, tmp_path: Path, name: str
 ) -> None:
     operands = read_transcript(transcripts / name).operands
-    folder = write_transcript(tmp_path / "t", [*operands[:5], operands[4], *operands[5:], operands[5]])
+    folder = write_transcript(tmp_path / "t", [*operands[:5], operands[4], operands[5], *operands[5:]])
     assert _found(run, folder, lab_folder / "language_model") == set()
 
 

@@ -43,10 +43,31 @@ def test_all_verdicts_together_are_wrong_with_the_error_of_the_family_at_most(te
     assert not any(x.above_chance for x in judge([_score(least - 1, trials)] * tests))
 
 
-def test_a_verdict_and_an_interval_say_the_same() -> None:
+@pytest.mark.parametrize("tests", [1, 14])
+def test_all_intervals_together_are_wrong_with_the_error_of_the_family_at_most(tests: int) -> None:
+    """On both sides at once, for any truth; an error that is not small leaves no room for twice as much."""
+    trials, error = 2000, 0.2
+    judged = [judge([_score(k, trials)] * tests, error)[0] for k in range(trials + 1)]
+    low, high = np.array([x.low for x in judged]), np.array([x.high for x in judged])
+    missed = [
+        float(binom.pmf(range(trials + 1), trials, truth)[(low > truth) | (high < truth)].sum())
+        for truth in np.linspace(0.3, 0.7, 41)
+    ]
+    # Exact intervals are cautious, and long ones not by much.
+    assert 0.7 * error < tests * max(missed) <= error
+
+
+def test_a_verdict_is_one_sided_and_never_milder_than_the_interval() -> None:
     for k in range(101):
-        (judged,) = judge([_score(k, 100)])
-        assert judged.above_chance == (judged.low > 0.5)
+        score = _score(k, 100)
+        (judged,) = judge([score])
+        assert judged.above_chance == (score.interval(FAMILY_ERROR)[0] > 0.5)
+        assert judged.above_chance or judged.low <= 0.5
+
+
+def test_an_exact_p_value_takes_the_place_of_the_binomial_one() -> None:
+    assert not judge([Score("an attack", "trials", 99, 100, 0.5, exact_p=0.3)])[0].above_chance
+    assert judge([Score("an attack", "trials", 50, 100, 0.5, exact_p=1e-9)])[0].above_chance
 
 
 def test_a_second_test_can_only_add_to_what_is_found() -> None:

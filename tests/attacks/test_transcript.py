@@ -1,21 +1,36 @@
 """What a worker writes down is read back exactly, and nothing damaged is read at all."""
 
+import contextlib
+import gc
 import json
+import logging
+import resource
 import stat
+import subprocess
+import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
+import torch
+from support import full_recording
 from support.transcripts import write_transcript
 
 from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
+from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError, DataError
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
+from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.daemon import serve
 from blindtune.server.record import TranscriptRecorder, recording_folder
+from blindtune.server.refusals import CannotRecord
+from blindtune.server.store import LayerStore
+from blindtune.server.transport import Endpoint
 from blindtune.server.wire import Request
 
 FORWARD = Product(Direction.FORWARD, (Span("query", 0, 8), Span("key", 0, 8)))
@@ -70,8 +85,18 @@ def test_a_recording_is_never_written_over(tmp_path: Path, operands: list[Operan
         recording_folder(folder)
     with pytest.raises(ConfigurationError, match="cannot record to"):
         recording_folder(folder / "parts.jsonl")
-    with pytest.raises(FileExistsError):
+    with pytest.raises(ConfigurationError, match="cannot record to .*: File exists"):
         TranscriptRecorder(folder, "", "")
+
+
+def test_a_folder_that_is_refused_stays_as_it_is(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o2775)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigurationError, match="it is not empty"):
+        recording_folder(folder)
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o2775
 
 
 def test_requests_that_arrive_at_the_same_time_are_kept_apart(tmp_path: Path) -> None:
@@ -102,6 +127,128 @@ def test_what_arrived_before_a_client_went_away_is_kept(tmp_path: Path) -> None:
     recorder.close()
     (found,) = read_transcript(tmp_path / "t").operands
     assert np.array_equal(found.words(), operand.words()[:2])
+
+
+NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def _can_mount() -> bool:
+    try:
+        command = [*NAMESPACE, "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+        return subprocess.run(command, capture_output=True).returncode == 0
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not _can_mount(), reason="file systems can't be mounted here")
+def test_a_disk_that_fills_up_at_any_point_leaves_what_came_before(tmp_path: Path) -> None:
+    command = [*NAMESPACE, sys.executable, full_recording.__file__, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    *full, fits = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert all(fits["taken"])
+    assert len(full) > 10
+    for outcome in full:
+        taken = outcome["taken"]
+        assert taken == sorted(taken, reverse=True), "nothing is recorded after something was not"
+        assert outcome["found"] == sum(taken) < len(taken)
+        assert outcome["exact"]
+
+
+@contextlib.contextmanager
+def _no_file_longer_than(size: int) -> Iterator[None]:
+    """Writes up to there succeed in part, and then fail, as on a disk without room."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_after_a_part_that_was_not_written_all_requests_are_refused(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    operand = _rows(FORWARD, 200)
+    recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
+    request = Request(FORWARD, 200, 8, 8, None)
+    recorder.operand(request, operand.words()[:100])
+    with _no_file_longer_than(4000), pytest.raises(CannotRecord) as refused:
+        recorder.operand(request, operand.words()[100:])
+    assert str(tmp_path) not in str(refused.value)
+    assert (tmp_path / "t" / "operands.bin").stat().st_size == 3200
+    # There is room again: what came in between is missing all the same.
+    for later in (request, Request(FORWARD, 200, 8, 8, None)):
+        with pytest.raises(CannotRecord):
+            recorder.operand(later, operand.words()[100:])
+    recorder.close()
+    (found,) = read_transcript(tmp_path / "t").operands
+    assert np.array_equal(found.words(), operand.words()[:100])
+    (line,) = [x for x in caplog.records if x.levelno >= logging.WARNING]
+    assert line.message == "recording has ended, and all requests are refused from now on"
+    assert line.__dict__["reason"] == "File too large"
+
+
+def test_a_closed_recording_takes_nothing(tmp_path: Path) -> None:
+    recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
+    recorder.close()
+    with pytest.raises(CannotRecord):
+        recorder.operand(Request(FORWARD, 5, 8, 8, None), _rows(FORWARD, 5).words())
+    recorder.close()
+
+
+def test_a_disk_that_is_full_at_the_start_is_one_clear_error(tmp_path: Path) -> None:
+    folder = recording_folder(tmp_path / "t")
+    with _no_file_longer_than(10), pytest.raises(ConfigurationError, match="cannot record to .*too large"):
+        TranscriptRecorder(folder, "", "")
+
+
+def test_a_client_is_sent_to_another_worker_when_this_one_cannot_record(tmp_path: Path) -> None:
+    weights = torch.ones((8, 8), dtype=torch.int8)
+    layer = IntegerLayer(weights, np.ones(8, np.float32))
+    store = LayerStore.from_layers([("query", layer)], model="tiny")
+    recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), store.model, store.fingerprint)
+    worker = serve(store, Endpoint.parse("127.0.0.1:0", insecure=True), observer=recorder)
+    header = worker_pb2.MultiplyHeader(
+        protocol_version=PROTOCOL_VERSION,
+        fingerprint=store.fingerprint,
+        parameter_set=Q31.name,
+        product=worker_pb2.Product(
+            direction=worker_pb2.FORWARD,
+            spans=[worker_pb2.Span(layer="query", start=0, stop=8)],
+        ),
+        rows=100,
+        columns=8,
+    )
+    rows = np.ones((100, 8), "<u4").tobytes()
+    messages = [worker_pb2.MultiplyRequest(header=header), worker_pb2.MultiplyRequest(residues=rows)]
+    with contextlib.ExitStack() as ending:
+        ending.callback(recorder.close)
+        ending.callback(worker.stop, drain_seconds=0)
+        channel = ending.enter_context(grpc.insecure_channel(worker.address))
+        stub = worker_pb2_grpc.WorkerStub(channel)
+        assert list(stub.Multiply(iter(messages), timeout=60))
+        with _no_file_longer_than(4000), pytest.raises(grpc.RpcError) as refused:
+            list(stub.Multiply(iter(messages), timeout=60))
+        with pytest.raises(grpc.RpcError) as again:
+            list(stub.Multiply(iter(messages), timeout=60))
+    for error in (refused, again):
+        assert error.value.code() is grpc.StatusCode.UNAVAILABLE
+        assert error.value.details().startswith("this worker cannot record")
+    assert len(read_transcript(tmp_path / "t").operands) == 1
+
+
+def test_requests_of_clients_that_left_are_forgotten(tmp_path: Path) -> None:
+    words = _rows(FORWARD, 5).words()
+    recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
+    for _ in range(50):
+        recorder.operand(Request(FORWARD, 5, 8, 8, None), words[:2])
+    gc.collect()
+    assert not recorder._begun
+    # Equal headers, one after the other, are two requests even where the second gets the first's address.
+    recorder.close()
+    found = read_transcript(tmp_path / "t").operands
+    assert [len(x.words()) for x in found] == [2] * 50
 
 
 def test_hints_are_told_from_the_operands_of_a_training(operands: list[Operand]) -> None:
