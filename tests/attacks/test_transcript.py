@@ -252,10 +252,16 @@ def test_requests_of_clients_that_left_are_forgotten(tmp_path: Path) -> None:
 
 
 def test_hints_are_told_from_the_operands_of_a_training(operands: list[Operand]) -> None:
-    training = Transcript.of_training(Transcript(operands))
-    assert [x.seed for x in training.operands] == [None, None]
+    hints = [
+        Operand(FORWARD, 256, FORWARD.contraction, seed=Seed(bytes(32), 256 * block)) for block in range(5)
+    ]
+    rows = [x for x in operands if x.seed is None]
+    assert len(rows) == 2
+    assert Transcript.of_training(Transcript([*hints, *rows])).operands == rows
+    # Seeds that are shares stay: of a worker that gets nothing else, and beside rows, where they must not be.
     shares = [_seed(FORWARD, 3)]
     assert Transcript.of_training(Transcript(shares)).operands == shares
+    assert Transcript.of_training(Transcript([*shares, *rows])).operands == [*shares, *rows]
 
 
 def test_colluding_operators_see_the_operand(operands: list[Operand]) -> None:
