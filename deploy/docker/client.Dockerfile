@@ -32,17 +32,17 @@ RUN apt-get update \
     && groupadd --gid 10001 blindtune \
     && useradd --uid 10001 --gid blindtune --no-create-home --home-dir /tmp --shell /usr/sbin/nologin blindtune
 # The root filesystem may be read-only. Data, output, kits and the key of the training record are the owner's:
-# they lie in /work, which is mounted, and never in a layer.
+# they lie in /srv/blindtune, which is mounted, and never in a layer.
 ENV PATH=/opt/blindtune/bin:$PATH \
     HOME=/tmp \
     PYTHONDONTWRITEBYTECODE=1 \
     NUMBA_CACHE_DIR=/tmp/numba \
-    HF_HOME=/work/.cache/huggingface \
+    HF_HOME=/srv/blindtune/.cache/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \
     DO_NOT_TRACK=1 \
-    BLINDTUNE_CACHE=/work/.cache/blindtune \
-    BLINDTUNE_CONFIG=/work/.config/blindtune
-WORKDIR /work
+    BLINDTUNE_CACHE=/srv/blindtune/.cache/blindtune \
+    BLINDTUNE_CONFIG=/srv/blindtune/.config/blindtune
+WORKDIR /srv/blindtune
 USER 10001:10001
 # A run ends after the step under way and leaves a checkpoint: give it time, docker stop --time 900.
 STOPSIGNAL SIGTERM
