@@ -7,13 +7,10 @@ Tracebacks are printed without the values of local variables, among which privat
 import logging
 import sys
 from types import TracebackType
-from typing import Literal
 
 import structlog
 
-__all__ = ["LogFormat", "configure_logging", "json_formatter"]
-
-LogFormat = Literal["json", "text"]
+__all__ = ["configure_logging", "json_formatter"]
 
 _logger = logging.getLogger(__name__)
 

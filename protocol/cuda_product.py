@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from blindtune.protocol.modular_product import LIMBS, Method, int_mm
+from blindtune.protocol.modular_product import LIMBS, Method, padded_int_mm
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues
 
@@ -78,11 +78,8 @@ class TritonInt8Product(Method):
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         limbs, rows = prepared
-        contraction, outputs = matrix.shape
-        padding = (0, -outputs % 8, 0, -contraction % 8)
-        if any(padding):
-            matrix = torch.nn.functional.pad(matrix, padding)
-        sums = int_mm(limbs, matrix)
+        outputs = matrix.shape[1]
+        sums = padded_int_mm(limbs, matrix)
         padded = sums.shape[1]
         out = torch.empty((rows, outputs), dtype=torch.int32, device=self.device)
         grid = (rows, triton.cdiv(outputs, _BLOCK))

@@ -38,7 +38,7 @@ __all__ = [
     "Multiplier",
     "TorchInt8Product",
     "exact_method",
-    "int_mm",
+    "padded_int_mm",
 ]
 
 _logger = logging.getLogger(__name__)
@@ -101,6 +101,21 @@ def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(a, b)
 
 
+def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """`int_mm` with zeros added to a matrix whose sides are no multiples of 8, as CUDA wants them.
+
+    Args:
+        limbs: int8 [m, k rounded up to a multiple of 8].
+        matrix: int8 [k, n].
+
+    Returns:
+        int32 [m, n rounded up to a multiple of 8].
+    """
+    contraction, outputs = matrix.shape
+    padding = (0, -outputs % 8, 0, -contraction % 8)
+    return int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
+
+
 class Int8Product(Method):
     """Four int8 products on the processor."""
 
@@ -148,11 +163,9 @@ class TorchInt8Product(Method):
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         limbs, rows = prepared
-        contraction, outputs = matrix.shape
-        padding = (0, -outputs % 8, 0, -contraction % 8)
-        if any(padding):
-            matrix = torch.nn.functional.pad(matrix, padding)
-        sums = int_mm(limbs, matrix).view(LIMBS, -1, matrix.shape[1])[:, :rows, :outputs]
+        outputs = matrix.shape[1]
+        sums = padded_int_mm(limbs, matrix)
+        sums = sums.view(LIMBS, -1, sums.shape[1])[:, :rows, :outputs]
         total = torch.zeros((rows, outputs), dtype=torch.int64, device=sums.device)
         for k in reversed(range(LIMBS)):
             total = (total << 8) + sums[k]

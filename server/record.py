@@ -16,8 +16,8 @@ bytes, then its row offset in 8 bytes, little-endian). Each line of ``parts.json
     offset, bytes, crc32    where they lie in ``operands.bin``, and their CRC-32 in hexadecimal
 
 Bytes are written before the line that describes them. When a part cannot be written, the recording ends with
-the part before it. Nothing here can be executed or refers to
-another file. `blindtune.client.audit.transcript` reads it.
+the part before it. Nothing here can be executed or refers to another file.
+`blindtune.client.audit.transcript` reads it.
 """
 
 import contextlib

@@ -134,7 +134,7 @@ def _shares_that_meet(transcript: Transcript) -> Score:
         for seed in near if rows.residues is not None else ():
             if seed.seed is None or (seed.product, seed.rows) != (rows.product, rows.rows):
                 continue
-            count = min(len(rows.words()), _MOST_WORDS // (_NEAR * rows.columns) + 1)
+            count = min(rows.arrived, _MOST_WORDS // (_NEAR * rows.columns) + 1)
             difference = subtract(
                 np.ascontiguousarray(rows.words()[:count]), seed.seed.expand(count, rows.columns)
             )
@@ -182,10 +182,11 @@ def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -
         by_position = [_some_rows(operands)]
     else:
         # A batch begins with a text, so an operand's first rows are at its first positions.
-        shortest = min(len(x.words()) for x in operands)
+        some = [x.first(_POSITIONS) for x in operands[:_MOST_ROWS]]
+        shortest = min(x.arrived for x in some)
         by_position = [
-            centre(np.stack([x.words()[position] for x in operands][:_MOST_ROWS])).astype(np.float64)
-            for position in range(min(_POSITIONS, public.positions, shortest))
+            centre(np.stack([x.words()[position] for x in some])).astype(np.float64)
+            for position in range(min(public.positions, shortest))
         ]
     for position, rows in enumerate(by_position):
         vocabulary = public.vocabulary(position).astype(np.float64)
@@ -229,7 +230,7 @@ def _coin(attack: str, real: Float64, fake: Float64, random: Random) -> Score:
 def _some_rows(operands: Sequence[Operand]) -> Float64:
     rows: list[NDArray[np.uint32]] = []
     for operand in operands:
-        rows.append(operand.words())
+        rows.append(operand.first(_MOST_ROWS).words())
         if sum(map(len, rows)) >= _MOST_ROWS:
             break
     return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS])).astype(np.float64)

@@ -82,6 +82,11 @@ class Operand:
     residues: Residues | None = field(default=None, repr=False)
     seed: Seed | None = field(default=None, repr=False)
 
+    @property
+    def arrived(self) -> int:
+        """Rows that arrived; all of them for a seed."""
+        return self.rows if self.residues is None else len(self.residues)
+
     def words(self) -> Residues:
         """uint32 [rows, columns]: what was multiplied."""
         return self._expanded if self.residues is None else self.residues
@@ -94,7 +99,7 @@ class Operand:
 
     def first(self, rows: int) -> "Operand":
         """Its first rows."""
-        if rows >= len(self.words()):
+        if rows >= self.arrived:
             return self
         return replace(self, rows=rows, residues=None if self.residues is None else self.residues[:rows])
 
@@ -147,7 +152,7 @@ class Transcript:
             place = last.get(x.product)
             if place is not None and _repeats(kept[place], x):
                 # The first attempt may have been cut off after some rows.
-                kept[place] = max(kept[place], x, key=lambda y: len(y.words()))
+                kept[place] = max(kept[place], x, key=lambda y: y.arrived)
                 continue
             last[x.product] = len(kept)
             kept.append(x)

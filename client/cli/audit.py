@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from blindtune.client.cli.console import messages, results
-from blindtune.client.cli.exit_codes import ExitCode
+from blindtune.client.exit_codes import ExitCode
 
 __all__ = ["app"]
 

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from blindtune.client.cli.console import emit, messages, results
-from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.cli.recipes import Config, Settings
+from blindtune.client.exit_codes import ExitCode
 from blindtune.client.preflight.finding import Finding
 
 __all__ = ["check", "doctor"]

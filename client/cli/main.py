@@ -11,7 +11,7 @@ import typer
 from blindtune.client.cli import audit, demo, health, kit, recipes, record, results
 from blindtune.client.cli.console import fail, log_as_json
 from blindtune.client.cli.core_dumps import forbid_core_dumps
-from blindtune.client.cli.exit_codes import ExitCode, exit_code
+from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.output import output_closed
 from blindtune.protocol.errors import BlindtuneError, InterruptedRunError
 

@@ -29,7 +29,7 @@ from typing import Any
 from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["Salt", "Split", "leaf", "path_of", "root_of", "root_of_path"]
+__all__ = ["Salt", "Split", "leaf", "path_of", "root_of", "root_of_path", "tag", "tag_key_digest"]
 
 _PREFIX = "blindtune record v1"
 _BYTES = 32
@@ -109,7 +109,7 @@ class Salt:
     @property
     def tag_key_digest(self) -> str:
         """What a record says of the key of the tags."""
-        return hashlib.sha256(f"{_PREFIX} tag key ".encode() + self.tag_key).hexdigest()
+        return tag_key_digest(self.tag_key)
 
     def configuration(self, content: Mapping[str, Any]) -> str:
         """Commitment to a configuration, which names labels, prompts and files."""
@@ -132,10 +132,20 @@ class Salt:
     def tags(self, digests: Sequence[bytes]) -> list[bytes]:
         """Tags of records, sorted."""
         key = self.tag_key
-        return sorted(hmac.digest(key, x, "sha256") for x in digests)
+        return sorted(tag(key, x) for x in digests)
 
     def _derived(self, label: str) -> bytes:
         return hmac.digest(self._value, f"{_PREFIX} {label}".encode(), "sha256")
+
+
+def tag(key: bytes, digest: bytes) -> bytes:
+    """The tag of a record, given the key of the tags."""
+    return hmac.digest(key, digest, "sha256")
+
+
+def tag_key_digest(key: bytes) -> str:
+    """What a record says of the key of its tags."""
+    return hashlib.sha256(f"{_PREFIX} tag key ".encode() + key).hexdigest()
 
 
 def leaf(entry: bytes) -> bytes:

@@ -8,8 +8,6 @@ their paths to the sorted root. Whoever sees it can try guesses for those two re
 beside them in the tree, and for no others.
 """
 
-import hashlib
-import hmac
 from bisect import bisect_left
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +17,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from blindtune.client.record.bodies import HexDigest
 from blindtune.client.record.chain import Chain
-from blindtune.client.record.commitment import Salt, leaf, path_of, root_of_path
+from blindtune.client.record.commitment import (
+    Salt,
+    leaf,
+    path_of,
+    root_of_path,
+    tag,
+    tag_key_digest,
+)
 from blindtune.client.record.verify import require_salt
 from blindtune.protocol.errors import RecordError
 
@@ -88,7 +93,7 @@ def prove(chain: Chain, salt: Salt, split: _Split, digests: Sequence[bytes], wan
         return Proof(record=chain.record, split=split, present=True, at=at)
     tags = salt.tags(digests)
     leaves = [leaf(x) for x in tags]
-    place = bisect_left(tags, hmac.digest(salt.tag_key, wanted, "sha256"))
+    place = bisect_left(tags, tag(salt.tag_key, wanted))
 
     def neighbour(index: int) -> Place | None:
         if not 0 <= index < len(tags):
@@ -138,13 +143,12 @@ def check_proof(chain: Chain, proof: Proof, digest: bytes) -> None:
     if proof.tag_key is None:
         raise RecordError("the proof has no key of tags")
     tag_key = bytes.fromhex(proof.tag_key)
-    named = hashlib.sha256(b"blindtune record v1 tag key " + tag_key).hexdigest()
-    if named != chain.start.body["tag_key_sha256"]:
+    if tag_key_digest(tag_key) != chain.start.body["tag_key_sha256"]:
         raise RecordError("the proof has another key of tags than the record")
-    tag = hmac.digest(tag_key, digest, "sha256").hex()
+    wanted = tag(tag_key, digest).hex()
     before, after = proof.before, proof.after
     first, last = -1 if before is None else before.index, size if after is None else after.index
-    between = (before is None or before.value < tag) and (after is None or tag < after.value)
+    between = (before is None or before.value < wanted) and (after is None or wanted < after.value)
     if last != first + 1 or not between:
         raise RecordError("the proof does not show that this record is absent: it names no neighbours of it")
     for neighbour in (before, after):

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.disk import file_written_at_once
+from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.adapter import adapter_digests, step_of
@@ -376,8 +377,6 @@ def _resumed(
 
 
 def _exit_code(error: BaseException) -> int:
-    from blindtune.client.cli.exit_codes import ExitCode, exit_code
-
     if isinstance(error, _STOP):
         return int(ExitCode.INTERRUPTED)
     return int(exit_code(error)) if isinstance(error, BlindtuneError) else int(ExitCode.UNEXPECTED)

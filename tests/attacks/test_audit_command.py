@@ -19,8 +19,8 @@ from blindtune.client.audit.weak_masks import (
     SmallBasis,
     hide,
 )
-from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.cli.main import main
+from blindtune.client.exit_codes import ExitCode
 from blindtune.protocol.expansion import Seed
 from blindtune.server.cli import main as serve
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig
 from blindtune.client.cli import main
-from blindtune.client.cli.exit_codes import ExitCode
+from blindtune.client.exit_codes import ExitCode
 from blindtune.client.kit import Kit
 from blindtune.client.prepare import prepare
 from blindtune.protocol.errors import (

@@ -9,7 +9,7 @@ from support.lies import LIES
 from simulation.network import Damage
 from simulation.training import Job
 
-__all__ = ["FAULTS", "Fault", "FaultKind", "Schedule"]
+__all__ = ["FAULTS", "OF_THE_CLIENT", "Fault", "FaultKind", "Schedule"]
 
 FaultKind = Literal[
     "slow network",
@@ -30,7 +30,7 @@ FaultKind = Literal[
     "client killed",
 ]
 FAULTS: tuple[FaultKind, ...] = FaultKind.__args__  # type: ignore[attr-defined]
-_WITHOUT_WORKER = ("clock jump", "client killed")
+OF_THE_CLIENT = ("clock jump", "client killed")
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class Schedule:
 def _fault(draw: random.Random, span: float, workers: tuple[int, ...], protected: bool) -> Fault:
     at = draw.uniform(0, span)
     kind = draw.choice(FAULTS)
-    if kind in _WITHOUT_WORKER:
+    if kind in OF_THE_CLIENT:
         return Fault(at, kind, seconds=draw.choice((1.0, 59.0, 3600.0, 1e6)))
     operator = draw.randrange(len(workers))
     worker = draw.randrange(1 if protected else 0, workers[operator])

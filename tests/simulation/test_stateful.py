@@ -14,7 +14,7 @@ from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.products import Product
 from simulation.network import Damage
 from simulation.scheduler import Killed, Task
-from simulation.schedules import FAULTS, Fault, Schedule
+from simulation.schedules import FAULTS, OF_THE_CLIENT, Fault, Schedule
 from simulation.training import GROUPS, Job
 from simulation.world import Assets, World
 
@@ -76,7 +76,7 @@ class Network(RuleBasedStateMachine):
         self, kind: str, operator: int, worker: int, seconds: float, lie: str, damage: Damage
     ) -> None:
         workers = self.world.workers[operator % len(self.world.workers)]
-        if kind in ("clock jump", "client killed"):
+        if kind in OF_THE_CLIENT:
             self.client_trouble(kind, seconds)
             return
         at = self.world.scheduler.now

@@ -1,6 +1,6 @@
 """How the real client reaches simulated workers: the place of `GrpcTransport`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grpc
 import numpy as np
@@ -37,8 +37,10 @@ class SimulatedTransport:
     """A client's connection to one worker.
 
     Args:
+        scheduler, ledger: of the world.
+        worker: at the other end.
         client: name of the client.
-        operator: index of the operator that the client believes the worker to belong to.
+        kit, limits: what the worker's manifest says.
     """
 
     def __init__(
@@ -116,6 +118,3 @@ def _send(call: Call, messages: list[bytes]) -> None:
         call.uplink.end()
     except Broken:
         pass  # the worker answered or left without having read everything
-
-
-Connect = Callable[[SimulatedWorker], SimulatedTransport]

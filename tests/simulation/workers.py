@@ -1,6 +1,6 @@
 """An operator's workers: the real service behind a simulated server that can crash, hang and lie."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
@@ -40,7 +40,6 @@ class Call:
         self.task: Task | None = None
         self.client = client
         self._active = True
-        self._callbacks: list[Callable[[], None]] = []
 
     def requests(self) -> Iterator[worker_pb2.MultiplyRequest]:
         """What the client sends."""
@@ -61,8 +60,6 @@ class Call:
             self.code, self.details = self.code or code, self.details or details
             self.uplink.break_off(Broken())
             self.downlink.break_off(Broken())
-            for callback in self._callbacks:
-                callback()
 
     def complete(self, code: grpc.StatusCode) -> None:
         """Ends the call after all that was sent."""
@@ -71,8 +68,6 @@ class Call:
             self.code = self.code or code
             self.uplink.break_off(Broken())
             self.downlink.end()
-            for callback in self._callbacks:
-                callback()
 
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.code, self.details = code, details
@@ -80,14 +75,6 @@ class Call:
 
     def is_active(self) -> bool:
         return self._active
-
-    def add_callback(self, callback: Callable[[], None]) -> bool:
-        if self._active:
-            self._callbacks.append(callback)
-        return self._active
-
-    def time_remaining(self) -> float | None:
-        return None
 
     def invocation_metadata(self) -> tuple[()]:
         return ()

@@ -16,8 +16,8 @@ import typer
 from ruamel.yaml import YAML
 
 from blindtune.checkpoint import FrozenLayer
-from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.cli.main import app as client_app
+from blindtune.client.exit_codes import ExitCode
 from blindtune.client.recipe import load_recipe
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.server.cli import app as worker_app

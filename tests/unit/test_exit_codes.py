@@ -2,7 +2,7 @@
 
 import signal
 
-from blindtune.client.cli.exit_codes import ExitCode, exit_code
+from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.protocol import errors
 
 ERRORS = {name: getattr(errors, name) for name in errors.__all__}

@@ -9,15 +9,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-import torch
+from support.tiny_layer import tiny_header, tiny_store
 
 from blindtune.client.certs import issue_operator_certificates
-from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
+from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.cli import main
 from blindtune.server.daemon import serve
 from blindtune.server.limits import Limits
@@ -146,8 +144,7 @@ def test_a_token_cannot_be_added_to_a_broken_file(run: Run, tmp_path: Path) -> N
 
 @pytest.fixture(scope="module")
 def store() -> LayerStore:
-    layer = IntegerLayer(torch.ones((4, 8), dtype=torch.int8), np.ones(4, np.float32))
-    return LayerStore.from_layers([("w", layer)], model="tiny")
+    return tiny_store()
 
 
 def test_health_of_a_worker_in_plaintext(run: Run, store: LayerStore) -> None:
@@ -189,17 +186,7 @@ def test_health_of_a_worker_that_drains(run: Run, store: LayerStore) -> None:
 
     held = Held()
     worker = serve(store, Endpoint.parse("127.0.0.1:0", insecure=True), multiplier=held)
-    header = worker_pb2.MultiplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        fingerprint=store.fingerprint,
-        parameter_set="q31",
-        product=worker_pb2.Product(
-            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=8)]
-        ),
-        rows=1,
-        columns=8,
-        seed=worker_pb2.Seed(key=bytes(32)),
-    )
+    header = tiny_header(store.fingerprint)
     with grpc.insecure_channel(worker.address) as channel:
         call = worker_pb2_grpc.WorkerStub(channel).Multiply(
             iter([worker_pb2.MultiplyRequest(header=header)]), timeout=60

@@ -8,17 +8,15 @@ from pathlib import Path
 from queue import Queue
 
 import grpc
-import numpy as np
 import pytest
-import torch
+from support.tiny_layer import tiny_header, tiny_store
 
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.client.config import Operator
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
-from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
+from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.reload import Reloaded
 from blindtune.server.store import LayerStore
@@ -120,8 +118,7 @@ class Rotating:
 
 @pytest.fixture(scope="module")
 def store() -> LayerStore:
-    layer = IntegerLayer(torch.ones((4, 8), dtype=torch.int8), np.ones(4, np.float32))
-    return LayerStore.from_layers([("w", layer)], model="tiny")
+    return tiny_store()
 
 
 @pytest.fixture
@@ -261,16 +258,7 @@ def test_a_client_whose_files_broke_goes_on_with_those_it_read(
 def test_a_request_that_runs_while_the_client_changes_its_connection_is_finished(
     store: LayerStore, worker: RunningWorker, rotating: Rotating, transport: GrpcTransport
 ) -> None:
-    header = worker_pb2.MultiplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        fingerprint=store.fingerprint,
-        parameter_set="q31",
-        product=worker_pb2.Product(
-            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=8)]
-        ),
-        rows=1,
-        columns=8,
-    )
+    header = tiny_header(store.fingerprint, seed=False)
     messages: Queue[worker_pb2.MultiplyRequest | None] = Queue()
     messages.put(worker_pb2.MultiplyRequest(header=header))
     with transport._connected() as stub:

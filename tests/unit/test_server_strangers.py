@@ -6,16 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from support.tiny_layer import tiny_store
 
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import RunningWorker, serve
-from blindtune.server.store import LayerStore
 from blindtune.server.tokens import add_token
 from blindtune.server.transport import Endpoint, TlsFiles
 
@@ -39,10 +36,9 @@ def tokens(operator: OperatorCertificates, tmp_path: Path) -> dict[str, list[tup
 def worker(
     operator: OperatorCertificates, tokens: dict[str, list[tuple[str, str]]], tmp_path: Path
 ) -> Iterator[RunningWorker]:
-    layer = IntegerLayer(torch.ones((8, 8), dtype=torch.int8), np.ones(8, np.float32))
     tls = TlsFiles(operator.worker, operator.worker_key, None)
     endpoint = Endpoint.parse("127.0.0.1:0", tls, tokens=tmp_path / "tokens")
-    worker = serve(LayerStore.from_layers([("w", layer)], model="tiny"), endpoint)
+    worker = serve(tiny_store(8), endpoint)
     yield worker
     worker.stop(drain_seconds=0)
 

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from support.tiny_layer import tiny_header, tiny_store
 
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.client.config import BlindConfig, Operator
@@ -22,12 +21,10 @@ from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.operators import check_operators
-from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
+from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.refusals import Unauthenticated
-from blindtune.server.store import LayerStore
 from blindtune.server.tokens import Tokens, add_token
 from blindtune.server.transport import Endpoint, TlsFiles
 
@@ -206,8 +203,7 @@ class Setting:
 
 @pytest.fixture
 def setting(tmp_path: Path, certificates: OperatorCertificates) -> Iterator[Setting]:
-    layer = IntegerLayer(torch.ones((4, 8), dtype=torch.int8), np.ones(4, np.float32))
-    store = LayerStore.from_layers([("w", layer)], model="tiny")
+    store = tiny_store()
     token = add_token(tmp_path / "tokens", "alice")
     tls = TlsFiles(certificates.worker, certificates.worker_key, None)
     worker = serve(store, Endpoint.parse("127.0.0.1:0", tls, tokens=tmp_path / "tokens"))
@@ -223,17 +219,7 @@ def product(setting: Setting) -> list[worker_pb2.MultiplyRequest]:
         manifest = worker_pb2_grpc.WorkerStub(channel).GetManifest(
             worker_pb2.GetManifestRequest(), timeout=PATIENCE, metadata=metadata
         )
-    header = worker_pb2.MultiplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        fingerprint=manifest.fingerprint,
-        parameter_set="q31",
-        product=worker_pb2.Product(
-            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=8)]
-        ),
-        rows=1,
-        columns=8,
-        seed=worker_pb2.Seed(key=bytes(32)),
-    )
+    header = tiny_header(manifest.fingerprint)
     return [worker_pb2.MultiplyRequest(header=header)]
 
 

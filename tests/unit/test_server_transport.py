@@ -4,14 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
-import torch
+from support.tiny_layer import tiny_store
 
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.limits import Limits
 from blindtune.server.store import LayerStore
@@ -26,8 +24,7 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Operator
 
 @pytest.fixture(scope="module")
 def store() -> LayerStore:
-    layer = IntegerLayer(torch.ones((4, 8), dtype=torch.int8), np.ones(4, np.float32))
-    return LayerStore.from_layers([("w", layer)], model="tiny")
+    return tiny_store()
 
 
 def tls_files(operator: OperatorCertificates) -> TlsFiles:

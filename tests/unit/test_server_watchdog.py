@@ -8,16 +8,13 @@ from contextlib import contextmanager
 from queue import Queue
 
 import grpc
-import numpy as np
 import pytest
-import torch
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from hypothesis import given
 from hypothesis import strategies as st
+from support.tiny_layer import tiny_header, tiny_store
 
-from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.parameters import Q31
-from blindtune.protocol.weights import IntegerLayer
+from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.limits import Limits
 from blindtune.server.store import LayerStore
@@ -139,8 +136,7 @@ COLUMNS, OUTPUTS = 8, 16_384
 
 @pytest.fixture(scope="module")
 def store() -> LayerStore:
-    layer = IntegerLayer(torch.ones((OUTPUTS, COLUMNS), dtype=torch.int8), np.ones(OUTPUTS, np.float32))
-    return LayerStore.from_layers([("w", layer)], model="tiny")
+    return tiny_store(OUTPUTS, COLUMNS)
 
 
 @contextmanager
@@ -153,16 +149,7 @@ def running(store: LayerStore, **limits: float) -> Iterator[RunningWorker]:
 
 
 def header(store: LayerStore, rows: int, seed: bool) -> Message:
-    message = worker_pb2.MultiplyHeader(
-        protocol_version=PROTOCOL_VERSION,
-        fingerprint=store.fingerprint,
-        parameter_set=Q31.name,
-        product=worker_pb2.Product(
-            direction=worker_pb2.FORWARD, spans=[worker_pb2.Span(layer="w", start=0, stop=COLUMNS)]
-        ),
-        rows=rows,
-        columns=COLUMNS,
-    )
+    message = tiny_header(store.fingerprint, rows, COLUMNS, seed=False)
     if seed:
         message.seed.key = KEY
     return Message(header=message)

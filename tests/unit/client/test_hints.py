@@ -27,9 +27,9 @@ from support.transports import LocalWorker, manifest_of
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import connect as connect_module
 from blindtune.client.cli import main
-from blindtune.client.cli.exit_codes import ExitCode
 from blindtune.client.config import BlindConfig, Operator
 from blindtune.client.connect import connect
+from blindtune.client.exit_codes import ExitCode
 from blindtune.client.hints import HintStore, hint_bytes
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier

@@ -9,12 +9,11 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
+from support.tiny_layer import tiny_store
 
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
@@ -25,7 +24,6 @@ from blindtune.client.preflight.operators import check_operators
 from blindtune.client.preflight.tls import check_tls
 from blindtune.protocol.errors import IncompatibleWorkerError
 from blindtune.protocol.parameters import Q31
-from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import serve
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint, TlsFiles
@@ -79,8 +77,7 @@ def test_what_to_do_is_taken_from_an_error_that_says_it() -> None:
 
 @pytest.fixture(scope="module")
 def store() -> LayerStore:
-    layer = IntegerLayer(torch.ones((4, 8), dtype=torch.int8), np.ones(4, np.float32))
-    return LayerStore.from_layers([("w", layer)], model="tiny")
+    return tiny_store()
 
 
 @pytest.fixture(scope="module")
