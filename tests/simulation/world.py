@@ -172,9 +172,11 @@ class _Judged(PrivateMultiplier):
         try:
             result = self._multiplier.multiply(operand, product)
         finally:
-            # Each block of rows is tried for so long, and then once more at each worker.
+            # Each block of rows is tried for so long, and then once more at each worker, or eight times
+            # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
             blocks = -(-len(operand) // world.schedule.max_rows)
-            most = blocks * (RETRY_SECONDS + (max(world.schedule.workers) + 1) * REQUEST_SECONDS + 10.0)
+            workers = max(world.schedule.workers)
+            most = blocks * (RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0)
             if world.scheduler.now - started > most:
                 world.ledger.broken("finite", f"{product.label} took {world.scheduler.now - started:.0f} s")
         truth = world.assets.reference.multiply(operand, product)
