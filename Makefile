@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 ARGS ?=
+# Processes that tests run in; one file stays within one process.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,10 +25,10 @@ demo: $(INSTALLED) ## fine-tune a small model on local workers that never see th
 	$(BIN)/blindtune demo $(ARGS)
 
 test: $(INSTALLED) ## run the everyday tests
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 test-slow: $(INSTALLED) ## run the slow tests
-	$(BIN)/pytest -m slow --timeout 1800 $(ARGS)
+	$(BIN)/pytest -m slow --timeout 1800 -n $(JOBS) --dist loadfile $(ARGS)
 
 simulate: $(INSTALLED) ## run the protocol on a simulated network, for as long as you like
 	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m simulation $(ARGS)

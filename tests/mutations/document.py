@@ -22,7 +22,7 @@ least one of them must fail, or there is a test too few.
 
 Before that, all these tests pass on a copy without any mistake. What counts is a test that fails; code that
 can't be imported is caught by nothing. The mistakes are data: `tests/mutations/mutations.py`. A test that is
-everyday makes sure that each of them still finds its place in the code, and `make test-slow` tries a third of
+everyday makes sure that each of them still finds its place in the code, and `make test-slow` tries a sixth of
 them.
 
 A mistake that is not in this table may go unnoticed. Among those that no test of the code's behaviour can
