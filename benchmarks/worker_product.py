@@ -1,84 +1,105 @@
 """How close is a worker's product to four int8 passes?
 
-    python benchmarks/worker_product.py [--device cuda] [--models 1b 8b] [--rows 64 1024] [--json FILE]
+    python benchmarks/worker_product.py [--device cuda] [--models 1b 8b 70b] [--direction backward]
+        [--rows 64 256 1024 4096] [--json FILE]
 
 Times operand . M mod q for the layer groups of Llama models, from uint32 rows in the host's memory to
-uint32 rows in the host's memory, as a worker does it, against `torch._int_mm` on four times the rows (the
-four passes that the product cannot do without: 1.0), and against bf16 and fp32 products of the same
-shape. All four take turns in one process, and the figures are medians. Weights are random.
+uint32 rows in the host's memory, as a worker does it, against
+
+- limit: `torch._int_mm` on four times the rows, both operands contiguous, written to memory that is there
+  already. The product cannot do without these four passes. limit / product is 1 where nothing is lost, and
+  0.85 is wanted from 1024 rows on.
+- bf16 and fp32 products of the same shape.
+
+All four take turns in one process, and the figures are medians. Before anything is timed, rows of the product
+are compared with 64-bit integers. Weights are random; the layers of a group are separate matrices, as in a
+worker. Where the layers of a group contract more than a product may, backward, one product is timed.
 """
 
 import argparse
-import json
-import platform
-import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from measuring import in_turns, machine, print_table, write_json
 
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.products import Direction, Product, Span
+from blindtune.protocol.products import Direction, Product, backward_products, forward_products
+from blindtune.protocol.residues import Residues
 
 # Hidden size, features of k and v, features of gate and up.
 MODELS = {"1b": (2048, 512, 8192), "8b": (4096, 1024, 14336), "70b": (8192, 1024, 28672)}
 ROWS = (64, 256, 1024, 4096)
+_CHECKED_ROWS = 3
 
 
-def groups(model: str) -> dict[str, tuple[int, int]]:
-    """[out, in] of each layer group, stacked."""
+def groups(model: str) -> dict[str, tuple[int, list[int]]]:
+    """Input features of each layer group, and the output features of its layers."""
     hidden, kv, inner = MODELS[model]
     return {
-        "q,k,v": (hidden + 2 * kv, hidden),
-        "o": (hidden, hidden),
-        "gate,up": (2 * inner, hidden),
-        "down": (hidden, inner),
+        "q,k,v": (hidden, [hidden, kv, kv]),
+        "o": (hidden, [hidden]),
+        "gate,up": (hidden, [inner, inner]),
+        "down": (inner, [hidden]),
     }
 
 
-def medians(
-    functions: dict[str, Callable[[], object]], device: torch.device, seconds: float
-) -> dict[str, float]:
-    """Median seconds of each function, all of them in turns for about so long."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    begun = time.perf_counter()
-    while len(times[next(iter(times))]) < 5 or time.perf_counter() - begun < seconds:
-        for name, function in functions.items():
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            function()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values[1:]) for name, values in times.items()}
+def product_of(direction: Direction, in_features: int, out_features: list[int]) -> Product:
+    """The group's product, or the first of them where it takes several."""
+    names = [str(i) for i in range(len(out_features))]
+    if direction is Direction.FORWARD:
+        return forward_products(names, in_features)[0]
+    return backward_products(zip(names, out_features, strict=True))[0]
 
 
-def measure(shape: tuple[int, int], rows: int, device: torch.device, seconds: float) -> dict[str, float]:
+def require_exact(result: Residues, operand: Residues, matrix: torch.Tensor) -> None:
+    """Compares some rows with products of 64-bit integers.
+
+    Raises:
+        SystemExit: they differ, so no figure of this product means anything.
+    """
+    for row in np.linspace(0, len(operand) - 1, _CHECKED_ROWS, dtype=int):
+        x = torch.from_numpy(operand[row : row + 1].astype(np.int64))
+        x[x > MODULUS // 2] -= MODULUS
+        for start in range(0, matrix.shape[1], 1024):  # in parts, since int64 takes eight times the memory
+            part = matrix[:, start : start + 1024].cpu().to(torch.int64)
+            expected = torch.remainder(x @ part, MODULUS)[0].numpy()
+            if not np.array_equal(expected, result[row, start : start + 1024]):
+                raise SystemExit("the product is wrong")
+
+
+def measure(
+    direction: Direction, shape: tuple[int, list[int]], rows: int, device: torch.device, seconds: float
+) -> dict[str, float | str]:
     """Seconds of the worker's product and of what it is compared with."""
-    contraction = shape[1]
     generator = np.random.default_rng(0)
-    weight = torch.from_numpy(generator.integers(-127, 128, shape, dtype=np.int8)).to(device)
-    multiplier = Multiplier({"w": weight}, exact_method([contraction], device))
-    product = Product(Direction.FORWARD, (Span("w", 0, contraction),))
-    operand = generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
-    limbs = torch.from_numpy(generator.integers(-128, 128, (4 * rows, contraction), dtype=np.int8))
-    limbs = limbs.to(device)
-    x, w = torch.randn(rows, contraction, device=device), weight.t().float()
-    bf16 = x.bfloat16(), w.bfloat16()
-    return medians(
-        {
-            "product": lambda: multiplier.multiply(product, operand),
-            "four int8 passes": lambda: torch._int_mm(limbs, weight.t()),
-            "bf16": lambda: bf16[0] @ bf16[1],
-            "fp32": lambda: x @ w,
-        },
-        device,
-        seconds,
-    ) | {"method": multiplier.method.name}  # type: ignore[dict-item]
+    product = product_of(direction, *shape)
+    layers = {
+        span.layer: torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8)).to(
+            device
+        )
+        for span, width in zip(product.spans, shape[1], strict=False)
+    }
+    held = list(layers.values())
+    matrix = torch.cat(held).t().contiguous() if direction is Direction.FORWARD else torch.cat(held)
+    multiplier = Multiplier(layers, exact_method({len(span) for span in product.spans}, device))
+    operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
+    require_exact(multiplier.multiply(product, operand), operand, matrix)
+
+    limbs = torch.randint(-128, 128, (4 * rows, product.contraction), dtype=torch.int8, device=device)
+    sums = torch.zeros((4 * rows, matrix.shape[1]), dtype=torch.int32, device=device)
+    functions: dict[str, Callable[[], object]] = {
+        "product": lambda: multiplier.multiply(product, operand),
+        "limit": lambda: torch._int_mm(limbs, matrix, out=sums),
+    }
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        x = torch.randn(rows, product.contraction, device=device).to(dtype)
+        functions[name] = partial(torch.matmul, x, matrix.to(dtype))
+    settle = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return in_turns(functions, seconds, settle) | {"method": multiplier.method.name}
 
 
 def main() -> None:
@@ -86,29 +107,47 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=["1b"])
+    parser.add_argument("--groups", nargs="+", choices=groups("1b"), default=list(groups("1b")))
+    parser.add_argument("--direction", choices=["forward", "backward", "both"], default="both")
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
-    parser.add_argument("--seconds", type=float, default=1.0, help="for each shape")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each shape; five rounds at least")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or "cpu"
-    print(f"{name}, torch {torch.__version__}, {torch.get_num_threads()} threads")
-    print(f"{'':18}{'rows':>6}{'product':>12}{'/ 4 int8':>10}{'/ bf16':>9}{'/ fp32':>9}")
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
     results = []
     for model in options.models:
-        for group, shape in groups(model).items():
-            for rows in options.rows:
-                seconds = measure(shape, rows, device, options.seconds)
-                results.append({"model": model, "group": group, "shape": shape, "rows": rows} | seconds)
-                ratios = [seconds["product"] / seconds[x] for x in ("four int8 passes", "bf16", "fp32")]
-                print(
-                    f"{model + ' ' + group:18}{rows:>6}{seconds['product'] * 1e3:>9.3f} ms"
-                    + "".join(f"{ratio:>9.2f}" for ratio in ratios),
-                    flush=True,
-                )
+        for direction in Direction:
+            if options.direction not in ("both", direction.name.lower()):
+                continue
+            for group in options.groups:
+                shape = groups(model)[group]
+                for rows in options.rows:
+                    figures = measure(direction, shape, rows, device, options.seconds)
+                    results.append(
+                        {"model": model, "direction": direction.name.lower(), "group": group, "rows": rows}
+                        | figures
+                    )
+    table = [
+        [r["model"], r["direction"], r["group"], r["rows"], r["method"], f"{r['limit'] / r['product']:.2f}"]
+        + [f"{r['product'] / r[name]:.2f}" for name in ("bf16", "fp32")]
+        for r in results
+    ]
+    print_table(
+        [
+            "model",
+            "direction",
+            "layers",
+            "rows",
+            "method",
+            "limit / product",
+            "product / bf16",
+            "product / fp32",
+        ],
+        table,
+    )
     if options.json:
-        machine = {"device": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
-        options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=1))
+        write_json(options.json, results, device=str(device))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,11 @@
 """operand . M for the client: privately through operators, or in this process as the reference."""
 
 import logging
-import os
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import NoReturn, Self
@@ -15,6 +14,7 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
+from blindtune.client.overlap import waiting
 from blindtune.protocol.masks import MaskSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet
@@ -32,15 +32,45 @@ class Rounds:
 
     Attributes:
         count: products that were asked for, each of all operators at once.
-        seconds: time from asking to the last verified answer, summed over rounds.
+        seconds: time in which a round was under way, from asking to the last verified answer. While several
+            are, it counts once.
     """
 
     count: int = 0
     seconds: float = 0.0
 
-    def plus(self, seconds: float) -> "Rounds":
-        """One more."""
-        return Rounds(self.count + 1, self.seconds + seconds)
+
+class _RoundClock:
+    """Takes the time of rounds, which may overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = Rounds()
+        self._under_way = 0
+        self._since = 0.0
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """The block is a round; one that fails takes its time, and does not count."""
+        with self._lock:
+            if not self._under_way:
+                self._since = time.monotonic()
+            self._under_way += 1
+        count = 0
+        try:
+            yield
+            count = 1
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                seconds = 0.0 if self._under_way else time.monotonic() - self._since
+                self._done = Rounds(self._done.count + count, self._done.seconds + seconds)
+
+    def rounds(self) -> Rounds:
+        """Those so far, and the time of those that are under way."""
+        with self._lock:
+            under_way = time.monotonic() - self._since if self._under_way else 0.0
+            return Rounds(self._done.count, self._done.seconds + under_way)
 
 
 class PrivateMultiplier(ABC):
@@ -94,7 +124,6 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: in the order of the shares.
         kit: gives the verification vectors.
         ready: obtains what the source needs for some products.
-        executor: makes so many threads, which wait for operators.
     """
 
     def __init__(
@@ -103,7 +132,6 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: Sequence[OperatorClient],
         kit: Kit,
         ready: Callable[[Sequence[Product]], None] = lambda products: None,
-        executor: Callable[[int], Executor] = ThreadPoolExecutor,
     ) -> None:
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
@@ -114,10 +142,7 @@ class RemoteMultiplier(PrivateMultiplier):
         self._kit = kit
         self._check_vectors = cache(kit.check_vectors)
         self._ready = ready
-        self._make_executor = executor
-        self._pool: tuple[int, Executor] | None = None
-        self._lock = threading.Lock()
-        self._rounds = Rounds()
+        self._clock = _RoundClock()
 
     def ready(self, products: Sequence[Product]) -> None:
         self._ready(products)
@@ -130,41 +155,31 @@ class RemoteMultiplier(PrivateMultiplier):
             WorkRequest(fingerprint, parameter_set, product, share, outputs=check.s.shape[1])
             for share in masked.shares
         ]
-        pool = self._executor()
-        started = time.monotonic()
-        answers = [
-            pool.submit(self._operators[request.share.recipient].multiply, request, check)
-            for request in requests
-        ]
-        # `multiply` returns verified answers only. All are awaited before any error is raised, so that
-        # no request of this operand is still under way when the caller goes on.
-        errors = [error for answer in answers if (error := answer.exception())]
-        if errors:
-            raise errors[0]
-        with self._lock:
-            self._rounds = self._rounds.plus(time.monotonic() - started)
-        return masked.unmask([answer.result() for answer in answers])
+        with waiting(), self._clock.round():
+            answers = []
+            try:
+                for request in requests:
+                    answers.append(self._operators[request.share.recipient].start(request, check))
+            finally:
+                # Verified answers only. All are awaited before any error is raised, so that no request of
+                # this operand is still under way when the caller goes on.
+                errors = [error for answer in answers if (error := answer.exception())]
+            if errors:
+                raise errors[0]
+        result = masked.unmask([answer.result() for answer in answers])
+        for answer in answers:
+            answer.release()
+        return result
 
     def statistics(self) -> dict[str, OperatorStatistics]:
         return {operator.name: operator.statistics for operator in self._operators}
 
     def rounds(self) -> Rounds:
-        with self._lock:
-            return self._rounds
+        return self._clock.rounds()
 
     def close(self) -> None:
         for operator in self._operators:
             operator.close()
-        if self._pool is not None and self._pool[0] == os.getpid():
-            self._pool[1].shutdown()
-        self._pool = None
-
-    def _executor(self) -> Executor:
-        """Threads that wait for operators, made anew in a forked child."""
-        if self._pool is None or self._pool[0] != os.getpid():
-            # One thread an operator for each of several products under way at once.
-            self._pool = (os.getpid(), self._make_executor(4 * len(self._operators)))
-        return self._pool[1]
 
 
 class ReferenceMultiplier(PrivateMultiplier):

@@ -14,16 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
+from numba import uint32, uint64
 
+from blindtune.protocol.chacha20 import BLOCK_WORDS, initial_state, key_stream
+from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand"]
+__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand", "expand_into"]
 
 KEY_BYTES = 32
 if sys.byteorder != "little":
@@ -68,12 +69,40 @@ def derive_key(secret: bytes, *label: str) -> bytes:
     return HKDFExpand(algorithm=SHA256(), length=KEY_BYTES, info=info.digest()).derive(secret)
 
 
-def _stream(key: bytes, row: int, stream: int, words: Residues) -> None:
-    """Fills ``words`` with a stream of a row, top bits cleared."""
-    nonce = bytes(4) + stream.to_bytes(4, "little") + row.to_bytes(8, "little")
-    encryptor = Cipher(ChaCha20(key, nonce), mode=None).encryptor()
-    encryptor.update_into(bytes(words.nbytes), words.data.cast("B"))
-    words &= np.uint32(0x7FFFFFFF)
+@kernel
+def _expand(initial, first_row, out):  # type: ignore[no-untyped-def]
+    state = initial.copy()
+    block = np.empty(BLOCK_WORDS, np.uint32)
+    for r in range(out.shape[0]):
+        words = out[r]
+        row = uint64(first_row) + uint64(r)
+        state[12], state[13] = uint32(0), uint32(0)
+        state[14], state[15] = uint32(row), uint32(row >> uint64(32))
+        key_stream(state, words)
+        largest = uint32(0)
+        for i in range(words.shape[0]):
+            words[i] = words[i] & uint32(0x7FFFFFFF)
+            largest = max(largest, words[i])
+        if largest < uint32(MODULUS):
+            continue
+        for i in range(words.shape[0]):
+            stream = uint32(0)
+            while words[i] >= uint32(MODULUS):
+                stream = uint32(stream + uint32(1))
+                state[12], state[13] = uint32(i // BLOCK_WORDS), stream
+                key_stream(state, block)
+                words[i] = block[i % BLOCK_WORDS] & uint32(0x7FFFFFFF)
+
+
+def expand_into(out: Residues, key: bytes, first_row: int) -> None:
+    """Fills a block of rows, in this thread and without the interpreter lock.
+
+    Args:
+        out: uint32 [rows, columns], each row contiguous; see `expand` for what it receives.
+        key: 32 bytes.
+        first_row: index of the first row.
+    """
+    _expand(initial_state(key), np.uint64(first_row), out)
 
 
 def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
@@ -89,18 +118,5 @@ def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
         uint32 [rows, columns], every element below q and uniformly distributed.
     """
     out = np.empty((rows, columns), np.uint32)
-
-    def block(start: int, stop: int) -> None:
-        for row in range(start, stop):
-            words = out[row]
-            _stream(key, row_offset + row, 0, words)
-            stream = 0
-            while (rejected := np.flatnonzero(words >= MODULUS)).size:
-                stream += 1
-                again = np.empty(rejected[-1] + 1, np.uint32)
-                _stream(key, row_offset + row, stream, again)
-                words[rejected] = again[rejected]
-
-    if columns:
-        for_row_blocks(rows, columns, block)
+    for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a))
     return out

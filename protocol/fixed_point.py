@@ -52,22 +52,51 @@ def square_budget(parameters: ParameterSet, column_square_sum: int, noise: int =
 
 
 @kernel
+def _value(row, column_scale, i):  # type: ignore[no-untyped-def]
+    if column_scale is None:
+        return np.float64(row[i])
+    return np.float64(row[i]) * np.float64(column_scale[i])
+
+
+@kernel
+def _square_norm(row, column_scale, partial):  # type: ignore[no-untyped-def]
+    """The sum of squares: those of columns k, k + 16, ... first, in order, and then those sums."""
+    columns = row.shape[0]
+    partial[:] = 0.0
+    # Eight squares at a time, so that the sums are not written to memory after each.
+    whole = columns - columns % 128
+    for i in range(0, whole, 128):
+        for k in range(16):
+            total = partial[k]
+            for j in range(i + k, i + k + 128, 16):
+                value = _value(row, column_scale, j)
+                total += value * value
+            partial[k] = total
+    for i in range(whole, columns):
+        value = _value(row, column_scale, i)
+        partial[i % 16] += value * value
+    square = 0.0
+    for k in range(16):
+        square += partial[k]
+    return square
+
+
+@kernel
+def _round(row, column_scale, scale, out):  # type: ignore[no-untyped-def]
+    """Rounds a row times its scale, and returns the exact sum of squares."""
+    total = np.int64(0)
+    for i in range(row.shape[0]):
+        integer = np.int32(np.rint(_value(row, column_scale, i) * scale))
+        total += np.int64(integer) * np.int64(integer)
+        out[i] = integer
+    return total
+
+
+@kernel
 def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
     partial = np.empty(16, np.float64)
     for r in range(start, stop):
-        partial[:] = 0.0
-        whole = columns - columns % 16
-        for i in range(0, whole, 16):
-            for k in range(16):
-                value = np.float64(x[r, i + k]) * np.float64(column_scale[i + k])
-                partial[k] += value * value
-        for i in range(whole, columns):
-            value = np.float64(x[r, i]) * np.float64(column_scale[i])
-            partial[i - whole] += value * value
-        square = 0.0
-        for k in range(16):
-            square += partial[k]
+        square = _square_norm(x[r], column_scale, partial)
         if not np.isfinite(square):
             return r
         if square == 0.0:
@@ -76,15 +105,7 @@ def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # typ
             out[r, :] = 0
             continue
         scale = radius / np.sqrt(square)
-        while True:
-            total = np.int64(0)
-            for i in range(columns):
-                value = np.float64(x[r, i]) * np.float64(column_scale[i])
-                integer = np.int64(np.rint(value * scale))
-                total += integer * integer
-                out[r, i] = np.int32(integer)
-            if total <= budget:
-                break
+        while _round(x[r], column_scale, scale, out[r]) > budget:
             scale *= 1.0 - 2.0**-30
         scales[r] = scale
     return -1
@@ -110,9 +131,9 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
     radius = isqrt(budget) - columns**0.5 / 2
     if radius < 1:
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
-    if column_scale is None:
-        column_scale = np.ones(columns, np.float32)
-    elif column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all():
+    if column_scale is not None and (
+        column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all()
+    ):
         raise ValueError(f"the column scales are not {columns} positive finite numbers")
     out = np.empty((rows, columns), np.int32)
     scales = np.empty(rows, np.float64)

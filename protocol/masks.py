@@ -15,13 +15,26 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn, Self
 
-from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key
+import numpy as np
+
+from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred, subtract
+from blindtune.protocol.residues import (
+    Centred,
+    Residues,
+    centre,
+    from_centred,
+    hide,
+    require_centred,
+    subtract,
+    subtract_and_centre,
+)
+from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
 
+_ELEMENTS_AT_ONCE = 1 << 15  # of a mask, which are still in the cache when they are added
 
 LOCAL = -1
 """Recipient of an operand in the clear: this process. It is the index of no operator."""
@@ -121,9 +134,11 @@ class _Shared(MaskedOperand):
         if len(responses) != len(self.shares):
             raise ValueError(f"{len(self.shares)} responses are needed, not {len(responses)}")
         *masks, result = responses
-        for mask in masks:
+        if not masks:
+            return centre(result)
+        for mask in masks[:-1]:
             result = subtract(result, mask)
-        return centre(result)
+        return subtract_and_centre(result, masks[-1])
 
 
 class ShareSource(MaskSource):
@@ -151,14 +166,31 @@ class ShareSource(MaskSource):
         rows, columns = operand.shape
         if columns != product.contraction:
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
+        if operand.dtype != np.int32:
+            raise ValueError(f"an operand has elements of type int32, not {operand.dtype}")
         secret = self._random_bytes(KEY_BYTES)
-        masked = from_centred(operand)
-        shares = []
-        for recipient in range(self.operators - 1):
-            seed = Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))
-            mask = seed.expand(rows, columns)
-            masked = add(masked, mask)
-            shares.append(Share(recipient, mask, seed))
+        seeds = [
+            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))
+            for recipient in range(self.operators - 1)
+        ]
+        masks = [np.empty((rows, columns), np.uint32) for _ in seeds]
+        masked = np.empty((rows, columns), np.uint32)
+        exposed: list[int] = []
+        step = max(1, _ELEMENTS_AT_ONCE // max(columns, 1))
+
+        def block(start: int, stop: int) -> None:
+            for first in range(start, stop, step):
+                some = slice(first, min(first + step, stop))
+                parts = [mask[some] for mask in masks]
+                for seed, part in zip(seeds, parts, strict=True):
+                    expand_into(part, seed.key, first)
+                if not hide(operand[some], parts, masked[some]):
+                    exposed.append(first)
+
+        for_row_blocks(rows, columns, block)
+        if exposed:
+            require_centred(operand)
+        shares = [Share(i, mask, seed) for i, (seed, mask) in enumerate(zip(seeds, masks, strict=True))]
         return _Shared((*shares, Share(self.operators - 1, masked)))
 
 

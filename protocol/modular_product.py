@@ -17,17 +17,18 @@ reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import torch
-from numba import uint32
+from numba import float64, int8, uint32, uint64
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
-from blindtune.protocol.residues import Residues
+from blindtune.protocol.residues import Residues, add
 from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = [
@@ -44,7 +45,10 @@ __all__ = [
 _logger = logging.getLogger(__name__)
 _HALF = (MODULUS - 1) // 2
 LIMBS = 4
+_BYTES_OF_128 = 0x80808080
 _ROWS_AT_ONCE = 1024
+# int32 sums of one block of outputs on a processor: 8 MiB
+_SUMS_AT_ONCE = 1 << 21
 _FLOATS_AT_ONCE = 1 << 24
 
 
@@ -69,40 +73,66 @@ class Method(ABC):
             uint32 [rows, outputs].
         """
 
+    def multiply_into(
+        self, out: Residues, column: int, prepared: Any, matrix: torch.Tensor, adding: bool = False
+    ) -> None:
+        """Writes the product mod q into ``out`` from ``column`` on, or adds it to what is there.
+
+        Args:
+            out: uint32 [rows, column + outputs or more], contiguous.
+            column: where the product's first column goes.
+            prepared: from `prepare`.
+            matrix: int8 [contraction, outputs], of any strides, on the method's device.
+            adding: whether the product is added, mod q, to the residues there.
+        """
+        product = self.multiply(prepared, matrix)
+        target = out[:, column : column + matrix.shape[1]]
+        np.copyto(target, add(target, product) if adding else product)
+
 
 @kernel
 def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        for i in range(operand.shape[1]):
-            value = np.int64(operand[r, i])
-            x = np.int32(value - MODULUS) if value > _HALF else np.int32(value)
-            for k in range(LIMBS):
-                digit = np.int32(((x + np.int32(128)) & np.int32(255)) - np.int32(128))
-                limbs[k, r, i] = np.int8(digit)
-                x = np.int32((x - digit) >> np.int32(8))
+        row = operand[r]
+        limb0, limb1, limb2, limb3 = limbs[r, 0], limbs[r, 1], limbs[r, 2], limbs[r, 3]
+        for i in range(row.shape[0]):
+            value = row[i]
+            x = uint32(value - uint32(MODULUS)) if value > uint32(_HALF) else value
+            # Adding 128 to every byte carries just where a digit below is negative, so that each byte then
+            # holds its digit plus 128, and flipping the byte's top bit takes the 128 off again.
+            x = uint32(uint32(x + uint32(_BYTES_OF_128)) ^ uint32(_BYTES_OF_128))
+            limb0[i] = int8(x)
+            limb1[i] = int8(uint32(x >> uint32(8)))
+            limb2[i] = int8(uint32(x >> uint32(16)))
+            limb3[i] = int8(uint32(x >> uint32(24)))
 
 
 @kernel
-def _recombine(sums, out, start, stop):  # type: ignore[no-untyped-def]
+def _recombine(sums, out, column, adding, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        for j in range(out.shape[1]):
+        sums0, sums1, sums2, sums3 = sums[r, 0], sums[r, 1], sums[r, 2], sums[r, 3]
+        for j in range(sums0.shape[0]):
+            at = uint64(uint64(column) + uint64(j))  # unsigned: else numba looks out for negative indices
+            # All of these are integers below 2^53, so float64 holds them exactly, and unlike 64-bit integers
+            # it has a vector instruction for each step.
             value = (
-                np.int64(sums[0, r, j])
-                + (np.int64(sums[1, r, j]) << 8)
-                + (np.int64(sums[2, r, j]) << 16)
-                + (np.int64(sums[3, r, j]) << 24)
+                float64(sums0[j])
+                + 256.0 * float64(sums1[j])
+                + 65536.0 * float64(sums2[j])
+                + 16777216.0 * float64(sums3[j])
             )
-            # numba's % follows Python: the result is in 0 ... q - 1 for negative values too.
-            out[r, j] = uint32(value % MODULUS)
-
-
-def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """int8 [m, k] times int8 [k, n], int32 sums; on some hardware wrong, see above."""
-    return torch._int_mm(a, b)
+            if adding:
+                value += float64(out[r, at])
+            # value / q is below 2^22 and comes out with an error below 2^-29. Less 2^-24, its floor is never
+            # too high, and too low by one only if the remainder is below 2^-23 q: q + 256 fits 31 bits.
+            quotient = np.floor(value * (1.0 / MODULUS) - 2.0**-24)
+            remainder = uint32(np.int32(value - quotient * float64(MODULUS)))
+            # A remainder below q wraps around here to something larger.
+            out[r, at] = min(remainder, uint32(remainder - uint32(MODULUS)))
 
 
 def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """`int_mm` with zeros added to a matrix whose sides are no multiples of 8, as CUDA wants them.
+    """`torch._int_mm` with zeros added to a matrix whose sides are no multiples of 8, as CUDA wants them.
 
     Args:
         limbs: int8 [m, k rounded up to a multiple of 8].
@@ -113,27 +143,43 @@ def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """
     contraction, outputs = matrix.shape
     padding = (0, -outputs % 8, 0, -contraction % 8)
-    return int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
+    return torch._int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
 
 
 class Int8Product(Method):
-    """Four int8 products on the processor."""
+    """Four int8 products on the processor.
+
+    The sums of all outputs would be several times as large as operand and result, and writing them to memory
+    and reading them back would cost more than recombining them. So outputs are computed in blocks of columns
+    whose sums stay in the processor's caches.
+    """
 
     name = "int8"
 
     def prepare(self, operand: Residues) -> torch.Tensor:
         rows, columns = operand.shape
-        limbs = np.empty((LIMBS, rows, columns), np.int8)
+        limbs = np.empty((rows, LIMBS, columns), np.int8)
         for_row_blocks(rows, columns, lambda a, b: _split(operand, limbs, a, b))
         return torch.from_numpy(limbs)
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
-        _, rows, contraction = prepared.shape
-        sums = int_mm(prepared.view(LIMBS * rows, contraction), matrix).numpy()
-        sums = sums.reshape(LIMBS, rows, matrix.shape[1])
-        out = np.empty((rows, matrix.shape[1]), np.uint32)
-        for_row_blocks(rows, out.shape[1], lambda a, b: _recombine(sums, out, a, b))
+        out = np.empty((prepared.shape[0], matrix.shape[1]), np.uint32)
+        self.multiply_into(out, 0, prepared, matrix)
         return out
+
+    def multiply_into(
+        self, out: Residues, column: int, prepared: Any, matrix: torch.Tensor, adding: bool = False
+    ) -> None:
+        rows, _, contraction = prepared.shape
+        limbs = prepared.view(rows * LIMBS, contraction)
+        outputs = matrix.shape[1]
+        step = min(outputs, max(1, _SUMS_AT_ONCE // (rows * LIMBS)))
+        buffer = np.empty(rows * LIMBS * step, np.int32)
+        for start in range(0, outputs, step):
+            stop = min(start + step, outputs)
+            sums = buffer[: rows * LIMBS * (stop - start)].reshape(rows, LIMBS, stop - start)
+            torch._int_mm(limbs, matrix[:, start:stop], out=torch.from_numpy(sums).view(len(limbs), -1))
+            for_row_blocks(rows, stop - start, partial(_recombine, sums, out, column + start, adding))
 
 
 class TorchInt8Product(Method):
@@ -226,7 +272,7 @@ def _is_exact(method: Method, contraction: int, device: torch.device) -> bool:
     repeatable.
     """
     generator = np.random.default_rng(contraction)
-    for rows, outputs in ((1, 264), (17, 24), (5, 40)):
+    for rows, outputs, repeats in ((1, 264, 1), (17, 24, 1), (5, 40, 1), (17, 24, 16)):
         matrices = [
             generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
             np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
@@ -235,10 +281,10 @@ def _is_exact(method: Method, contraction: int, device: torch.device) -> bool:
         for operand in _test_operands(rows, contraction, generator):
             centred = torch.from_numpy(operand.astype(np.int64))
             centred[centred > _HALF] -= MODULUS
-            prepared = method.prepare(operand)
+            prepared = method.prepare(np.tile(operand, (repeats, 1)))
             for matrix in map(torch.from_numpy, matrices):
                 # |sum| < 2^30 * 2^7 * 2^15: the product in int64 is exact.
-                expected = torch.remainder(centred @ matrix.to(torch.int64), MODULUS)
+                expected = torch.remainder(centred @ matrix.to(torch.int64), MODULUS).tile(repeats, 1)
                 for layout in _layouts(matrix, device):
                     answer = method.multiply(prepared, layout).astype(np.int64)
                     if not np.array_equal(answer, expected.numpy()):
@@ -367,13 +413,11 @@ class Multiplier:
             column = 0
             for index in range(len(product.spans)):
                 matrix = self._matrix(product, index)
-                out[:, column : column + matrix.shape[1]] = self.method.multiply(prepared, matrix)
+                self.method.multiply_into(out, column, prepared, matrix)
                 column += matrix.shape[1]
             return
-        total = np.zeros(out.shape, np.uint64)
         column = 0
         for index, span in enumerate(product.spans):
             prepared = self.method.prepare(np.ascontiguousarray(operand[:, column : column + len(span)]))
-            total += self.method.multiply(prepared, self._matrix(product, index))
+            self.method.multiply_into(out, 0, prepared, self._matrix(product, index), adding=index > 0)
             column += len(span)
-        out[:] = total % MODULUS

@@ -3,8 +3,10 @@
 Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
-from numba import uint32, uint64
+from numba import uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
@@ -18,9 +20,11 @@ __all__ = [
     "add",
     "centre",
     "from_centred",
+    "hide",
     "require_centred",
     "require_residues",
     "subtract",
+    "subtract_and_centre",
 ]
 
 Residues = NDArray[np.uint32]
@@ -29,44 +33,80 @@ Centred = NDArray[np.int32]
 _HALF = (MODULUS - 1) // 2
 
 
+# Of t and t - q mod 2^32 the smaller is t mod q for t below 2 q; of t and t + q mod 2^32, for t above -q.
+# Without branches, these loops are compiled to vector instructions.
+
+
 @kernel
 def _add(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
             t = uint32(a[r, i] + b[r, i])
-            out[r, i] = uint32(t - uint32(MODULUS)) if t >= uint32(MODULUS) else t
+            out[r, i] = min(t, uint32(t - uint32(MODULUS)))
 
 
 @kernel
 def _subtract(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
-            x, y = a[r, i], b[r, i]
-            out[r, i] = uint32(x - y) if x >= y else uint32(x + uint32(MODULUS) - y)
+            t = uint32(a[r, i] - b[r, i])
+            out[r, i] = min(t, uint32(t + uint32(MODULUS)))
 
 
 @kernel
 def _from_centred(x, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            v = np.int64(x[r, i])
-            out[r, i] = np.uint32(v + MODULUS) if v < 0 else np.uint32(v)
+            t = uint32(x[r, i])
+            out[r, i] = min(t, uint32(t + uint32(MODULUS)))
 
 
 @kernel
 def _centre(x, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            v = np.int64(x[r, i])
-            out[r, i] = np.int32(v - MODULUS) if v > _HALF else np.int32(v)
+            t = x[r, i]
+            out[r, i] = np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
+
+
+@kernel
+def _hide(x, mask, out):  # type: ignore[no-untyped-def]
+    """Adds, and returns what `_largest_from_lowest` does."""
+    largest = uint32(0)
+    for r in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            t = uint32(x[r, i])
+            largest = max(largest, uint32(t + uint32(_HALF)))
+            t = uint32(min(t, uint32(t + uint32(MODULUS))) + mask[r, i])
+            out[r, i] = min(t, uint32(t - uint32(MODULUS)))
+    return largest
+
+
+@kernel
+def _subtract_and_centre(a, b, out):  # type: ignore[no-untyped-def]
+    for r in range(a.shape[0]):
+        for i in range(a.shape[1]):
+            t = uint32(a[r, i] - b[r, i])
+            t = min(t, uint32(t + uint32(MODULUS)))
+            out[r, i] = np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
 
 
 @kernel
 def _largest(x):  # type: ignore[no-untyped-def]
-    largest = uint64(0)
+    largest = uint32(0)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            largest = max(largest, uint64(x[r, i]))
+            largest = max(largest, x[r, i])
+    return largest
+
+
+@kernel
+def _largest_from_lowest(x):  # type: ignore[no-untyped-def]
+    """The largest of x + (q-1)/2 mod 2^32, which is below q if all x are centred residues."""
+    largest = uint32(0)
+    for r in range(x.shape[0]):
+        for i in range(x.shape[1]):
+            largest = max(largest, uint32(uint32(x[r, i]) + uint32(_HALF)))
     return largest
 
 
@@ -89,13 +129,23 @@ def subtract(a: Residues, b: Residues) -> Residues:
     return _elementwise(_subtract, a, b, np.empty(a.shape, np.uint32))
 
 
+def subtract_and_centre(a: Residues, b: Residues) -> Centred:
+    """The representative of smallest magnitude of a - b, for matrices of the same shape."""
+    return _elementwise(_subtract_and_centre, a, b, np.empty(a.shape, np.int32))
+
+
 def require_centred(x: Centred) -> None:
     """Refuses integers that a mask would not hide.
 
     Raises:
-        ValueError: an integer has a magnitude above (q-1)/2.
+        ValueError: an integer has a magnitude above (q-1)/2, or they are not stored as ``int32``.
     """
-    if x.size and (x.max() > _HALF or x.min() < -_HALF):
+    if x.dtype != np.int32:
+        raise ValueError(f"centred residues are stored as int32, not {x.dtype}")
+    rows, columns = x.shape
+    largest: list[int] = []
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_largest_from_lowest(x[a:b])))
+    if max(largest, default=0) >= MODULUS:
         raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
 
 
@@ -107,6 +157,18 @@ def from_centred(x: Centred) -> Residues:
     """
     require_centred(x)
     return _elementwise(_from_centred, x, np.empty(x.shape, np.uint32))
+
+
+def hide(x: Centred, masks: Sequence[Residues], out: Residues) -> bool:
+    """out = x + the masks mod q, in this thread, for matrices of the same shape and one mask or more.
+
+    Returns:
+        Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
+    """
+    largest = _hide(x, masks[0], out)
+    for mask in masks[1:]:
+        _add(out, mask, out)
+    return bool(largest < MODULUS)
 
 
 def centre(x: Residues) -> Centred:

@@ -6,7 +6,7 @@ safe next to gRPC's threads and after a fork: the pool belongs to the process th
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import pairwise
 
 import torch
@@ -40,6 +40,11 @@ def for_row_blocks(rows: int, row_elements: int, kernel: Callable[[int, int], No
         kernel(0, rows)
         return
     bounds = [rows * i // blocks for i in range(blocks + 1)]
-    futures = [_executor().submit(kernel, start, stop) for start, stop in pairwise(bounds)]
+    first, *others = pairwise(bounds)
+    futures = [_executor().submit(kernel, *block) for block in others]
+    try:
+        kernel(*first)  # This thread takes a block too, rather than wait while another wakes up.
+    finally:
+        wait(futures)
     for future in futures:
         future.result()

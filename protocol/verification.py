@@ -93,22 +93,36 @@ def _apply(rows, s, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _dot(row, vector):  # type: ignore[no-untyped-def]
+    """row . vector mod q, of words below q: four products of them are below 2^64."""
+    n = row.shape[0] // 4
+    a, b, c, d = row[:n], row[n : 2 * n], row[2 * n : 3 * n], row[3 * n : 4 * n]
+    e, f, g, h = vector[:n], vector[n : 2 * n], vector[2 * n : 3 * n], vector[3 * n : 4 * n]
     low, high = uint64(0), uint64(0)
-    for i in range(row.shape[0]):
-        term = uint64(row[i]) * uint64(vector[i])
-        low += term & uint64(0xFFFFFFFF)
-        high += term >> uint64(32)
+    for i in range(n):
+        four = uint64(a[i]) * uint64(e[i]) + uint64(b[i]) * uint64(f[i])
+        four += uint64(c[i]) * uint64(g[i]) + uint64(d[i]) * uint64(h[i])
+        low += four & uint64(0xFFFFFFFF)
+        high += four >> uint64(32)
+    for i in range(4 * n, row.shape[0]):
+        one = uint64(row[i]) * uint64(vector[i])
+        low += one & uint64(0xFFFFFFFF)
+        high += one >> uint64(32)
     high = high % uint64(MODULUS)
     return (((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS)
 
 
 @kernel
+def _largest(row):  # type: ignore[no-untyped-def]
+    largest = uint32(0)
+    for j in range(row.shape[0]):
+        largest = max(largest, row[j])
+    return largest
+
+
+@kernel
 def _first_wrong_row(operand, response, s, v, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        largest = uint32(0)
-        for j in range(response.shape[1]):
-            largest = max(largest, response[r, j])
-        if largest >= uint32(MODULUS):
+        if _largest(response[r]) >= uint32(MODULUS):
             return r
         for k in range(s.shape[0]):
             if _dot(operand[r], v[k]) != _dot(response[r], s[k]):

@@ -7,7 +7,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
+from blindtune.proto import MAX_MESSAGE_BYTES
 from blindtune.server.gate import Gate
 from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
@@ -16,7 +16,7 @@ from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
 from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics
 from blindtune.server.rate import RateLimit
-from blindtune.server.service import WorkerService
+from blindtune.server.service import SERVICE_NAME, WorkerService
 from blindtune.server.store import LayerStore
 from blindtune.server.tokens import Tokens
 from blindtune.server.transport import Endpoint
@@ -25,7 +25,6 @@ from blindtune.server.watchdog import Watchdog
 
 __all__ = ["SERVICE_NAME", "RunningWorker", "serve"]
 
-SERVICE_NAME: str = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 _MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
 # Manifests, health checks and reflection at a time while all others multiply, and those of one client.
@@ -154,19 +153,17 @@ def serve(
         # Calls beyond the threads are refused: without this bound they would queue.
         maximum_concurrent_rpcs=threads,
     )
-    worker_pb2_grpc.add_WorkerServicer_to_server(
-        WorkerService(
-            store,
-            limits,
-            gate,
-            metrics.timed(multiplier or store.multiplier()),
-            observer,
-            metrics,
-            identify=identify,
-            watchdog=watchdog,
-        ),
-        server,
+    service = WorkerService(
+        store,
+        limits,
+        gate,
+        metrics.timed(multiplier or store.multiplier()),
+        observer,
+        metrics,
+        identify=identify,
+        watchdog=watchdog,
     )
+    service.add_to(server)
     health_service = HealthService(_WATCHES)
     health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)

@@ -1,21 +1,21 @@
 """Operands coming in and results going out, a block of rows at a time.
 
 Rows are independent, so a request's memory is bounded by its blocks and not by its length, and the
-first rows of a result leave while the last rows of the operand are still on their way.
+first rows of a result leave while the last rows of the operand are still on their way. The first block is
+a small one, so that this is so for requests of a single full block too.
 """
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from numpy.typing import NDArray
 
 from blindtune.checkpoint import FrozenLayer
-from blindtune.proto import worker_pb2
+from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.residues import Residues, require_residues
 from blindtune.server.limits import Limits
 from blindtune.server.refusals import MalformedRequest
-from blindtune.server.wire import Request
+from blindtune.server.wire import Request, decoded
 
 __all__ = ["block_rows", "expanded_blocks", "received_blocks", "response_messages", "workspace_bytes"]
 
@@ -23,7 +23,9 @@ __all__ = ["block_rows", "expanded_blocks", "received_blocks", "response_message
 _BYTES_OF_AN_ELEMENT = 32
 _BLOCK_ELEMENTS = 8 << 20
 _MOST_BLOCK_ROWS = 1024
-_CHUNK_BYTES = 256 << 10
+# While the first rows are multiplied, the next ones arrive: enough rows for an int8 product to be efficient.
+_FIRST_BLOCK_ROWS = 256
+CHUNK_BYTES = 1 << 20
 
 
 def block_rows(request: Request) -> int:
@@ -41,10 +43,8 @@ def workspace_bytes(layers: Iterable[FrozenLayer], limits: Limits) -> int:
     return limits.max_concurrent * elements * _BYTES_OF_AN_ELEMENT
 
 
-def received_blocks(
-    messages: Iterator[worker_pb2.MultiplyRequest], request: Request, size: int
-) -> Iterator[Residues]:
-    """The operand's rows as they arrive, in blocks of ``size`` (the last may be shorter).
+def received_blocks(messages: Iterator[bytes], request: Request, size: int) -> Iterator[Residues]:
+    """The operand's rows as they arrive, in blocks of ``size`` (the first and the last may be shorter).
 
     Every word of a block has been checked to be a residue. The last block appears only after the
     stream has ended with the announced number of rows.
@@ -53,58 +53,84 @@ def received_blocks(
         MalformedRequest: a message holds no whole rows, or there are more or fewer than announced.
         VerificationError: a word is no residue.
     """
-    remaining = request.rows
-    block = np.empty((min(size, remaining), request.columns), np.uint32)
-    filled = 0
+    remaining = 4 * request.rows * request.columns
+    most = 4 * size * request.columns
+    block = _Block(min(most, 4 * _FIRST_BLOCK_ROWS * request.columns, remaining), request)
     for message in messages:
         chunk = _chunk(message, request.columns)
         if len(chunk) > remaining:
             raise MalformedRequest(f"more rows arrived than the {request.rows} announced")
         remaining -= len(chunk)
-        while len(chunk):
-            if filled == len(block):
-                require_residues(block, "the operand")
-                yield block
-                block = np.empty((min(size, remaining + len(chunk)), request.columns), np.uint32)
-                filled = 0
-            taken = chunk[: len(block) - filled]
-            block[filled : filled + len(taken)] = taken
-            filled += len(taken)
-            chunk = chunk[len(taken) :]
+        while chunk:
+            chunk = block.take(chunk)
+            missing = remaining + len(chunk)
+            if block.is_full and missing:
+                yield block.checked()
+                block = _Block(min(most, missing), request)
     if remaining:
-        raise MalformedRequest(f"the stream ended after {request.rows - remaining} of {request.rows} rows")
-    require_residues(block, "the operand")
-    yield block
+        rows = request.rows - remaining // (4 * request.columns)
+        raise MalformedRequest(f"the stream ended after {rows} of {request.rows} rows")
+    yield block.checked()
 
 
-def _chunk(message: worker_pb2.MultiplyRequest, columns: int) -> NDArray[np.uint32]:
-    if message.WhichOneof("part") != "residues":
-        raise MalformedRequest("after the header, every message must carry rows of the operand")
-    data = message.residues
+class _Block:
+    """Rows on their way into one array."""
+
+    def __init__(self, size: int, request: Request) -> None:
+        self._rows = np.empty((size // (4 * request.columns), request.columns), np.uint32)
+        self._left = np.frombuffer(self._rows.data, np.uint8)
+
+    @property
+    def is_full(self) -> bool:
+        return not len(self._left)
+
+    def take(self, chunk: memoryview) -> memoryview:
+        """Copies what fits, and returns the rest."""
+        taken = min(len(chunk), len(self._left))
+        # numpy lets other threads run meanwhile.
+        np.copyto(self._left[:taken], np.frombuffer(chunk[:taken], np.uint8))
+        self._left = self._left[taken:]
+        return chunk[taken:]
+
+    def checked(self) -> Residues:
+        """The rows, once each word has been checked to be a residue."""
+        require_residues(self._rows, "the operand")
+        return self._rows
+
+
+def _chunk(message: bytes, columns: int) -> memoryview:
+    """Whole rows of the operand, as bytes."""
+    data = REQUEST_ROWS.rows(message)
+    if data is None:
+        part = decoded(message)
+        if part.WhichOneof("part") != "residues":
+            raise MalformedRequest("after the header, every message must carry rows of the operand")
+        data = memoryview(part.residues)
     if not data or len(data) % (4 * columns):
         raise MalformedRequest(
             f"a message carries {len(data)} bytes, which are no whole rows of {4 * columns} bytes"
         )
-    return np.frombuffer(data, "<u4").reshape(-1, columns)
+    return data
 
 
-def expanded_blocks(
-    messages: Iterator[worker_pb2.MultiplyRequest], request: Request, seed: Seed, size: int
-) -> Iterator[Residues]:
-    """The rows of a seed's expansion, in blocks of ``size`` (the last may be shorter).
+def expanded_blocks(messages: Iterator[bytes], request: Request, seed: Seed, size: int) -> Iterator[Residues]:
+    """The rows of a seed's expansion, in blocks of ``size`` (the first and the last may be shorter).
 
     Raises:
         MalformedRequest: rows arrived as well.
     """
     for _ in messages:
         raise MalformedRequest("the operand is a seed, and yet more messages follow the header")
-    for start in range(0, request.rows, size):
-        rows = min(size, request.rows - start)
+    start, rows = 0, min(size, _FIRST_BLOCK_ROWS)
+    while start < request.rows:
+        rows = min(rows, request.rows - start)
         yield Seed(seed.key, seed.row_offset + start).expand(rows, request.columns)
+        start, rows = start + rows, size
 
 
-def response_messages(result: Residues) -> Iterator[worker_pb2.MultiplyResponse]:
-    """A block of the result in messages of whole rows, each of about 256 KiB or a single row."""
-    step = max(1, _CHUNK_BYTES // (4 * result.shape[1]))
+def response_messages(result: Residues) -> Iterator[bytes]:
+    """A block of the result in messages of whole rows, each of at most 1 MiB or a single row."""
+    result = np.ascontiguousarray(result)
+    step = max(1, CHUNK_BYTES // (4 * result.shape[1]))
     for start in range(0, len(result), step):
-        yield worker_pb2.MultiplyResponse(residues=result[start : start + step].tobytes())
+        yield RESPONSE_ROWS.message(result[start : start + step])

@@ -5,11 +5,12 @@ import re
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 from urllib.parse import unquote
 
 import grpc
 
-from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
+from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import PARAMETER_SETS
@@ -29,14 +30,17 @@ from blindtune.server.version import software_version
 from blindtune.server.watchdog import Watchdog
 from blindtune.server.wire import Request, parse_header
 
-__all__ = ["WorkerService"]
+__all__ = ["SERVICE_NAME", "WorkerService"]
 
 _logger = logging.getLogger(__name__)
+SERVICE_NAME: str = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
 
-class WorkerService(worker_pb2_grpc.WorkerServicer):
+class WorkerService:
     """Serves products of a store's layers. Keeps nothing between requests.
+
+    `Multiply` takes and gives messages as bytes: they are read and written without protobuf's copies.
 
     Args:
         store: the layers.
@@ -74,6 +78,18 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
         self._clock = clock
         self._manifest = _manifest(store, limits)
 
+    def add_to(self, server: grpc.Server) -> None:
+        """Lets a server serve it."""
+        methods: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+            "GetManifest": grpc.unary_unary_rpc_method_handler(
+                self.GetManifest,
+                worker_pb2.GetManifestRequest.FromString,
+                worker_pb2.Manifest.SerializeToString,
+            ),
+            "Multiply": grpc.stream_stream_rpc_method_handler(self.Multiply),
+        }
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, methods),))
+
     def GetManifest(
         self, request: worker_pb2.GetManifestRequest, context: grpc.ServicerContext
     ) -> worker_pb2.Manifest:
@@ -85,9 +101,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             context.abort(refusal.code, str(refusal))
         return self._manifest
 
-    def Multiply(
-        self, request_iterator: Iterable[worker_pb2.MultiplyRequest], context: grpc.ServicerContext
-    ) -> Iterator[worker_pb2.MultiplyResponse]:
+    def Multiply(self, request_iterator: Iterable[bytes], context: grpc.ServicerContext) -> Iterator[bytes]:
         call = _Call(context, self._clock)
         try:
             call.client = self._identify(context)
@@ -110,9 +124,7 @@ class WorkerService(worker_pb2_grpc.WorkerServicer):
             if self._metrics is not None:
                 call.count(self._metrics)
 
-    def _answer(
-        self, call: "_Call", messages: Iterator[worker_pb2.MultiplyRequest]
-    ) -> Iterator[worker_pb2.MultiplyResponse]:
+    def _answer(self, call: "_Call", messages: Iterator[bytes]) -> Iterator[bytes]:
         request = parse_header(next(messages, None), self._store, self._limits, self._multiplier.outputs)
         call.request = request
         size = block_rows(request)
@@ -194,20 +206,16 @@ class _Call:
         self._clock = clock
         self._started = clock()
 
-    def incoming(
-        self, messages: Iterable[worker_pb2.MultiplyRequest]
-    ) -> Iterator[worker_pb2.MultiplyRequest]:
+    def incoming(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """Passes messages on and counts their bytes."""
         for message in messages:
-            self.bytes_in += message.ByteSize()
+            self.bytes_in += len(message)
             yield message
 
-    def outgoing(
-        self, messages: Iterable[worker_pb2.MultiplyResponse]
-    ) -> Iterator[worker_pb2.MultiplyResponse]:
+    def outgoing(self, messages: Iterable[bytes]) -> Iterator[bytes]:
         """The same for messages to the client."""
         for message in messages:
-            self.bytes_out += message.ByteSize()
+            self.bytes_out += len(message)
             yield message
 
     def is_over(self) -> bool:

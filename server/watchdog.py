@@ -17,7 +17,7 @@ from google.protobuf.message import Message
 
 __all__ = ["Patience", "Watchdog"]
 
-_Message = TypeVar("_Message", bound=Message)
+_Message = TypeVar("_Message", bytes, Message)
 
 
 class Patience:
@@ -55,13 +55,13 @@ class Patience:
                 message = next(iterator, None)
             if message is None:
                 return
-            self.moved(message.ByteSize())
+            self.moved(_size(message))
             yield message
 
     def outgoing(self, messages: Iterable[_Message]) -> Iterator[_Message]:
         """Messages to the client, with the time until each one is taken counted as waiting."""
         for message in messages:
-            size = message.ByteSize()
+            size = _size(message)
             with self.waiting():
                 yield message
             self.moved(size)
@@ -69,6 +69,10 @@ class Patience:
     def overdue(self, now: float) -> bool:
         """Whether the client keeps the request waiting for too long. Asked under the watchdog's lock."""
         return self._since is not None and now - self._since > self._left
+
+
+def _size(message: bytes | Message) -> int:
+    return len(message) if isinstance(message, bytes) else message.ByteSize()
 
 
 class Watchdog:

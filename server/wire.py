@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from google.protobuf.message import DecodeError
+
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import PARAMETER_SETS
@@ -11,7 +13,7 @@ from blindtune.server.limits import Limits
 from blindtune.server.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
 from blindtune.server.store import LayerStore
 
-__all__ = ["Request", "parse_header"]
+__all__ = ["Request", "decoded", "parse_header"]
 
 # A layer group has a handful of members; without a bound a header could name a hundred thousand.
 _MAX_SPANS = 64
@@ -37,7 +39,7 @@ class Request:
 
 
 def parse_header(
-    message: worker_pb2.MultiplyRequest | None,
+    message: bytes | None,
     store: LayerStore,
     limits: Limits,
     outputs_of: Callable[[Product], int],
@@ -56,9 +58,10 @@ def parse_header(
         OtherContract: it means another model, protocol version or parameter set.
         OverLimit: the operand, or a row of the result, is too large.
     """
-    if message is None or message.WhichOneof("part") != "header":
+    first = decoded(message or b"")
+    if first.WhichOneof("part") != "header":
         raise MalformedRequest("the first message of a request must be its header")
-    header = message.header
+    header = first.header
     _require_same_contract(header, store)
     product = _product(header.product, store)
     try:
@@ -71,6 +74,14 @@ def parse_header(
         )
     _require_within_limits(header.rows, header.columns, outputs, limits)
     return Request(product, header.rows, header.columns, outputs, _seed(header))
+
+
+def decoded(message: bytes) -> worker_pb2.MultiplyRequest:
+    """A message of a request. What can't be decoded is an empty one, which is refused like any other."""
+    try:
+        return worker_pb2.MultiplyRequest.FromString(message)
+    except DecodeError:
+        return worker_pb2.MultiplyRequest()
 
 
 def _require_same_contract(header: worker_pb2.MultiplyHeader, store: LayerStore) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from blindtune.client.cli import audit, demo, health, kit, recipes, record, results
+from blindtune.client.cli import audit, demo, health, kit, plan, recipes, record, results
 from blindtune.client.cli.console import fail, log_as_json
 from blindtune.client.cli.core_dumps import forbid_core_dumps
 from blindtune.client.exit_codes import ExitCode, exit_code
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 for name, command, panel in (
+    ("plan", plan.plan, "Fine-tuning"),
     ("init", recipes.init, "Fine-tuning"),
     ("check", health.check, "Fine-tuning"),
     ("train", recipes.train, "Fine-tuning"),

@@ -1,22 +1,29 @@
 """A multiplication as it travels: the messages of a request, and the answer put together from messages.
 
-Without a network, so that whatever carries the messages, gRPC or a simulation, they are the same.
+Messages are bytes, and nothing here knows a network, so that whatever carries them, gRPC or a simulation,
+they are the same.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
+from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.products import Product
 
-__all__ = ["WorkRequest", "read_answer", "request_messages"]
+__all__ = ["CHUNK_BYTES", "WorkRequest", "read_rows", "request_messages"]
 
-_CHUNK_BYTES = 1 << 18
+CHUNK_BYTES = 1 << 20
+"""Rows of a message have at most so many bytes, unless a single row has more.
+
+grpcio's price is for each message as much as for each byte. Larger ones would take the slowest clients that a
+worker bears with longer than its patience, which sees a message only when all of it is there.
+"""
 
 
 @dataclass(frozen=True)
@@ -43,7 +50,7 @@ class WorkRequest:
         return self.share.residues.nbytes if self.share.seed is None else len(self.share.seed.key)
 
 
-def request_messages(request: WorkRequest) -> Iterator[worker_pb2.MultiplyRequest]:
+def request_messages(request: WorkRequest) -> Iterator[bytes]:
     """The header, and after it the operand's rows unless a seed stands for them."""
     rows, columns = request.share.residues.shape
     header = worker_pb2.MultiplyHeader(
@@ -60,35 +67,48 @@ def request_messages(request: WorkRequest) -> Iterator[worker_pb2.MultiplyReques
     seed = request.share.seed
     if seed is not None:
         header.seed.key, header.seed.row_offset = seed.key, seed.row_offset
-    yield worker_pb2.MultiplyRequest(header=header)
+    yield worker_pb2.MultiplyRequest(header=header).SerializeToString()
     if seed is None:
-        step = max(1, _CHUNK_BYTES // (4 * columns))
+        step = max(1, CHUNK_BYTES // (4 * columns))
         for start in range(0, rows, step):
             block = request.share.residues[start : start + step]
-            yield worker_pb2.MultiplyRequest(residues=block.tobytes())
+            yield REQUEST_ROWS.message(np.ascontiguousarray(block))
 
 
-def read_answer(request: WorkRequest, messages: Iterable[worker_pb2.MultiplyResponse]) -> NDArray[np.uint32]:
-    """A worker's answer, of the right shape and otherwise unverified.
+def read_rows(
+    request: WorkRequest, messages: Iterable[bytes], answer: NDArray[np.uint32]
+) -> Generator[int, None, None]:
+    """Reads a worker's answer, of the right shape and otherwise unverified.
+
+    Args:
+        request: what was asked.
+        messages: of the answer, as they arrive.
+        answer: uint32 [rows, outputs], in C order, where the rows go.
+
+    Yields:
+        After each message, how many of the rows are there.
 
     Raises:
         VerificationError: the answer has another size. It says so as soon as there is too much of it, and at
             a message without whole rows, since of such there could be any number.
+        google.protobuf.message.DecodeError: bytes are no message.
     """
-    rows = request.share.residues.shape[0]
-    answer = np.empty((rows, request.outputs), np.uint32)
-    filled, target = 0, answer.data.cast("B")
+    row_bytes = 4 * request.outputs
+    # Copies of numpy let other threads run meanwhile, those of memoryview do not.
+    filled, target = 0, np.frombuffer(answer.data, np.uint8)
     for message in messages:
-        chunk = message.residues
-        if not chunk or len(chunk) % (4 * request.outputs):
+        chunk = RESPONSE_ROWS.rows(message)
+        if chunk is None:
+            chunk = memoryview(worker_pb2.MultiplyResponse.FromString(message).residues)
+        if not chunk or len(chunk) % row_bytes:
             raise VerificationError(
                 f"a message of the response has {len(chunk)} bytes, which are no whole rows of "
-                f"{4 * request.outputs} bytes"
+                f"{row_bytes} bytes"
             )
         if filled + len(chunk) > len(target):
             raise VerificationError(f"the response is longer than {len(target)} bytes")
-        target[filled : filled + len(chunk)] = chunk
+        np.copyto(target[filled : filled + len(chunk)], np.frombuffer(chunk, np.uint8))
         filled += len(chunk)
+        yield filled // row_bytes
     if filled != len(target):
         raise VerificationError(f"the response has {filled} bytes, not {len(target)}")
-    return answer

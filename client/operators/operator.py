@@ -2,6 +2,10 @@
 
 A share is bound to its recipient when the mask is drawn, and an `OperatorClient` refuses any other:
 nothing here can carry a share to another operator.
+
+Rows are independent, so an operand is cut into blocks, which go to the replicas side by side, to whichever is
+least busy. Rows of an answer are verified as they arrive, before anybody else sees them; one wrong row fails
+all of its block, which another replica is then asked for.
 """
 
 import logging
@@ -10,14 +14,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 
-import numpy as np
 import tenacity
 
+from blindtune.client.operators import lanes
+from blindtune.client.operators.buffers import Buffers
 from blindtune.client.operators.manifest import Expectations, check_manifest
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.policy import Ask, Failure, GiveUp, WorkerPolicy
+from blindtune.client.operators.threads import Threads
 from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import (
@@ -30,13 +37,20 @@ from blindtune.protocol.errors import (
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.verification import CheckVectors
 
-__all__ = ["Exclusion", "OperatorClient", "OperatorStatistics"]
+__all__ = ["Exclusion", "OperatorClient", "OperatorStatistics", "Pending"]
 
 _logger = logging.getLogger(__name__)
 _BLOCK_BYTES = 32 << 20
 _MANIFEST_SECONDS = 10.0
 _PAUSE_SECONDS = 0.25
 _GRACE_SECONDS = 5.0
+_KEPT_BYTES = 128 << 20
+# As many as a worker lets one client run, unless it is told otherwise. More would be turned away.
+_REQUESTS_PER_WORKER = 4
+# Below this the int8 products of a block take noticeably longer for each row, on CPUs as on GPUs.
+_LEAST_BLOCK_ROWS = 256
+# Blocks for each worker: with one, the slowest worker decides when an operand is done.
+_BLOCKS_PER_WORKER = 4
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,12 @@ class OperatorStatistics:
     """What passed between the client and one operator.
 
     Attributes:
-        requests: requests that were sent, retries included.
+        requests: requests that were sent, retries included: one for each block of rows.
         retries: of them, those that an earlier attempt had failed.
         rows: rows of their operands.
         bytes_sent, bytes_received: payload, without the framing of gRPC and TLS.
         verified_responses: answers that passed the check.
-        verification_seconds: time that checking answers took.
+        verification_seconds: time that checking answers took, summed over answers.
         lies: answers that did not, each with the worker's address.
         excluded: workers that lied or serve something else, one entry for each failure.
         failures: requests that failed, by how they did.
@@ -82,6 +96,29 @@ class OperatorStatistics:
     failures: Counter[Failure] = field(default_factory=Counter)
 
 
+class Pending:
+    """A product that an operator was asked for."""
+
+    def __init__(self, under_way: lanes.UnderWay, answer: Residues, buffers: Buffers) -> None:
+        self._under_way = under_way
+        self._answer = answer
+        self._buffers = buffers
+
+    def exception(self) -> BaseException | None:
+        """Waits until nothing of it is under way any more, and returns what went wrong."""
+        return self._under_way.exception()
+
+    def result(self) -> Residues:
+        """Waits likewise, and returns the product, verified, or raises."""
+        if error := self.exception():
+            raise error
+        return self._answer
+
+    def release(self) -> None:
+        """Lets the memory of the result be used again, by whoever got it and is done with it."""
+        self._buffers.give(self._answer)
+
+
 class OperatorClient:
     """Multiplies shares at the workers of one operator.
 
@@ -93,7 +130,7 @@ class OperatorClient:
         retry_seconds: how long a request is tried.
         request_timeout: seconds for one attempt.
         clock, sleep: monotonic seconds, and waiting for some. Unless given, `close` ends the waiting.
-        executor: makes so many threads.
+        executor: makes so many threads, which wait for workers.
     """
 
     def __init__(
@@ -120,6 +157,8 @@ class OperatorClient:
         self._clock = clock
         self._sleep = sleep
         self._executor = executor
+        self._threads = Threads(_REQUESTS_PER_WORKER * len(workers), executor)
+        self._buffers = Buffers(_KEPT_BYTES)
         self._lock = threading.Lock()
         self._statistics = OperatorStatistics()
         self._max_rows = 1 << 30
@@ -189,7 +228,16 @@ class OperatorClient:
             self._max_bytes = min(self._max_bytes, manifest.limits.max_operand_bytes or self._max_bytes)
 
     def multiply(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Residues:
-        """The product, verified.
+        """The product, verified. See `start`.
+
+        Raises:
+            OperatorUnavailableError: no worker answers.
+            UntrustworthyOperatorError: none is left, since they gave wrong answers.
+        """
+        return self.start(request, check, vectors).result()
+
+    def start(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Pending:
+        """Asks for a product, without waiting for it.
 
         Args:
             request: a share for this operator.
@@ -197,8 +245,7 @@ class OperatorClient:
             vectors: how many of them to check with.
 
         Raises:
-            OperatorUnavailableError: no worker answers.
-            UntrustworthyOperatorError: none is left, since they gave wrong answers.
+            ProtocolError: the share is for another operator.
         """
         share = request.share
         if share.recipient != self.index:
@@ -206,16 +253,22 @@ class OperatorClient:
                 f"a share for operator {share.recipient} was about to go to operator {self.index}"
             )
         rows, columns = share.residues.shape
-        step = max(1, min(self._max_rows, self._max_bytes // (4 * columns)))
-        if rows <= step:
-            return self._multiply_block(request, check, vectors)
-        answer = np.empty((rows, request.outputs), np.uint32)
-        for start in range(0, rows, step):
-            part = replace(request, share=share.rows(start, start + step))
-            answer[start : start + step] = self._multiply_block(part, check, vectors)
-        return answer
+        with self._lock:
+            most = max(1, min(self._max_rows, self._max_bytes // (4 * columns)))
+            workers = self._policy.ready(self._clock())
+        parts = _BLOCKS_PER_WORKER * workers if workers > 1 else 1
+        answer = self._buffers.take(rows, request.outputs)
 
-    def _multiply_block(self, request: WorkRequest, check: CheckVectors, vectors: int) -> Residues:
+        def ask(first: int, stop: int) -> None:
+            block = replace(request, share=share.rows(first, stop)) if stop - first < rows else request
+            self._multiply_block(block, check, vectors, answer[first:stop])
+
+        blocks = lanes.cut(rows, most, _LEAST_BLOCK_ROWS, parts)
+        return Pending(lanes.start(self._threads.get(), blocks, max(1, workers), ask), answer, self._buffers)
+
+    def _multiply_block(
+        self, request: WorkRequest, check: CheckVectors, vectors: int, answer: Residues
+    ) -> None:
         # `request` is never changed: every attempt sends the same bytes.
         with self._lock:
             attempts = self._policy.request(self._clock())
@@ -234,7 +287,7 @@ class OperatorClient:
             with self._lock:
                 self._statistics.retries += bool(attempts.failed)
             try:
-                answer = self._ask(worker, request, check, vectors)
+                self._ask(worker, request, check, vectors, answer)
             except TransportError as error:
                 failure, detail = error.failure, str(error)
             except VerificationError as error:
@@ -248,24 +301,36 @@ class OperatorClient:
                 with self._lock:
                     self._policy.succeeded(worker)
                     self._statistics.verified_responses += 1
-                return answer
+                return
             self._note_failure(worker, request, failure, detail)
             with self._lock:
                 self._policy.failed(attempts, worker, failure, detail, self._clock())
 
-    def _ask(self, worker: int, request: WorkRequest, check: CheckVectors, vectors: int) -> Residues:
+    def _ask(
+        self, worker: int, request: WorkRequest, check: CheckVectors, vectors: int, answer: Residues
+    ) -> None:
+        operand = request.share.residues
         with self._lock:
             self._statistics.requests += 1
-            self._statistics.rows += len(request.share.residues)
+            self._statistics.rows += len(operand)
             self._statistics.bytes_sent += request.payload_bytes
-        answer = self._transports[worker].multiply(request, self._timeout)
-        with self._lock:
-            self._statistics.bytes_received += answer.nbytes
-        started = self._clock()
-        check.verify(request.share.residues, answer, vectors)
-        with self._lock:
-            self._statistics.verification_seconds += self._clock() - started
-        return answer
+        arrived, verified, seconds = 0, 0, 0.0
+        arrivals = self._transports[worker].multiply(request, self._timeout, answer)
+        try:
+            with closing(arrivals):
+                for arrived in arrivals:
+                    started = self._clock()
+                    try:
+                        _verify(check, operand, answer, slice(verified, arrived), vectors)
+                    finally:
+                        seconds += self._clock() - started
+                    verified = arrived
+        finally:
+            with self._lock:
+                self._statistics.bytes_received += answer[:arrived].nbytes
+                self._statistics.verification_seconds += seconds
+        if verified != len(operand):
+            raise VerificationError(f"the response ended after {verified} of {len(operand)} rows")
 
     def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:
         with self._lock:
@@ -303,6 +368,16 @@ class OperatorClient:
         self._closed.set()
         for transport in self._transports:
             transport.close()
+        self._threads.close()
+
+
+def _verify(check: CheckVectors, operand: Residues, answer: Residues, rows: slice, vectors: int) -> None:
+    try:
+        check.verify(operand[rows], answer[rows], vectors)
+    except VerificationError as error:
+        raise VerificationError(
+            f"{error} (of those from row {rows.start} on)" if rows.start else str(error)
+        ) from None
 
 
 def _passes(error: BaseException) -> bool:

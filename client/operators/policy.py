@@ -124,6 +124,10 @@ class WorkerPolicy:
         self._first_pause = first_pause
         self._longest_pause = longest_pause
 
+    def ready(self, now: float) -> int:
+        """How many workers could be asked at this moment."""
+        return sum(worker.excluded is None and worker.not_before <= now for worker in self._workers)
+
     def request(self, now: float) -> Request:
         """Starts a request."""
         return Request(deadline=now + self._patience, expected=now)

@@ -7,17 +7,18 @@ or a faulty one in its place.
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from blindtune.client.config import Operator
 from blindtune.client.operators.manifest import shown
-from blindtune.client.operators.messages import WorkRequest, read_answer, request_messages
+from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
 from blindtune.client.operators.policy import Failure
 from blindtune.client.tls_files import files_state, read_files
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
@@ -27,6 +28,7 @@ __all__ = ["GrpcTransport", "Transport", "TransportError", "transport_error"]
 
 _logger = logging.getLogger(__name__)
 _CLOSED = "the connection was closed"
+_MULTIPLY = f"/{worker_pb2.DESCRIPTOR.services_by_name['Worker'].full_name}/Multiply"
 _OPTIONS = [
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -65,8 +67,18 @@ class Transport(Protocol):
             TransportError: it can't be reached.
         """
 
-    def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
-        """The worker's answer, of the right shape and otherwise unverified.
+    def multiply(
+        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+    ) -> Generator[int, None, None]:
+        """Asks the worker. Closing the generator ends the request.
+
+        Args:
+            request: what to ask.
+            timeout: seconds for all of it.
+            answer: uint32 [rows, outputs], in C order, where the rows of the answer go, unverified.
+
+        Yields:
+            How many of the rows are there, each time more are.
 
         Raises:
             TransportError: there is no answer.
@@ -102,7 +114,8 @@ class _Connection:
 
     Attributes:
         pid: of the process that may use it.
-        stub: the calls.
+        stub: the calls of messages.
+        multiply: the call of rows, which takes and gives bytes.
         files: state of the operator's files just before they were read.
         calls: how many run on it.
     """
@@ -110,6 +123,7 @@ class _Connection:
     def __init__(self, channel: grpc.Channel, files: object) -> None:
         self.pid = os.getpid()
         self.stub = worker_pb2_grpc.WorkerStub(channel)
+        self.multiply: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_MULTIPLY)
         self.files = files
         self.calls = 0
         self.close = channel.close
@@ -134,7 +148,7 @@ class GrpcTransport:
         self._was_let_in = False
 
     @contextmanager
-    def _connected(self) -> Iterator[worker_pb2_grpc.WorkerStub]:
+    def _connected(self) -> Iterator[_Connection]:
         """The block is one call.
 
         Raises:
@@ -149,10 +163,12 @@ class GrpcTransport:
             connection = self._connection
             connection.calls += 1
         try:
-            yield connection.stub
+            yield connection
             self._was_let_in = True
         except grpc.RpcError as error:
             raise self._failed(connection, transport_error(error)) from None
+        except DecodeError:
+            raise TransportError(Failure.UNREACHABLE, "the answer holds bytes that are no message") from None
         except ValueError:
             # gRPC's word for a channel that was closed before the call began.
             if not self._closed:
@@ -217,16 +233,18 @@ class GrpcTransport:
         return _Connection(grpc.secure_channel(self._address, credentials, _OPTIONS), state)
 
     def manifest(self, timeout: float) -> worker_pb2.Manifest:
-        with self._connected() as stub:
-            return stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
+        with self._connected() as connection:
+            return connection.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
 
-    def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
-        with self._connected() as stub:
-            call = stub.Multiply(request_messages(request), timeout=timeout)
+    def multiply(
+        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+    ) -> Generator[int, None, None]:
+        with self._connected() as connection:
+            call = connection.multiply(request_messages(request), timeout=timeout)
             try:
-                return read_answer(request, call)
+                yield from read_rows(request, call, answer)
             finally:
-                call.cancel()  # an answer that went on for too long would keep coming
+                call.cancel()  # an answer that went on for too long, or is a lie, would keep coming
 
     def close(self) -> None:
         with self._lock:

@@ -104,6 +104,14 @@ class MaskingSection(Section):
     retry_seconds: float = Field(
         60.0, ge=0, description="Seconds to keep trying when no worker of an operator answers."
     )
+    micro_batches_in_flight: int = Field(
+        2,
+        ge=1,
+        description="Micro-batches of a step that wait for workers side by side, so that network, workers "
+        "and client work at once; training.gradient_accumulation_steps at most. What is trained is the same "
+        "to the last bit whatever the number. Each keeps its activations in the client's memory, so 1 needs "
+        "the least. Where the client computes on a GPU, it is 1.",
+    )
 
 
 class OperatorSection(Section):

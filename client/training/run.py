@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.disk import disk_errors_are_clear
-from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
@@ -163,11 +163,17 @@ class _Run:
         try:
             return self._finish(prices, stop, record)
         finally:
-            if self._multiplier is not None:
-                self._multiplier.close()
+            self._close()
+
+    def _close(self) -> None:
+        if self._multiplier is not None:
+            self._multiplier.close()
 
     def _finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:
         validation = self._data.validation
+        # Where nothing waits for workers, side by side would gain nothing.
+        remote = isinstance(self._multiplier, RemoteMultiplier)
+        in_flight = self._recipe.masking.micro_batches_in_flight if remote else 1
         checkpoint = self._folder.newest_checkpoint()
         # Kept with the newest checkpoint or, before the first one, with the figures before training.
         kept = self._folder.state.get("so_far", {}) if checkpoint is None else read_json(checkpoint / FIGURES)
@@ -181,7 +187,12 @@ class _Run:
             self._data.train,
             validation,
             self._this_process,
+            in_flight,
+            self._close,
         )
+        several = min(in_flight, self._recipe.training.gradient_accumulation_steps) > 1
+        if several and trainer.one_at_a_time is not None:
+            self._observer.say(f"only one micro-batch is in flight at a time: {trainer.one_at_a_time}")
         trainer.add_callback(DivergenceWarning(self._observer.say))
         before = self._before(trainer)
 

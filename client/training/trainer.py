@@ -1,14 +1,17 @@
 """Hugging Face's trainer, so that what a run computes depends on nothing but its recipe.
 
-Three things differ from the stock trainer: the order of the examples follows from the epoch's number
-alone, measuring leaves the random number generators as they were, and checkpoints appear whole.
+Four things differ from the stock trainer: the order of the examples follows from the epoch's number
+alone, the micro-batches of a step draw random numbers each of its own, so that several can be in flight,
+measuring leaves the random number generators as they were, and checkpoints appear whole.
 """
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import AutocastKwargs
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -22,6 +25,7 @@ from transformers import (
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
 
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import Split
@@ -30,6 +34,7 @@ from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler
 from blindtune.client.training.figures import Figures
+from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.metrics import metrics_of
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
 
@@ -106,6 +111,9 @@ class RecipeTrainer(Trainer):
         train: what to train on; None to measure only.
         validation: what to measure while training, when the recipe says so.
         so_far: figures of the run when a checkpoint is written, kept with it.
+        in_flight: how many micro-batches of a step may wait for workers at once. What is trained does not
+            depend on it.
+        abandon: ends all waiting for workers; called when an interrupt ends the training at once.
     """
 
     def __init__(
@@ -117,6 +125,8 @@ class RecipeTrainer(Trainer):
         train: Split | None,
         validation: Split | None = None,
         so_far: Callable[[], Figures] = Figures,
+        in_flight: int = 1,
+        abandon: Callable[[], None] = lambda: None,
     ) -> None:
         self._recipe = recipe
         self._metrics = metrics_of(recipe.data.task)
@@ -125,6 +135,9 @@ class RecipeTrainer(Trainer):
         self._after_step: checkpoints.RandomState | None = None
         self._measuring = False
         self._this_step = Figures()
+        self._micro_batches = MicroBatches(in_flight, abandon)
+        self._step: list[Any] = []
+        self._losses: deque[torch.Tensor] = deque()
         self.trained = Figures()
         collator: Any
         if recipe.data.task == "classification":
@@ -143,6 +156,21 @@ class RecipeTrainer(Trainer):
         )
         self.remove_callback(PrinterCallback)
         self.add_callback(_AfterStep(self))
+        # Autocast keeps casts of the parameters, and forgets them when any thread leaves it: a layer that is
+        # used twice would get its gradients in one sum or in two, by what other micro-batches do meanwhile.
+        self.accelerator.autocast_handler = AutocastKwargs(cache_enabled=False)
+        if self.one_at_a_time is not None:
+            self._micro_batches.limit = 1
+
+    @property
+    def one_at_a_time(self) -> str | None:
+        """Why only one micro-batch can be in flight; None where several can."""
+        if self.args.device.type != "cpu":
+            # Torch's own threads do the backward pass there, and they know nothing of a baton.
+            return f"the client computes on {self.args.device.type}"
+        if self.args.optim in (OptimizerNames.LOMO, OptimizerNames.ADALOMO):
+            return f"training.optim {self.args.optim} changes the adapter while the gradients are computed"
+        return None
 
     def measure(self, split: Split) -> dict[str, float]:
         """The task's figures on some examples; see `blindtune.client.training.metrics`."""
@@ -212,11 +240,28 @@ class RecipeTrainer(Trainer):
         with checkpoints.damage_is_clear(Path(checkpoint)):
             super()._load_rng_state(checkpoint)
 
+    def get_batch_samples(self, *args: Any, **options: Any) -> tuple[list[Any], Any]:
+        self._step, items = super().get_batch_samples(*args, **options)
+        self._losses.clear()
+        return self._step, items
+
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
+        # The stock loop asks for one micro-batch after the other; at the first, all of its step are computed.
+        if not self._losses:
+            stock = super().training_step
+
+            def computation(micro_batch: Any) -> Callable[[], torch.Tensor]:
+                return lambda: stock(model, micro_batch, *args, **options)
+
+            self._losses.extend(self._compute(model, [computation(x) for x in self._step]))
         mask = inputs["attention_mask"]
-        loss = super().training_step(model, inputs, *args, **options)
         self._this_step += Figures(tokens=int(mask.sum()), padded_tokens=mask.numel())
-        return loss
+        return self._losses.popleft()
+
+    def _compute(self, model: Any, step: Sequence[Callable[[], torch.Tensor]]) -> list[torch.Tensor]:
+        if len(step) == 1:
+            return [step[0]()]  # as the stock trainer does, random numbers included
+        return self._micro_batches.run([x for x in model.parameters() if x.requires_grad], step)
 
     def _reduce(self, logits: Any, labels: torch.Tensor) -> torch.Tensor:
         return self._metrics.reduce(logits[0] if isinstance(logits, tuple) else logits, labels)

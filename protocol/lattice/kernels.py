@@ -16,12 +16,22 @@ Then tiles side by side meet the operand, so that its rows, which lie far apart,
 from typing import Any
 
 import numpy as np
-from numba import uint32
+from numba import int64, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.lattice.transform import LANES, inverse, reduce_sum
+from blindtune.protocol.lattice.transform import inverse, reduce_sums
+from blindtune.protocol.lattice.vectors import (
+    LANES,
+    add,
+    even_words,
+    load,
+    multiply_signed,
+    odd_words,
+    repeated_half,
+    store,
+)
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.row_blocks import for_row_blocks
@@ -31,24 +41,39 @@ __all__ = ["mask_rows", "mask_with", "unmask_rows", "unmask_with"]
 _Q = np.uint32(MODULUS)
 _HALF = np.uint32((MODULUS - 1) // 2)
 _TILES = 16  # side by side
+_STRIDE = DEGREE * LANES + LANES  # between tiles, so that a coefficient of all of them fits the first cache
 
 
 @kernel
-def _pointwise(packed, factors, ranks, tile):  # type: ignore[no-untyped-def]
-    for j in range(DEGREE):
-        for f in range(LANES):
-            total = np.int64(0)
+def _ring_tiles(packed, factors, ranks, tiles):  # type: ignore[no-untyped-def]
+    """The products of some tiles with one block's S."""
+    for t in range(packed.shape[0]):
+        tile = packed[t]
+        for j in range(DEGREE):
+            even, odd = repeated_half(int64(0)), repeated_half(int64(0))
             # The length of a tuple belongs to its type, so the compiler unrolls this loop.
             for rank in range(len(ranks)):
-                total += np.int64(packed[rank, j, f]) * np.int64(factors[rank, j])
-            tile[j, f] = reduce_sum(total)
+                words = load(tile, (rank * DEGREE + j) * LANES)
+                factor = repeated_half(int64(factors[rank, j]))
+                even = add(even, multiply_signed(even_words(words), factor))
+                odd = add(odd, multiply_signed(odd_words(words), factor))
+            store(tiles, t * _STRIDE + j * LANES, reduce_sums(even, odd))
+        inverse(tiles, t * _STRIDE)
 
 
 @kernel
-def _place(tile, rows, column):  # type: ignore[no-untyped-def]
-    for j in range(DEGREE):
-        for f in range(LANES):
-            rows[j, column + f] = tile[j, f]
+def _row_of(tiles, count, r, row):  # type: ignore[no-untyped-def]
+    """Puts coefficient r of some tiles side by side."""
+    for t in range(count):
+        store(row, t * LANES, load(tiles, t * _STRIDE + r * LANES))
+
+
+@kernel
+def _aligned(words):  # type: ignore[no-untyped-def]
+    """New words that begin where a line of the cache does."""
+    memory = np.empty(words + LANES, np.uint32)
+    skip = (-memory.ctypes.data // 4) % LANES
+    return memory[skip : skip + words]
 
 
 @kernel
@@ -81,44 +106,37 @@ def _unmask_some(y, mask, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _ring_rows(packed, factors, ranks, tile, rows):  # type: ignore[no-untyped-def]
-    """The products of some tiles with one block's S, as 256 rows."""
-    for t in range(packed.shape[0]):
-        _pointwise(packed[t], factors, ranks, tile)
-        inverse(tile)
-        _place(tile, rows, LANES * t)
-
-
-@kernel
 def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
-    tile = np.empty((DEGREE, LANES), np.uint32)
-    rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
+    tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
     for t in range(start, stop, _TILES):
         end = min(t + _TILES, stop)
         i, k = t * LANES, min(end * LANES, out.shape[1])
         for b in range(runs.shape[0]):
-            _ring_rows(packed[t:end], factors[b], ranks, tile, rows)
+            _ring_tiles(packed[t:end], factors[b], ranks, tiles)
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                _mask_row(x[row + r, i:k], e[row + r, i:k], rows[first + r], out[row + r, i:k])
+                _row_of(tiles, end - t, first + r, mask)
+                _mask_row(x[row + r, i:k], e[row + r, i:k], mask, out[row + r, i:k])
         for r in range(rest.shape[0]):
-            rest[r, i:k] = rows[DEGREE - rest.shape[0] + r, : k - i]
+            _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
+            rest[r, i:k] = mask[: k - i]
 
 
 @kernel
 def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: ignore[no-untyped-def]
-    tile = np.empty((DEGREE, LANES), np.uint32)
-    rows = np.empty((DEGREE, LANES * _TILES), np.uint32)
+    tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
     for t in range(start, stop, _TILES):
         end = min(t + _TILES, stop)
         i, k = t * LANES, min(end * LANES, out.shape[1])
         for b in range(runs.shape[0]):
-            _ring_rows(packed[t:end], factors[b], ranks, tile, rows)
+            _ring_tiles(packed[t:end], factors[b], ranks, tiles)
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                _unmask_row(y[row + r, i:k], rows[first + r], out[row + r, i:k])
+                _row_of(tiles, end - t, first + r, mask)
+                _unmask_row(y[row + r, i:k], mask, out[row + r, i:k])
         for r in range(rest.shape[0]):
-            rest[r, i:k] = rows[DEGREE - rest.shape[0] + r, : k - i]
+            _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
+            rest[r, i:k] = mask[: k - i]
 
 
 def _read_only(x: NDArray[Any]) -> NDArray[Any]:

@@ -1,51 +1,83 @@
 """Centred binomial noise B(eta) from a 32-byte key: ChaCha20 (RFC 8439), seekable by row.
 
-    sample(row r, column i) = popcount(bits 0 ... eta-1) - popcount(bits eta ... 2 eta - 1)
-                              of the 64-bit little-endian word number r w + i of the key stream,
-                              w = columns, rounded up to a multiple of 8
+    sample = (number of ones among 2 eta bits) - eta
 
-Sums of independent bits have mean 0 and variance eta/2. A sample takes one word whatever its value, so
-nothing about the noise shows in how much of the stream was used. w makes each row begin with a
-64-byte block of the stream, where ChaCha20 can start.
+An inverted bit is as random as the bit, so this is the difference of two sums of eta bits: mean 0,
+variance eta/2. The bits of a sample have fixed places, so nothing about the noise shows in how much of the
+stream was used, and no bit belongs to two samples.
+
+Sixteen blocks of 16 words of 4 bytes are a *batch*, in which every word number j has 64 bytes
+(j, 0) ... (j, 63), in the order of the stream. With 2 eta = 8 b + r, r < 8, a batch gives 64 g samples, g
+as large as there is room: sample 64 i + p of a batch, i < g, has
+
+    all bits of bytes (b i, p) ... (b i + b - 1, p),    and bits r i ... r i + r - 1 of byte (15, p)
+
+For eta = 21, b = 5, r = 2, g = 3: a batch gives 192 samples, and 504 of 512 bits are used. Row t of a
+matrix begins with batch t w, where w batches hold a row.
 """
 
 import numpy as np
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
-from numba import types, uint64
-from numba.extending import intrinsic
+from numba import uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
+from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.lattice.keystream import BLOCK_WORDS, BLOCKS, key_stream
+from blindtune.protocol.lattice.vectors import (
+    LANES,
+    add,
+    bits_and,
+    count_ones,
+    load,
+    repeated,
+    shift_right,
+    store,
+    subtract_bytes,
+)
 from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["centred_binomial"]
 
-_BLOCK = 8  # words in one block of ChaCha20
-_WORDS_AT_ONCE = 1 << 14  # 128 KiB, which stay in the cache between the cipher and the counting
+_GROUP = 4 * BLOCKS  # samples side by side
 
 
-@intrinsic
-def _ones(context, word):  # type: ignore[no-untyped-def]
-    """The number of ones in a 64-bit word, in one instruction."""
-
-    def generate(context, builder, signature, arguments):  # type: ignore[no-untyped-def]
-        return builder.ctpop(arguments[0])
-
-    return types.uint64(types.uint64), generate
+def _places(eta: int) -> tuple[int, int, int]:
+    """b, r and g of the definition."""
+    whole, rest = divmod(2 * eta, 8)
+    groups = [(BLOCK_WORDS - (rest > 0)) // whole] if whole else []
+    return whole, rest, min([*groups, 8 // rest] if rest else groups)
 
 
 @kernel
-def _sample(words, eta, out):  # type: ignore[no-untyped-def]
-    # a - b = a + (eta - b) - eta: inverting the second half of the bits leaves one sum to count.
-    kept = (uint64(1) << uint64(2 * eta)) - uint64(1) if eta < 32 else ~uint64(0)
-    inverted = kept ^ ((uint64(1) << uint64(eta)) - uint64(1))
-    for r in range(out.shape[0]):
-        for i in range(out.shape[1]):
-            out[r, i] = np.int8(np.int64(_ones((words[r, i] & kept) ^ inverted)) - eta)
+def _sample(key, batch, places, eta, columns, out):  # type: ignore[no-untyped-def]
+    """Whole rows of so many samples from a batch on; both arrays have one dimension."""
+    whole, rest, groups = places
+    words, samples = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty(_GROUP, np.int8)
+    mask = repeated(uint32(((1 << rest) - 1) * 0x01010101))
+    for row in range(0, out.shape[0], columns):
+        for start in range(0, columns, groups * _GROUP):
+            key_stream(key, uint32(batch * BLOCKS), words)
+            batch += 1
+            for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
+                ones = count_ones(
+                    bits_and(shift_right(load(words, LANES * (BLOCK_WORDS - 1)), uint32(rest * i)), mask)
+                )
+                # A byte counts at most 64, so sums of bytes do not carry.
+                for j in range(whole * i, whole * i + whole):
+                    ones = add(ones, count_ones(load(words, LANES * j)))
+                ones = subtract_bytes(ones, eta)
+                first = start + _GROUP * i
+                if first + _GROUP <= columns:
+                    store(out, row + first, ones)
+                else:
+                    store(samples, 0, ones)
+                    for p in range(columns - first):
+                        out[row + first + p] = samples[p]
 
 
-def centred_binomial(key: bytes, first_row: int, rows: int, columns: int, eta: int) -> NDArray[np.int8]:
+def centred_binomial(
+    key: bytes, first_row: int, rows: int, columns: int, eta: int, out: NDArray[np.int8] | None = None
+) -> NDArray[np.int8]:
     """Some rows of a matrix of independent samples from B(eta).
 
     Args:
@@ -54,29 +86,30 @@ def centred_binomial(key: bytes, first_row: int, rows: int, columns: int, eta: i
         rows: number of rows.
         columns: number of columns of the whole matrix, on which its elements depend.
         eta: 1 ... 32.
+        out: int8 [rows, columns], contiguous; receives the samples.
 
     Returns:
         int8 [rows, columns], in -eta ... eta.
 
     Raises:
-        ValueError: the matrix is larger than a key stream.
+        ValueError: the matrix is larger than a key stream, the key does not have 32 bytes, or ``out`` is no
+            such array.
     """
-    width = -(-columns // _BLOCK)  # in blocks
-    if (first_row + rows) * width > 1 << 32:
+    if len(key) != KEY_BYTES:
+        raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
+    places = _places(eta)
+    width = -(-columns // (places[2] * _GROUP))  # in batches
+    if (first_row + rows) * width * BLOCKS > 1 << 32:
         raise ValueError(f"{first_row + rows} rows of {columns} samples are more than one key stream")
-    out = np.empty((rows, columns), np.int8)
+    if out is None:
+        out = np.empty((rows, columns), np.int8)
+    if out.shape != (rows, columns) or out.dtype != np.int8 or not out.flags.c_contiguous:
+        raise ValueError(f"{rows} rows of {columns} samples do not fit the array for them")
+    words, flat = np.frombuffer(key, np.uint32), out.reshape(-1)
 
     def some_rows(start: int, stop: int) -> None:
-        step = min(stop - start, max(1, _WORDS_AT_ONCE // (width * _BLOCK)))
-        words = np.empty((step, width * _BLOCK), np.uint64)
-        zeros = bytes(words.nbytes)
-        for row in range(start, stop, step):
-            count = min(step, stop - row)
-            counter = ((first_row + row) * width).to_bytes(4, "little")
-            encryptor = Cipher(ChaCha20(key, counter + bytes(12)), mode=None).encryptor()
-            part = words[:count]
-            encryptor.update_into(memoryview(zeros)[: part.nbytes], part.data.cast("B"))
-            _sample(part, eta, out[row : row + count])
+        batch = (first_row + start) * width
+        _sample(words, batch, places, eta, columns, flat[start * columns : stop * columns])
 
     if out.size:
         for_row_blocks(rows, columns, some_rows)

@@ -52,7 +52,7 @@ class LatticeParameters:
         if not 1 <= self.rank <= MAX_RANK:
             raise ValueError(f"the rank must be 1 ... {MAX_RANK}, not {self.rank}")
         if not 1 <= self.eta <= 32:
-            raise ValueError(f"eta must be 1 ... 32, so that a noise sample takes 64 bits, not {self.eta}")
+            raise ValueError(f"eta must be 1 ... 32, for which noise can be drawn, not {self.eta}")
 
     @property
     def dimension(self) -> int:

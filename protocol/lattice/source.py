@@ -127,7 +127,7 @@ class LatticeSource(MaskSource):
         runs = stock.draw(product, rows)
         masked, noise = np.empty((rows, columns), np.uint32), np.empty((rows, columns), np.int8)
         for run in runs:
-            noise[run.rows] = run.noise(columns)
+            run.noise(noise[run.rows])
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
             mask_rows(packed, factors, bounds, operand, noise, masked, rest)

@@ -88,9 +88,9 @@ class Run:
         """The operand's rows."""
         return slice(self.row, self.row + self.count)
 
-    def noise(self, columns: int) -> NDArray[np.int8]:
-        """E for these rows: int8 [count, columns]."""
-        return centred_binomial(self.block.noise_key, self.first, self.count, columns, self.block.eta)
+    def noise(self, out: NDArray[np.int8]) -> None:
+        """Draws E for these rows into int8 [count, columns]."""
+        centred_binomial(self.block.noise_key, self.first, self.count, out.shape[1], self.block.eta, out)
 
 
 class Stock:

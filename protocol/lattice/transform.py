@@ -10,26 +10,45 @@ a loop over 16 contiguous words, which compilers turn into vector instructions. 
 0 ... q - 1. The sum of two fits 32 bits, and min(x, x - q) modulo 2^32 reduces it: if x < q, x - q wraps
 around to something larger. Casts are written out because numba widens all arithmetic to 64 bits.
 
-Products are Montgomery's (1985) with constants w = 2^32 z mod q and w' = w / q mod 2^32 (Seiler 2018):
+Forward, products are Montgomery's (1985) with constants w = 2^32 z mod q and w' = w / q mod 2^32
+(Seiler 2018):
 
     t = b w,    m = b w' mod 2^32,    b z = (t - m q) / 2^32 = hi(t) - hi(m q)   (mod q)
 
-The low words of t and m q are equal, so only high words are subtracted, and both are below q.
+The low words of t and m q are equal, so only high words are subtracted, and both are below q. Back, where
+all time goes, they are Shoup's, with z' = floor(2^32 z / q):
+
+    b z = b z - hi(b z') q   (mod q),      0 <= b z - hi(b z') q < q + b q / 2^32 < 2 q < 2^32
+
+so that only low words are subtracted, for which vectors need fewer instructions.
 """
 
 import numpy as np
-from numba import njit, uint32, uint64
+from numba import int64, njit, uint32, uint64
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
+from blindtune.protocol.lattice.vectors import (
+    LANES,
+    add,
+    even_words,
+    high_words,
+    least,
+    load,
+    low_words,
+    multiply,
+    multiply_low,
+    odd_words,
+    repeated,
+    repeated_half,
+    store,
+    subtract,
+)
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred
 
-__all__ = ["LANES", "PSI", "forward", "inverse", "reduce_sum", "reversed_bits", "transformed"]
-
-LANES = 16
-"""Ring elements in a tile."""
+__all__ = ["LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
 
 _GENERATOR = 11  # of the multiplicative group mod q, whose order is 2^12 * 3 * 5 * 7 * 4993
 PSI = pow(_GENERATOR, (MODULUS - 1) // (2 * DEGREE), MODULUS)
@@ -54,7 +73,9 @@ def _constants(z: list[int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
 
 _ROOTS = [pow(PSI, reversed_bits(j), MODULUS) for j in range(DEGREE)]
 _W, _W1 = _constants(_ROOTS)
-_V, _V1 = _constants([pow(x, -1, MODULUS) for x in _ROOTS])
+_INVERSE_ROOTS = [pow(x, -1, MODULUS) for x in _ROOTS]
+_Z = np.array(_INVERSE_ROOTS, np.uint32)
+_Z1 = np.array([x * _WORD // MODULUS for x in _INVERSE_ROOTS], np.uint32)
 _SCALE, _SCALE1 = _constants([_WORD * pow(DEGREE, -1, MODULUS) % MODULUS])
 
 
@@ -69,16 +90,39 @@ def _times(b, w, w1):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def reduce_sum(total):  # type: ignore[no-untyped-def]
-    """total / 2^32 mod q, for an int64 of magnitude below 2^32 q.
+def _once_less(x):  # type: ignore[no-untyped-def]
+    """x mod q for words below 2 q."""
+    return least(x, subtract(x, repeated(_Q)))
 
-    The high word lies in -q ... q - 1, so one correction makes it a residue.
+
+@njit(inline="always")
+def _once_more(x):  # type: ignore[no-untyped-def]
+    """x mod q for differences of residues, which are negative numbers modulo 2^32 or below q."""
+    return least(x, add(x, repeated(_Q)))
+
+
+@njit(inline="always")
+def _high_products(a, b):  # type: ignore[no-untyped-def]
+    """The high words of products of sixteen words with a word."""
+    b = repeated_half(int64(b))
+    return high_words(multiply(even_words(a), b), multiply(odd_words(a), b))
+
+
+@njit(inline="always")
+def _vector_times(b, z, z1):  # type: ignore[no-untyped-def]
+    """b z mod q for any sixteen words b and a constant z, given with z'."""
+    quotient = _high_products(b, z1)
+    return _once_less(subtract(multiply_low(b, repeated(z)), multiply_low(quotient, repeated(_Q))))
+
+
+@njit(inline="always")
+def reduce_sums(even, odd):  # type: ignore[no-untyped-def]
+    """total / 2^32 mod q, for sixteen int64 totals of magnitude below 2^32 q, in two halves.
+
+    High words lie in -q ... q - 1, so one correction makes them residues.
     """
-    m = uint32(uint32(total) * _INVERSE)
-    high = uint32(total >> 32)
-    high = min(high, uint32(high + _Q))
-    difference = uint32(high - uint32((uint64(m) * uint64(_Q)) >> uint64(32)))
-    return min(difference, uint32(difference + _Q))
+    m = multiply_low(low_words(even, odd), repeated(_INVERSE))
+    return _once_more(subtract(_once_more(high_words(even, odd)), _high_products(m, _Q)))
 
 
 @kernel
@@ -99,19 +143,24 @@ def forward(tile):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def inverse(tile):  # type: ignore[no-untyped-def]
-    """Transforms a tile back in place, and leaves it n times too large."""
+def inverse(tile, at):  # type: ignore[no-untyped-def]
+    """Transforms a tile back in place, and leaves it n times too large.
+
+    Args:
+        tile: uint32, of one dimension.
+        at: where the tile's 256 times 16 words begin.
+    """
     length = 1
     while length < DEGREE:
         groups = DEGREE // (2 * length)
         for g in range(groups):
-            w, w1 = _V[groups + g], _V1[groups + g]
-            for j in range(2 * length * g, 2 * length * g + length):
-                for f in range(LANES):
-                    a, b = tile[j, f], tile[j + length, f]
-                    plus, minus = uint32(a + b), uint32(a - b)
-                    tile[j, f] = min(plus, uint32(plus - _Q))
-                    tile[j + length, f] = _times(min(minus, uint32(minus + _Q)), w, w1)
+            z, z1 = _Z[groups + g], _Z1[groups + g]
+            first = at + 2 * length * LANES * g
+            for j in range(first, first + length * LANES, LANES):
+                a, b = load(tile, j), load(tile, j + length * LANES)
+                store(tile, j, _once_less(add(a, b)))
+                # a - b + q lies in 1 ... 2 q - 1, which a product with a constant takes as it is.
+                store(tile, j + length * LANES, _vector_times(add(subtract(a, b), repeated(_Q)), z, z1))
         length *= 2
 
 

@@ -11,6 +11,7 @@ _VERIFICATION = "tests/unit/protocol/test_verification.py"
 _ONCE = "tests/unit/lattice/test_lattice_once.py"
 _SOURCE = "tests/unit/lattice/test_lattice_source.py"
 _OPERATOR = "tests/unit/client/test_operator.py"
+_BLOCKS = "tests/unit/client/test_operator_blocks.py"
 _POLICY = "tests/unit/client/test_policy.py"
 _HINTS = "tests/unit/client/test_hints.py"
 _KIT = "tests/unit/client/test_kit.py"
@@ -109,24 +110,24 @@ _SHARES = (
         "shares-narrow-mask",
         "a mask covers the low 16 bits only",
         "protocol/masks.py",
-        "masked = add(masked, mask)",
-        "masked = add(masked, mask & 0xFFFF)",
+        "hide(operand[some], parts, masked[some])",
+        "hide(operand[some], [part & 0xFFFF for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
         "shares-zero-rows-in-the-clear",
         "rows of zeros get no mask",
         "protocol/masks.py",
-        "masked = add(masked, mask)",
-        "masked = add(masked, mask * operand.any(axis=1)[:, None])",
+        "hide(operand[some], parts, masked[some])",
+        "hide(operand[some], [x * operand[some].any(axis=1)[:, None] for x in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
         "shares-zeros-in-the-clear",
         "single zeros get no mask",
         "protocol/masks.py",
-        "masked = add(masked, mask)",
-        "masked = add(masked, mask * (operand != 0))",
+        "hide(operand[some], parts, masked[some])",
+        "hide(operand[some], [part * (operand[some] != 0) for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
@@ -142,7 +143,7 @@ _SHARES = (
         "the share that is sent as rows carries a seed as well",
         "protocol/masks.py",
         "Share(self.operators - 1, masked)",
-        "Share(self.operators - 1, masked, seed)",
+        "Share(self.operators - 1, masked, seeds[0])",
         f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
     ),
     _one(
@@ -200,56 +201,58 @@ _UNIFORMITY = (
         "words-mod-q",
         "words are reduced mod q, and not rejected: small residues are twice as likely",
         "protocol/expansion.py",
-        "            stream = 0\n",
-        "            words %= np.uint32(MODULUS)\n            stream = 0\n",
+        "        if largest < uint32(MODULUS):\n",
+        "        for i in range(words.shape[0]):\n"
+        "            words[i] %= uint32(MODULUS)\n"
+        "        if largest < uint32(0xFFFFFFFF):\n",
         f"{_EXPANSION}::test_rows_with_rejected_words_follow_the_definition_element_by_element",
     ),
     _one(
         "top-bit-not-cleared",
         "32-bit words are reduced mod q",
         "protocol/expansion.py",
-        "    words &= np.uint32(0x7FFFFFFF)\n",
-        "    words %= np.uint32(MODULUS)\n",
+        "words[i] = words[i] & uint32(0x7FFFFFFF)\n",
+        "words[i] %= uint32(MODULUS)\n",
         f"{_EXPANSION}::test_expand_gives_the_keystream_of_rfc_8439",
     ),
     _one(
         "rejection-off-by-one",
         "q itself counts as a residue",
         "protocol/expansion.py",
-        "np.flatnonzero(words >= MODULUS)",
-        "np.flatnonzero(words > MODULUS)",
+        "while words[i] >= uint32(MODULUS):",
+        "while words[i] > uint32(MODULUS):",
         f"{_EXPANSION}::test_a_word_equal_to_q_is_rejected_and_q_minus_1_is_kept",
     ),
     _one(
         "mask-of-24-bits",
         "masks are narrower than q on both sides, so that results are right",
         "protocol/expansion.py",
-        "np.uint32(0x7FFFFFFF)",
-        "np.uint32(0x00FFFFFF)",
+        "words[i] = words[i] & uint32(0x7FFFFFFF)\n",
+        "words[i] = words[i] & uint32(0x00FFFFFF)\n",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
         "mask-of-16-bits",
         "masks have 16 bits on both sides",
         "protocol/expansion.py",
-        "np.uint32(0x7FFFFFFF)",
-        "np.uint32(0x0000FFFF)",
+        "words[i] = words[i] & uint32(0x7FFFFFFF)\n",
+        "words[i] = words[i] & uint32(0x0000FFFF)\n",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
         "mask-in-floating-point",
         "masks are drawn in float32 and rounded, which leaves their low bits zero",
         "protocol/expansion.py",
-        "    words &= np.uint32(0x7FFFFFFF)\n",
-        "    words[:] = words.astype(np.float32) * np.float32((MODULUS - 129) / 2**32)\n",
+        "words[i] = words[i] & uint32(0x7FFFFFFF)\n",
+        "words[i] = uint32(np.float32(words[i]) * np.float32((MODULUS - 129) / 2**32))\n",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
     ),
     _one(
         "one-mask-for-all-rows",
         "the row is missing from the nonce, so all rows of an operand have one mask",
         "protocol/expansion.py",
-        'row.to_bytes(8, "little")',
-        "bytes(8)",
+        "row = uint64(first_row) + uint64(r)\n",
+        "row = uint64(0)\n",
         f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
     ),
     _one(
@@ -271,9 +274,9 @@ _UNIFORMITY = (
     _one(
         "operand-beyond-q",
         "integers that no mask hides are masked nevertheless",
-        "protocol/residues.py",
-        "    require_centred(x)\n    return",
-        "    return",
+        "protocol/masks.py",
+        "        if exposed:\n            require_centred(operand)\n",
+        "",
         f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",
     ),
 )
@@ -336,7 +339,7 @@ _LATTICE = (
         "lattice-zero-noise",
         "E is zero, so that S follows by linear algebra",
         "protocol/lattice/source.py",
-        "noise[run.rows] = run.noise(columns)",
+        "run.noise(noise[run.rows])",
         "noise[run.rows] = 0",
         f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
     ),
@@ -484,11 +487,11 @@ _LATTICE = (
         (
             Edit(
                 "client/multiplier.py",
-                "        if errors:\n",
-                "        if errors:\n"
-                '            for run in getattr(masked, "_runs", None) or ():\n'
-                "                run.block.drawn = run.first\n"
-                "                masked._stock._blocks[product] = run.block\n",
+                "            if errors:\n",
+                "            if errors:\n"
+                '                for run in getattr(masked, "_runs", None) or ():\n'
+                "                    run.block.drawn = run.first\n"
+                "                    masked._stock._blocks[product] = run.block\n",
             ),
         ),
         ("tests/e2e/test_lattice.py::test_an_operand_that_failed_for_good_does_not_give_its_rows_back",),
@@ -506,6 +509,7 @@ _RETRIES = (
                 "            self._note_failure(worker, request, failure, detail)\n"
                 "            if request.share.seed is None:\n"
                 "                shape = request.share.residues.shape\n"
+                "                import numpy as np\n"
                 "                fresh = np.random.default_rng().integers(-21, 22, shape)\n"
                 "                fresh = (fresh + request.share.residues) % 2147389441\n"
                 "                share = replace(request.share, residues=fresh.astype(np.uint32))\n"
@@ -518,8 +522,8 @@ _RETRIES = (
         "retry-with-a-new-mask",
         "an operand whose operators failed is masked again by the multiplier",
         "client/multiplier.py",
-        "            raise errors[0]\n",
-        "            return self.multiply(operand, product)\n",
+        "                raise errors[0]\n",
+        "                return self.multiply(operand, product)\n",
         f"{_OPERATOR}::test_operators_that_swap_their_answers_end_the_run_without_replicas",
         f"{_GROUP}::test_an_operand_whose_operators_fail_is_sent_under_one_mask",
     ),
@@ -552,8 +556,8 @@ _RETRIES = (
             ),
             Edit(
                 "client/multiplier.py",
-                "self._operators[request.share.recipient].multiply",
-                "self._operators[-1 - request.share.recipient].multiply",
+                "self._operators[request.share.recipient].start",
+                "self._operators[-1 - request.share.recipient].start",
             ),
         ),
         (f"{_OPERATOR}::test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows",),
@@ -567,8 +571,8 @@ _RETRIES = (
             ),
             Edit(
                 "client/multiplier.py",
-                "self._operators[request.share.recipient].multiply",
-                "self._operators[0].multiply",
+                "self._operators[request.share.recipient].start",
+                "self._operators[0].start",
             ),
         ),
         (f"{_OPERATOR}::test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows",),
@@ -582,13 +586,13 @@ _RETRIES = (
             ),
             Edit(
                 "client/multiplier.py",
-                "        if errors:\n",
-                "        for place, answer in enumerate(answers):\n"
-                "            if answer.exception():\n"
-                "                other = self._operators[place - 1]\n"
-                "                answers[place] = pool.submit(other.multiply, requests[place], check)\n"
-                "        errors = [error for answer in answers if (error := answer.exception())]\n"
-                "        if errors:\n",
+                "            if errors:\n",
+                "            for place, answer in enumerate(answers):\n"
+                "                if answer.exception():\n"
+                "                    other = self._operators[place - 1]\n"
+                "                    answers[place] = other.start(requests[place], check)\n"
+                "            errors = [error for answer in answers if (error := answer.exception())]\n"
+                "            if errors:\n",
             ),
         ),
         (f"{_GROUP}::test_a_share_whose_operator_fails_goes_to_no_other",),
@@ -662,8 +666,8 @@ _CHECKS = (
         "no-verification",
         "answers are not verified",
         "client/operators/operator.py",
-        "        check.verify(request.share.residues, answer, vectors)\n",
-        "",
+        "        check.verify(operand[rows], answer[rows], vectors)\n",
+        "        pass\n",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
     ),
     Mutation(
@@ -672,16 +676,15 @@ _CHECKS = (
         (
             Edit(
                 "client/operators/operator.py",
-                "        check.verify(request.share.residues, answer, vectors)\n",
-                "",
+                "        check.verify(operand[rows], answer[rows], vectors)\n",
+                "        pass\n",
             ),
             Edit(
                 "client/multiplier.py",
-                "        return masked.unmask([answer.result() for answer in answers])\n\n    def statistics",
+                "        result = masked.unmask([answer.result() for answer in answers])\n",
                 "        result = masked.unmask([answer.result() for answer in answers])\n"
                 "        for request, answer in zip(requests, answers, strict=True):\n"
-                "            check.verify(request.share.residues, answer.result())\n"
-                "        return result\n\n    def statistics",
+                "            check.verify(request.share.residues, answer.result())\n",
             ),
         ),
         (f"{_GROUP}::test_nothing_is_unmasked_when_an_answer_is_wrong",),
@@ -690,49 +693,64 @@ _CHECKS = (
         "one-answer-verified",
         "only operands that travel as rows have their answer verified",
         "client/operators/operator.py",
-        "        check.verify(request.share.residues, answer, vectors)\n",
-        "        if request.share.seed is None:\n"
-        "            check.verify(request.share.residues, answer, vectors)\n",
+        "_verify(check, operand, answer, slice(verified, arrived), vectors)\n",
+        "request.share.seed or _verify(check, operand, answer, slice(verified, arrived), vectors)\n",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
+    ),
+    _one(
+        "first-message-verified",
+        "of the messages of an answer only the first is verified",
+        "client/operators/operator.py",
+        "_verify(check, operand, answer, slice(verified, arrived), vectors)\n",
+        "verified or _verify(check, operand, answer, slice(verified, arrived), vectors)\n",
+        f"{_BLOCKS}::test_a_wrong_row_fails_its_answer_at_once_wherever_it_is",
+    ),
+    _one(
+        "answer-without-its-last-rows",
+        "an answer is taken though the last rows never arrived",
+        "client/operators/operator.py",
+        "if verified != len(operand):",
+        "if verified > len(operand):",
+        f"{_BLOCKS}::test_a_transport_that_ends_before_the_last_row_gives_no_answer",
     ),
     _one(
         "first-row-verified",
         "only the first row of an answer is verified",
         "protocol/verification.py",
-        "    for r in range(start, stop):\n        largest",
-        "    for r in range(start, min(stop, start + 1)):\n        largest",
+        "    for r in range(start, stop):\n        if",
+        "    for r in range(start, min(stop, start + 1)):\n        if",
         f"{_VERIFICATION}::test_one_wrong_row_among_4097_is_caught_and_named",
     ),
     _one(
         "every-other-row-verified",
         "a sample of the rows is verified",
         "protocol/verification.py",
-        "    for r in range(start, stop):\n        largest",
-        "    for r in range(start, stop, 2):\n        largest",
+        "    for r in range(start, stop):\n        if",
+        "    for r in range(start, stop, 2):\n        if",
         f"{_VERIFICATION}::test_an_error_in_a_single_residue_is_caught_with_its_row",
     ),
     _one(
         "words-beyond-q-accepted",
         "the client accepts answers with words of q and more",
         "protocol/verification.py",
-        "if largest >= uint32(MODULUS):",
-        "if largest > uint32(0xFFFFFFFF):",
+        "if _largest(response[r]) >= uint32(MODULUS):",
+        "if _largest(response[r]) > uint32(0xFFFFFFFF):",
         f"{_VERIFICATION}::test_a_residue_plus_q_is_caught_though_it_is_congruent",
     ),
     _one(
         "q-accepted",
         "the client accepts q where 0 is right",
         "protocol/verification.py",
-        "if largest >= uint32(MODULUS):",
-        "if largest > uint32(MODULUS):",
+        "if _largest(response[r]) >= uint32(MODULUS):",
+        "if _largest(response[r]) > uint32(MODULUS):",
         f"{_VERIFICATION}::test_q_in_place_of_zero_is_caught",
     ),
     _one(
         "answer-reduced-before-the-check",
         "answers are reduced mod q before they are checked",
         "client/operators/operator.py",
-        "check.verify(request.share.residues, answer, vectors)",
-        "check.verify(request.share.residues, answer % np.uint32(2147389441), vectors)",
+        "check.verify(operand[rows], answer[rows], vectors)",
+        "check.verify(operand[rows], answer[rows] % answer.dtype.type(2147389441), vectors)",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
     ),
     _one(
@@ -924,16 +942,16 @@ _WORKER = (
         "worker-takes-any-word-in-the-last-block",
         "the worker multiplies words of q and more in the last block of an operand",
         "server/rows.py",
-        'rows} rows")\n    require_residues(block, "the operand")\n',
-        'rows} rows")\n',
+        'rows} rows")\n    yield block.checked()\n',
+        'rows} rows")\n    yield block._rows\n',
         f"{_SERVICE}::test_a_word_that_is_no_residue_is_refused_before_any_arithmetic",
     ),
     _one(
         "worker-takes-any-word-in-earlier-blocks",
         "the worker multiplies words of q and more in all blocks but the last",
         "server/rows.py",
-        '                require_residues(block, "the operand")\n                yield block\n',
-        "                yield block\n",
+        "                yield block.checked()\n",
+        "                yield block._rows\n",
         "tests/unit/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
     ),
     _one(

@@ -51,10 +51,10 @@ class Attempt:
     def __init__(self, ledger: "Ledger", client: str, worker: SimulatedWorker, request: WorkRequest) -> None:
         self._ledger, self._client, self._worker, self._request = ledger, client, worker, request
 
-    def answered(self, answer: NDArray[np.uint32]) -> None:
-        """The client holds an answer of the right size."""
-        share = self._request.share
-        truth = self._worker.true_answer(self._request.product, share.residues)
+    def arrived(self, answer: NDArray[np.uint32]) -> None:
+        """The client holds the first rows of an answer."""
+        operand = self._request.share.residues[: len(answer)]
+        truth = self._worker.true_answer(self._request.product, operand)
         if not np.array_equal(answer, truth):
             self._ledger.liars.add((self._client, self._worker))
 

@@ -17,6 +17,7 @@ import pytest
 from blindtune.client import multiplier
 from blindtune.client.operators import operator, policy, transport
 from blindtune.client.operators.policy import Failure, WorkerPolicy
+from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.lattice.stock import Stock
 from blindtune.protocol.masks import Share, ShareSource
@@ -107,16 +108,18 @@ def _answers_go_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
     waiting: list[Any] = []
     parked: dict[int, Any] = {}
 
-    def multiply(self: Any, request: Any, timeout: float) -> Any:
+    def multiply(self: Any, request: Any, timeout: float, answer: Any) -> Any:
         waiting.append(request)
         try:
-            answer = real(self, request, timeout)
+            for _ in real(self, request, timeout, answer):
+                pass
         finally:
             earlier = [x for x in waiting[: waiting.index(request)] if x.product == request.product]
             waiting.remove(request)
         if earlier:
-            parked.setdefault(id(earlier[0]), answer)
-        return parked.pop(id(request), answer)
+            parked.setdefault(id(earlier[0]), answer.copy())
+        answer[:] = parked.pop(id(request), answer)
+        yield len(answer)
 
     patch.setattr(SimulatedTransport, "multiply", multiply)
 
@@ -171,28 +174,30 @@ def _no_verification(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(CheckVectors, "verify", lambda *arguments: None)
 
 
+def _rows(messages: Any) -> bytes:
+    return b"".join(worker_pb2.MultiplyResponse.FromString(message).residues for message in messages)
+
+
 def _first_row_verified_only(patch: pytest.MonkeyPatch) -> None:
     real = CheckVectors.verify
 
-    def read(request: Any, messages: Any) -> Any:
-        data = b"".join(message.residues for message in messages)
-        answer = np.zeros((request.share.residues.shape[0], request.outputs), np.uint32)
-        whole = data[: answer.nbytes]
+    def read(request: Any, messages: Any, answer: Any) -> Any:
+        whole = _rows(messages)[: answer.nbytes]
         answer.data.cast("B")[: len(whole)] = whole
-        return answer
+        yield len(answer)
 
-    patch.setattr("simulation.transport.read_answer", read)
+    patch.setattr("simulation.transport.read_rows", read)
     patch.setattr(
         CheckVectors, "verify", lambda self, operand, response, n=1: real(self, operand[:1], response[:1], n)
     )
 
 
 def _length_of_answers_unchecked(patch: pytest.MonkeyPatch) -> None:
-    def read(request: Any, messages: Any) -> Any:
-        data = b"".join(message.residues for message in messages)
-        return np.frombuffer(data, "<u4").reshape(request.share.residues.shape[0], request.outputs)
+    def read(request: Any, messages: Any, answer: Any) -> Any:
+        answer[:] = np.frombuffer(_rows(messages), "<u4").reshape(answer.shape)
+        yield len(answer)
 
-    patch.setattr("simulation.transport.read_answer", read)
+    patch.setattr("simulation.transport.read_rows", read)
 
 
 def _words_beyond_the_modulus_accepted(patch: pytest.MonkeyPatch) -> None:

@@ -31,12 +31,14 @@ class Task:
     Attributes:
         owner: the process that it belongs to.
         done: whether it ended.
+        has_begun: whether it is past the point where it can still be called off.
         error: what it raised, if it did.
     """
 
     def __init__(self, scheduler: "Scheduler", function: Callable[[], Any], owner: str) -> None:
         self.owner = owner
         self.done = False
+        self.has_begun = True
         self.value: Any = None
         self.error: BaseException | None = None
         self._scheduler = scheduler
@@ -66,6 +68,13 @@ class Task:
         if error := self.exception():
             raise error
         return self.value
+
+    def cancel(self) -> bool:
+        """Calls it off if it has not begun; whether it did. As with a future."""
+        if self.has_begun:
+            return False
+        self.kill()
+        return True
 
     def kill(self) -> None:
         """Ends it where it waits; a task that has not begun never does."""
@@ -217,13 +226,16 @@ class Pool:
             while not self._free:
                 self._changed.wait()
             self._free -= 1
+            task.has_begun = True
             try:
                 return function(*arguments)
             finally:
                 self._free += 1
                 self._changed.notify()
 
-        return self._scheduler.spawn(run)
+        task = self._scheduler.spawn(run)
+        task.has_begun = False
+        return task
 
     def map(self, function: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
         tasks = [self.submit(function, item) for item in items]

@@ -1,6 +1,8 @@
 """Thousands of schedules, each of which replays from its seed (`make simulate ARGS="--seed N"`)."""
 
 from collections import Counter
+from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -51,6 +53,26 @@ def test_a_rolling_restart_with_a_single_worker_each_loses_no_step(assets: Asset
     outcome = World(schedule, assets).run()
     assert not outcome.violations
     assert outcome.lives == 1 and outcome.repeated
+
+
+@pytest.mark.parametrize("masking", ["shares", "lattice"])
+def test_four_micro_batches_in_flight_share_no_mask_and_give_the_same_adapter(
+    masking: Literal["shares", "lattice"], assets: Assets
+) -> None:
+    seen: Counter[str] = Counter()
+    for seed in range(12):
+        drawn = Schedule.of(seed)
+        workers = (2,) if masking == "lattice" else (2, 2)
+        faults = tuple(x for x in drawn.faults if (x.operator or 0) < len(workers) and (x.worker or 0) < 2)
+        job = Job(2, 4, 1 + seed % 5, seed % 4)
+        schedule = replace(
+            drawn, masking=masking, workers=workers, job=job, max_concurrent=8, protected=False, faults=faults
+        )
+        outcome = World(schedule, assets).run()
+        assert not outcome.violations, f"seed {seed}: {outcome.violations}"
+        seen["repeated"] += outcome.repeated
+        seen["quiet"] += not faults
+    assert seen["repeated"] and seen["quiet"]
 
 
 @pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.fault}: {plant.bug}")

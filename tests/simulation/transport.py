@@ -1,6 +1,6 @@
 """How the real client reaches simulated workers: the place of `GrpcTransport`."""
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import grpc
 import numpy as np
@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from support.transports import manifest_of
 
 from blindtune.client.kit import Kit
-from blindtune.client.operators.messages import WorkRequest, read_answer, request_messages
-from blindtune.client.operators.transport import transport_error
+from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
+from blindtune.client.operators.policy import Failure
+from blindtune.client.operators.transport import TransportError, transport_error
 from blindtune.proto import worker_pb2
 from blindtune.server.limits import Limits
 from simulation.ledger import Ledger
@@ -75,31 +76,31 @@ class SimulatedTransport:
         if not (link.up and self._worker.alive):
             raise _RpcError(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
 
-    def multiply(self, request: WorkRequest, timeout: float) -> NDArray[np.uint32]:
+    def multiply(
+        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+    ) -> Generator[int, None, None]:
         deadline = self._scheduler.now + timeout
-        messages = [message.SerializeToString() for message in request_messages(request)]
+        messages = list(request_messages(request))
         attempt = self._ledger.sent(self._client, self._worker, request, messages)
         try:
             self._connect(deadline)
             call = self._worker.open_call(self._client)
             sender = self._scheduler.spawn(lambda: _send(call, messages))
             try:
-                answer = read_answer(request, self._answer(call, deadline))
+                for rows in read_rows(request, self._answer(call, deadline), answer):
+                    attempt.arrived(answer[:rows])
+                    yield rows
             finally:
                 call.cancel()
                 sender.kill()
         except grpc.RpcError as error:
             raise transport_error(error) from None
-        attempt.answered(answer)
-        return answer
+        except DecodeError:
+            raise TransportError(Failure.UNREACHABLE, "no message") from None
 
-    def _answer(self, call: Call, deadline: float) -> Iterator[worker_pb2.MultiplyResponse]:
+    def _answer(self, call: Call, deadline: float) -> Iterator[bytes]:
         try:
-            for message in call.downlink.messages(deadline):
-                try:
-                    yield worker_pb2.MultiplyResponse.FromString(message)
-                except DecodeError:
-                    raise _RpcError(grpc.StatusCode.INTERNAL, "Exception deserializing response!") from None
+            yield from call.downlink.messages(deadline)
         except DeadlineExceeded:
             raise _RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
         except Broken:

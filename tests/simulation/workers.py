@@ -4,10 +4,8 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 import grpc
-from google.protobuf.message import DecodeError
 from support.lies import Rogue
 
-from blindtune.proto import worker_pb2
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
@@ -41,13 +39,9 @@ class Call:
         self.client = client
         self._active = True
 
-    def requests(self) -> Iterator[worker_pb2.MultiplyRequest]:
+    def requests(self) -> Iterator[bytes]:
         """What the client sends."""
-        for message in self.uplink.messages(FOREVER):
-            try:
-                yield worker_pb2.MultiplyRequest.FromString(message)
-            except DecodeError:
-                self.abort(grpc.StatusCode.INTERNAL, "Exception deserializing request!")
+        return self.uplink.messages(FOREVER)
 
     def cancel(self) -> None:
         """Ends the call for both sides; the client is told unless it is the one who left."""
@@ -221,7 +215,7 @@ class SimulatedWorker:
         answer = self.service.Multiply(call.requests(), context)
         try:
             for message in answer:
-                call.downlink.send(message.SerializeToString())
+                call.downlink.send(message)
             call.complete(grpc.StatusCode.OK)
         except _Aborted:
             call.complete(grpc.StatusCode.UNKNOWN)

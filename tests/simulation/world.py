@@ -42,15 +42,17 @@ __all__ = ["Assets", "Client", "Outcome", "World", "small_messages"]
 
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
+LEAST_BLOCK_ROWS = 2
 
 
 @contextmanager
 def small_messages() -> Iterator[None]:
     """Cuts operands and answers into many messages, although they are tiny."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(messages, "_CHUNK_BYTES", 300)
-        patch.setattr(rows, "_CHUNK_BYTES", 300)
+        patch.setattr(messages, "CHUNK_BYTES", 300)
+        patch.setattr(rows, "CHUNK_BYTES", 300)
         patch.setattr(rows, "_MOST_BLOCK_ROWS", 3)
+        patch.setattr("blindtune.client.operators.operator._LEAST_BLOCK_ROWS", LEAST_BLOCK_ROWS)
         patch.setattr(logging.getLogger("blindtune"), "disabled", True)
         for name in ("blindtune.server.service", "blindtune.client.operators.operator"):
             patch.setattr(logging.getLogger(name), "disabled", True)
@@ -135,7 +137,6 @@ class Client:
             WatchedSource(world.source(), world.ledger),
             self.operators,
             world.assets.kit,
-            executor=lambda size: Pool(scheduler, size),  # type: ignore[arg-type,return-value]
         )
 
         self.judged = _Judged(world, self.multiplier)
@@ -174,7 +175,8 @@ class _Judged(PrivateMultiplier):
         finally:
             # Each block of rows is tried for so long, and then once more at each worker, or eight times
             # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
-            blocks = -(-len(operand) // world.schedule.max_rows)
+            # Blocks are cut to fit a worker, and for replicas; at worst one is asked for after the other.
+            blocks = max(-(-len(operand) // world.schedule.max_rows), len(operand) // LEAST_BLOCK_ROWS)
             workers = max(world.schedule.workers)
             most = blocks * (RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0)
             if world.scheduler.now - started > most:

@@ -97,9 +97,9 @@ def parts(store: LayerStore, multiplier: Any, context: Context, rows: int) -> It
     service = WorkerService(store, Limits(), gate, multiplier)
     served: Any = context
     try:
-        answer = service.Multiply([worker_pb2.MultiplyRequest(header=header)], served)
+        answer = service.Multiply([worker_pb2.MultiplyRequest(header=header).SerializeToString()], served)
         for message in answer:
-            yield message.residues
+            yield worker_pb2.MultiplyResponse.FromString(message).residues
     finally:
         assert gate.inside == 0
 
@@ -170,8 +170,8 @@ def test_nothing_is_computed_for_a_client_that_has_gone(
     caplog.set_level("INFO", "blindtune")
     context = Context()
     departing = Departing(store, context)
-    ask(store, departing, context, rows=4000)  # four blocks
-    assert departing.sizes == [1024]
+    ask(store, departing, context, rows=4000)  # five blocks
+    assert departing.sizes == [256]
     [line] = [vars(record) for record in caplog.records if record.message == "multiply"]
     assert line["status"] == "CANCELLED"
 
@@ -216,7 +216,7 @@ store = LayerStore.from_layers([("w", layer)], model="wide")
 def digest(context):
     import hashlib
     found = hashlib.sha256()
-    for part in parts(store, None, context, 1024):
+    for part in parts(store, None, context, 1280):
         found.update(part)
     return found.hexdigest()
 
@@ -238,7 +238,7 @@ print(json.dumps({{"answers": answers, "halvings": Halvings.count}}))
 
 
 def test_a_process_without_memory_for_a_block_answers_all_the_same() -> None:
-    # A block of 1,024 rows and 8,192 outputs takes some 200 MB.
+    # The second block, of 1,024 rows and 8,192 outputs, takes some 200 MB.
     code = _UNDER_A_LIMIT.format(folders=[str(x) for x in Path(__file__).parents[:2]], megabytes=120)
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

@@ -261,29 +261,29 @@ def test_a_request_that_runs_while_the_client_changes_its_connection_is_finished
     header = tiny_header(store.fingerprint, seed=False)
     messages: Queue[worker_pb2.MultiplyRequest | None] = Queue()
     messages.put(worker_pb2.MultiplyRequest(header=header))
-    with transport._connected() as stub:
-        call = stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
+    with transport._connected() as connection:
+        call = connection.stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
         rotating.install(rotating.issue())
         # Another request fails: its time is up before it began.
         with pytest.raises(TransportError):
             transport.manifest(-1)
         with transport._connected() as fresh:
-            assert fresh is not stub
-            assert fresh.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE).model == "tiny"
+            assert fresh is not connection
+            assert fresh.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE).model == "tiny"
         messages.put(worker_pb2.MultiplyRequest(residues=bytes(32)))
         messages.put(None)
         assert b"".join(x.residues for x in call) == bytes(16)
     # Its last call has ended, so the old connection is closed.
     with pytest.raises(ValueError, match="closed channel"):
-        stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
+        connection.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
 
 
 def test_what_is_closed_stays_closed_and_says_so(worker: RunningWorker, transport: GrpcTransport) -> None:
     assert transport.manifest(PATIENCE).model == "tiny"
     with pytest.raises(TransportError, match="was closed"):
-        with transport._connected() as stub:
+        with transport._connected() as connection:
             transport.close()  # another thread does, just before the call
-            stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
+            connection.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
     with pytest.raises(TransportError, match="was closed"):
         transport.manifest(PATIENCE)
 
@@ -293,8 +293,8 @@ def test_closing_ends_calls_on_a_connection_that_was_exchanged_too(
 ) -> None:
     messages: Queue[worker_pb2.MultiplyRequest | None] = Queue()
     with pytest.raises(TransportError) as caught:
-        with transport._connected() as stub:
-            call = stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
+        with transport._connected() as connection:
+            call = connection.stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
             rotating.install(rotating.issue())
             with pytest.raises(TransportError):
                 transport.manifest(-1)

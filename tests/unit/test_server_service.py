@@ -354,7 +354,7 @@ def test_a_client_does_not_send_again_what_is_too_large(store: LayerStore, start
         store.fingerprint, Q31.name, QK_FORWARD, Share(0, residues(6, 16), Seed(KEY)), outputs=64
     )
     with pytest.raises(TransportError, match="OUT_OF_RANGE: the operand has 6 rows") as caught:
-        transport.multiply(request, PATIENCE)
+        list(transport.multiply(request, PATIENCE, np.empty((6, 64), np.uint32)))
     assert caught.value.failure is Failure.INCOMPATIBLE
     transport.close()
 
@@ -527,7 +527,7 @@ def test_a_client_that_goes_away_gives_its_place_back(store: LayerStore, start: 
     open_end.put(header(store, QK_FORWARD, 2000))
     open_end.put(rows_of(residues(1500, 16))[0])
     call = worker.stub.Multiply(iter(open_end.get, None))
-    assert len(next(call).residues) == 1024 * 64 * 4
+    assert len(next(call).residues) == 256 * 64 * 4
     assert worker.running.requests_inside == 1
     call.cancel()
     open_end.put(None)

@@ -210,9 +210,9 @@ def test_operands_longer_than_a_worker_takes_are_cut_for_its_own_rows(kit: Kit, 
         operator.connect()
     operand = _operand(FORWARD, rows=10)
     assert np.array_equal(multiplier.multiply(operand, FORWARD), _expected(honest, operand, FORWARD))
-    assert [len(request.share.residues) for request in workers[1].requests] == [4, 4, 2]
+    assert [len(request.share.residues) for request in workers[1].requests] == [3, 3, 4]
     seeds = [request.share.seed for request in workers[0].requests]
-    assert [seed.row_offset for seed in seeds if seed] == [0, 4, 8]
+    assert [seed.row_offset for seed in seeds if seed] == [0, 3, 6]
 
 
 def test_the_smallest_limit_of_all_replicas_counts(kit: Kit, honest: Multiplier) -> None:

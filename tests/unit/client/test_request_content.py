@@ -34,9 +34,7 @@ def test_a_request_says_what_the_contract_says_and_no_more(kit: Kit, honest: Mul
     group = LayerGroup(ATTENTION, kit, remote_multiplier(kit, [[worker] for worker in workers]))
     sent: list[list[bytes]] = []
     for worker in workers:
-        worker.before = lambda request: sent.append(
-            [x.SerializeToString() for x in request_messages(request)]
-        )
+        worker.before = lambda request: sent.append(list(request_messages(request)))
     outputs = group.forward(X)
     group.backward(outputs)
     assert len(sent) == 4

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from blindtune.client.operators.messages import WorkRequest, read_answer
-from blindtune.proto import worker_pb2
+from blindtune.client.operators.messages import WorkRequest, read_rows
+from blindtune.proto.rows import RESPONSE_ROWS
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.products import forward_products
@@ -16,8 +16,10 @@ REQUEST = WorkRequest("fingerprint", "q31", PRODUCT, Share(0, np.zeros((ROWS, 4)
 
 @pytest.mark.parametrize("rows", range(ROWS))
 def test_an_answer_that_ends_early_is_refused(rows: int) -> None:
-    answer = np.arange(ROWS * OUTPUTS, dtype=np.uint32).reshape(ROWS, OUTPUTS)
-    messages = [worker_pb2.MultiplyResponse(residues=row.tobytes()) for row in answer]
-    assert np.array_equal(read_answer(REQUEST, messages), answer)
+    right = np.arange(ROWS * OUTPUTS, dtype=np.uint32).reshape(ROWS, OUTPUTS)
+    messages = [RESPONSE_ROWS.message(right[i : i + 1]) for i in range(ROWS)]
+    answer = np.empty_like(right)
+    assert list(read_rows(REQUEST, messages, answer)) == list(range(1, ROWS + 1))
+    assert np.array_equal(answer, right)
     with pytest.raises(VerificationError, match=f"{rows * OUTPUTS * 4} bytes, not {ROWS * OUTPUTS * 4}"):
-        read_answer(REQUEST, messages[:rows])
+        list(read_rows(REQUEST, messages[:rows], answer))

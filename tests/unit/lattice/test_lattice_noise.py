@@ -8,30 +8,55 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2
 
-from blindtune.protocol.lattice.noise import centred_binomial
+from blindtune.protocol.lattice.noise import _places, centred_binomial
 
 KEY = bytes(range(100, 132))
 
 
 def from_the_definition(key: bytes, rows: int, columns: int, eta: int) -> np.ndarray:
-    width = -(-columns // 8) * 8
-    stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(8 * rows * width))
+    whole, rest = divmod(2 * eta, 8)
+    groups = max(g for g in range(17) if whole * g + (rest > 0) <= 16 and rest * g <= 8)
+    width = -(-columns // (64 * groups))
+    stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(1024 * rows * width))
+    # Batch, block, word, byte.
+    blocks = np.frombuffer(stream, np.uint8).reshape(-1, 16, 16, 4)
     out = np.empty((rows, columns), int)
     for r in range(rows):
-        for i in range(columns):
-            at = 8 * (r * width + i)
-            word = int.from_bytes(stream[at : at + 8], "little")
-            bits = [(word >> k) & 1 for k in range(64)]
-            out[r, i] = sum(bits[:eta]) - sum(bits[eta : 2 * eta])
+        for c in range(columns):
+            batch, place = divmod(c, 64 * groups)
+            i, p = divmod(place, 64)
+            words = blocks[r * width + batch, p // 4, :, p % 4].tolist()
+            bits = [(byte >> k) & 1 for byte in words[whole * i : whole * (i + 1)] for k in range(8)]
+            bits += [(words[15] >> k) & 1 for k in range(rest * i, rest * (i + 1))]
+            assert len(bits) == 2 * eta
+            out[r, c] = sum(bits) - eta
     return out
 
 
-@pytest.mark.parametrize("eta", [1, 2, 21, 31, 32])
-@pytest.mark.parametrize("columns", [1, 7, 8, 9, 50])
+@pytest.mark.parametrize("eta", range(1, 33))
+@pytest.mark.parametrize("columns", [1, 64, 65, 192, 193, 450])
 def test_samples_are_those_of_the_definition(eta: int, columns: int) -> None:
-    result = centred_binomial(KEY, 0, 5, columns, eta)
+    result = centred_binomial(KEY, 0, 3, columns, eta)
     assert result.dtype == np.int8
-    assert np.array_equal(result, from_the_definition(KEY, 5, columns, eta))
+    assert np.array_equal(result, from_the_definition(KEY, 3, columns, eta))
+
+
+@pytest.mark.parametrize("eta", range(1, 33))
+def test_no_bit_of_the_key_stream_belongs_to_two_samples(eta: int) -> None:
+    # Samples of one batch add up to the ones among their bits, each counted once.
+    whole, rest, groups = _places(eta)
+    assert whole * groups + (rest > 0) <= 16 and rest * groups <= 8 and 8 * whole + rest == 2 * eta
+    stream = Cipher(ChaCha20(KEY, bytes(16)), mode=None).encryptor().update(bytes(1024))
+    words = np.frombuffer(stream, np.uint32).reshape(16, 16).copy()
+    words[:, whole * groups : 15] = 0
+    if rest == 0:
+        words[:, whole * groups :] = 0
+    else:
+        words[:, 15] &= ((1 << rest * groups) - 1) * 0x01010101
+    ones = int(np.bitwise_count(words).sum())
+    samples = centred_binomial(KEY, 0, 1, 64 * groups, eta)
+    assert int((samples.astype(int) + eta).sum()) == ones
+    assert len(set(samples.reshape(-1, 64).view("V64").ravel().tolist())) == groups
 
 
 @settings(derandomize=True, deadline=None, max_examples=40)
@@ -50,6 +75,28 @@ def test_threads_and_pieces_do_not_change_the_samples(columns: int) -> None:
     together = centred_binomial(KEY, 3, 256, columns, 21)
     alone = [centred_binomial(KEY, 3 + row, 1, columns, 21) for row in range(256)]
     assert np.array_equal(together, np.concatenate(alone))
+
+
+def test_samples_go_into_the_array_that_is_given_and_nowhere_else() -> None:
+    around = np.full((9, 300), 99, np.int8)
+    result = centred_binomial(KEY, 4, 3, 300, 21, around[2:5])
+    assert np.shares_memory(result, around)
+    assert np.array_equal(around[2:5], centred_binomial(KEY, 4, 3, 300, 21))
+    assert np.all(np.delete(around, [2, 3, 4], axis=0) == 99)
+
+
+@pytest.mark.parametrize(
+    "out", [np.empty((3, 299), np.int8), np.empty((3, 300), np.uint8), np.empty((3, 600), np.int8)[:, ::2]]
+)
+def test_an_array_that_does_not_fit_is_refused(out: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="do not fit"):
+        centred_binomial(KEY, 0, 3, 300, 21, out)
+
+
+@pytest.mark.parametrize("length", [0, 16, 31, 33, 64])
+def test_a_key_of_another_length_is_refused(length: int) -> None:
+    with pytest.raises(ValueError, match=f"32 bytes, not {length}"):
+        centred_binomial(bytes(length), 0, 3, 300, 21)
 
 
 def test_other_keys_give_other_samples() -> None:
@@ -99,7 +146,7 @@ def test_no_samples_are_no_error(rows: int, columns: int) -> None:
 
 
 def test_a_key_stream_never_wraps_around() -> None:
-    last = (1 << 32) // 100 - 1
+    last = (1 << 32) // (16 * 5) - 1  # 800 samples take five batches of sixteen blocks
     assert centred_binomial(KEY, last, 1, 800, 21).shape == (1, 800)
     with pytest.raises(ValueError, match="more than one key stream"):
         centred_binomial(KEY, last, 2, 800, 21)

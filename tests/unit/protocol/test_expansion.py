@@ -5,12 +5,15 @@ import hmac
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.expansion import KEY_BYTES, Seed, _stream, derive_key, expand
+from blindtune.protocol.chacha20 import initial_state, key_stream
+from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand, expand_into
 from blindtune.protocol.parameters import MODULUS
 
 WORD = 0x7FFFFFFF
@@ -139,16 +142,46 @@ def test_the_reference_in_this_file_gives_the_keystream_of_rfc_8439(
         assert b"".join(w.to_bytes(4, "little") for w in words) == stream[64 * block : 64 * block + 64]
 
 
+def library_stream(key: bytes, counter: int, nonce: bytes, words: int) -> np.ndarray:
+    """Key stream from the ``cryptography`` package."""
+    encryptor = Cipher(ChaCha20(key, counter.to_bytes(4, "little") + nonce), mode=None).encryptor()
+    return np.frombuffer(encryptor.update(bytes(4 * words)), "<u4")
+
+
 @WITH_IDS
-def test_stream_gives_the_keystream_of_rfc_8439_with_top_bits_cleared(
-    key: bytes, counter: int, nonce: str, keystream: str
+def test_the_key_stream_is_that_of_rfc_8439(key: bytes, counter: int, nonce: str, keystream: str) -> None:
+    state = initial_state(key)
+    state[12] = counter
+    state[13:] = np.frombuffer(bytes.fromhex(nonce), "<u4")
+    words = np.empty(len(keystream) // 8, np.uint32)
+    key_stream(state, words)
+    assert words.tobytes().hex() == keystream
+
+
+@settings(derandomize=True, deadline=None, max_examples=200)
+@given(
+    key=st.binary(min_size=32, max_size=32),
+    nonce=st.binary(min_size=12, max_size=12),
+    counter=st.integers(0, (1 << 32) - 200),
+    words=st.one_of(st.integers(0, 1200), st.sampled_from([15, 16, 17, 255, 256, 257, 511, 512, 513])),
+)
+def test_the_key_stream_is_the_librarys_for_any_key_nonce_counter_and_length(
+    key: bytes, nonce: bytes, counter: int, words: int
 ) -> None:
-    expected = np.frombuffer(bytes.fromhex(keystream), "<u4") & WORD
-    stream = int.from_bytes(bytes.fromhex(nonce)[:4], "little")
-    row = int.from_bytes(bytes.fromhex(nonce)[4:], "little")
-    words = np.empty(16 * counter + expected.size, np.uint32)
-    _stream(key, row, stream, words)
-    assert np.array_equal(words[16 * counter :], expected)
+    state = initial_state(key)
+    state[12] = counter
+    state[13:] = np.frombuffer(nonce, "<u4")
+    out = np.full(words + 2, 12345, np.uint32)
+    key_stream(state, out[1:-1])
+    assert np.array_equal(out[1:-1], library_stream(key, counter, nonce, words))
+    assert out[0] == out[-1] == 12345, "words beside the array were written"
+
+
+def test_rows_are_expanded_where_they_lie_and_nothing_beside_them_is_touched() -> None:
+    whole = np.full((5, 300), 7, np.uint32)
+    expand_into(whole[1:4], COUNTING_KEY, 1 << 40)
+    assert np.array_equal(whole[1:4], expand(COUNTING_KEY, 1 << 40, 3, 300))
+    assert np.all(whole[[0, 4]] == 7)
 
 
 @pytest.mark.parametrize("vector", [v for v in PUBLISHED if v[0] != "2.3.2"], ids=lambda v: v[0])
@@ -204,9 +237,8 @@ def test_a_word_equal_to_q_is_rejected_and_q_minus_1_is_kept() -> None:
 def test_no_word_below_q_is_changed() -> None:
     columns = 4096
     expanded = expand(COUNTING_KEY, 0, 300, columns)
-    words = np.empty(columns, np.uint32)
     for row in range(300):
-        _stream(COUNTING_KEY, row, 0, words)
+        words = library_stream(COUNTING_KEY, 0, bytes(4) + row.to_bytes(8, "little"), columns) & WORD
         changed = np.flatnonzero(expanded[row] != words)
         assert np.array_equal(changed, np.flatnonzero(words >= MODULUS))
 

@@ -143,6 +143,48 @@ def test_any_finite_row_stays_within_any_budget(x: list[float], column: int) -> 
         assert square_sums(integers)[0] >= (isqrt(budget) - sqrt(len(x)) - 1) ** 2
 
 
+def by_definition(
+    x: np.ndarray, budget: int, column_scale: np.ndarray | None
+) -> tuple[list[list[int]], list[float]]:
+    """Integers and scales in Python's floats: sixteen interleaved sums, added in order."""
+    integers, scales = [], []
+    for row in x:
+        values = [float(v) for v in row]
+        if column_scale is not None:
+            values = [v * float(c) for v, c in zip(values, column_scale, strict=True)]
+        partial = [0.0] * 16
+        for i, value in enumerate(values):
+            partial[i % 16] += value * value
+        square = 0.0
+        for part in partial:
+            square += part
+        if square == 0:
+            integers.append([0] * len(values))
+            scales.append(np.inf)
+            continue
+        scale = (isqrt(budget) - len(values) ** 0.5 / 2) / sqrt(square)
+        while sum(round(v * scale) ** 2 for v in values) > budget:
+            scale *= 1.0 - 2.0**-30
+        integers.append([round(v * scale) for v in values])
+        scales.append(scale)
+    return integers, scales
+
+
+@EACH_KIND
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 127, 128, 129, 143, 144, 300, 1024])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_integers_and_scales_are_those_of_the_definition_to_the_bit(
+    kind: str, columns: int, scaled: bool
+) -> None:
+    x, budget = KINDS[kind](3, columns), square_budget(Q31, 2048 * 40 * 40)
+    x[1] = 0
+    column_scale = np.exp(gaussian(1, columns, seed=6)[0]).astype(np.float32) if scaled else None
+    integers, scales = quantize_rows(x, budget, column_scale)
+    expected_integers, expected_scales = by_definition(x, budget, column_scale)
+    assert integers.tolist() == expected_integers
+    assert scales.tolist() == expected_scales
+
+
 def test_rows_whose_elements_all_round_up_stay_within_the_budget() -> None:
     # Small budgets and equal elements: rounding up moves the norm by sqrt(d)/2, the most it can.
     for columns in (4, 9, 16, 64, 100):

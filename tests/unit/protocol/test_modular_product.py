@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -18,6 +19,8 @@ from blindtune.protocol.modular_product import (
     Multiplier,
     TorchInt8Product,
     _is_exact,
+    _recombine,
+    _split,
     _test_operands,
     exact_method,
 )
@@ -268,6 +271,55 @@ def test_an_operand_in_received_bytes_is_multiplied_where_it_lies(method: Method
     assert operand.tobytes() == received
 
 
+@EACH_METHOD
+def test_many_rows_by_many_outputs_are_exact_where_blocks_of_sums_meet(method: Method) -> None:
+    # 1024 rows and 512 outputs make one block of sums on a processor.
+    layers = {name: weights(width, 40, seed=width)[0] for name, width in (("a", 1030), ("b", 7), ("c", 513))}
+    spans = (("a", 1030), ("b", 7), ("c", 513))
+    for product in (forward_products([n for n, _ in spans], 40)[0], backward_products(spans)[0]):
+        operand = operands(1025, product.contraction, seed=12)[1]
+        result = multiplier(method, layers).multiply(product, operand)
+        chosen = [0, 511, 512, 1023, 1024]
+        assert np.array_equal(result[chosen], product_mod_q(operand[chosen], matrix_of(product, layers)))
+
+
+@EACH_METHOD
+def test_products_at_the_same_time_do_not_disturb_each_other(method: Method) -> None:
+    layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
+    product = forward_products(["a", "b"], 70)[0]
+    held = multiplier(method, layers)
+    wanted = [operands(200, 70, seed)[0] for seed in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(lambda operand: held.multiply(product, operand), wanted))
+    for operand, result in zip(wanted, results, strict=True):
+        assert np.array_equal(result, product_mod_q(operand, matrix_of(product, layers)))
+
+
+def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
+    edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
+    centred = np.array([e + d for e in edges for d in range(-300, 301) if abs(e + d) <= HALF], np.int64)
+    limbs = np.empty((1, 4, len(centred)), np.int8)
+    _split((centred % MODULUS).astype(np.uint32)[None], limbs, 0, 1)
+    assert np.array_equal(sum(limbs[0, k].astype(np.int64) << (8 * k) for k in range(4)), centred)
+
+
+@pytest.mark.parametrize("adding", [False, True])
+def test_sums_that_are_nearly_multiples_of_q_are_reduced_exactly(adding: bool) -> None:
+    generator = np.random.default_rng(15)
+    values = generator.integers(-(2**21) + 8, 2**21 - 8, 40_000) * MODULUS
+    values += generator.integers(-300, 301, len(values))
+    sums = np.empty((1, 4, len(values)), np.int32)
+    rest = values
+    for k in range(3):
+        sums[0, k] = ((rest + 128) & 255) - 128
+        rest = (rest - sums[0, k]) >> 8
+    sums[0, 3] = rest
+    out = generator.choice(np.array(EXTREMES, np.uint32), (1, len(values)))
+    expected = (values + out[0].astype(np.int64) * adding) % MODULUS
+    _recombine(sums, out, 0, adding, 0, 1)
+    assert np.array_equal(out[0], expected)
+
+
 @pytest.mark.parametrize("sizes", [(1, 1, 1), (4, 9, 17), (5, 64, 40), (17, 24, 33)])
 def test_the_product_for_cuda_hands_over_shapes_that_cuda_takes(
     monkeypatch: pytest.MonkeyPatch, sizes: tuple[int, int, int]
@@ -421,6 +473,11 @@ class WrongForManyRows(WrongProduct):
         return saturating_pairs(a, b) if a.shape[0] > 64 else a @ b
 
 
+class WrongForHundredsOfRows(WrongProduct):
+    def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return saturating_pairs(a, b) if a.shape[0] > 1000 else a @ b
+
+
 class WrongForOneLayout(WrongProduct):
     """Saturates for matrices of one memory layout and is right for all others."""
 
@@ -480,6 +537,7 @@ def test_a_right_method_of_the_kind_emulated_here_is_accepted() -> None:
         (SymmetricLimbs(), 64),
         (WrongForFewRows(), 64),
         (WrongForManyRows(), 64),
+        (WrongForHundredsOfRows(), 64),
         *((WrongForOneLayout(layout), 64) for layout in LAYOUTS),
         (WrongInOneElement(), 64),
         (Float32Sums(), 1100),
@@ -532,9 +590,9 @@ def test_the_fast_method_is_chosen_without_a_word_where_it_is_exact() -> None:
     assert not said
 
 
-def _saturating_int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _saturating_int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
     sums = saturating_pairs(a.numpy().astype(np.int64), b.numpy().astype(np.int64))
-    return torch.from_numpy(sums.astype(np.int32))
+    return out.copy_(torch.from_numpy(sums))
 
 
 def test_hardware_that_saturates_gets_the_float64_product_and_says_so(
@@ -552,10 +610,10 @@ def test_hardware_that_saturates_gets_the_float64_product_and_says_so(
 def test_hardware_that_is_wrong_at_one_length_only_gets_the_float64_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
         if a.shape[1] == 65:
-            return _saturating_int_mm(a, b)
-        return (a.double() @ b.double()).to(torch.int32)
+            return _saturating_int_mm(a, b, out)
+        return out.copy_(a.double() @ b.double())
 
     said: list[str] = []
     monkeypatch.setattr(torch, "_int_mm", int_mm)
@@ -567,7 +625,7 @@ def test_hardware_that_is_wrong_at_one_length_only_gets_the_float64_product(
 def test_hardware_without_an_int8_product_gets_the_float64_product_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def int_mm(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    def int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         raise RuntimeError("not implemented for this device")
 
     said: list[str] = []

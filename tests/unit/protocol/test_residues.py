@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS, PARAMETER_SETS, Q31, ParameterSet
-from blindtune.protocol.residues import add, centre, from_centred, require_residues, subtract
+from blindtune.protocol.residues import (
+    add,
+    centre,
+    from_centred,
+    hide,
+    require_centred,
+    require_residues,
+    subtract,
+    subtract_and_centre,
+)
 
 HALF = (MODULUS - 1) // 2
 EXTREMES = [0, 1, 2, HALF - 1, HALF, HALF + 1, HALF + 2, MODULUS - 2, MODULUS - 1]
@@ -102,3 +111,45 @@ def test_the_largest_residue_and_an_empty_matrix_are_accepted() -> None:
 def test_matrices_of_different_shapes_are_refused(operation) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ValueError, match="shape"):
         operation(np.zeros((2, 2), np.uint32), np.zeros((2, 3), np.uint32))
+
+
+@pytest.mark.parametrize("masks", [1, 2, 4])
+@pytest.mark.parametrize("shape", [(1, 1), (1, 81), (9, 9), (331, 1021)])
+def test_hiding_adds_all_masks_to_the_residues_of_the_integers(masks: int, shape: tuple[int, int]) -> None:
+    operand = centre(large(1)).reshape(-1)[: shape[0] * shape[1]].reshape(shape)
+    added = [large(k + 2).reshape(-1)[: operand.size].reshape(shape) for k in range(masks)]
+    out = np.empty(shape, np.uint32)
+    assert hide(operand, added, out)
+    assert np.array_equal(out, (operand + sum(x.astype(np.int64) for x in added)) % MODULUS)
+
+
+def test_every_pair_of_extremes_is_hidden_and_comes_back() -> None:
+    a = np.repeat(np.array(EXTREMES, np.uint32), len(EXTREMES))[None]
+    mask = np.tile(np.array(EXTREMES, np.uint32), len(EXTREMES))[None]
+    out = np.empty_like(a)
+    assert hide(centre(a), [mask], out)
+    assert out[0].tolist() == [(x + y) % MODULUS for x in EXTREMES for y in EXTREMES]
+    assert np.array_equal(subtract_and_centre(out, mask), centre(a))
+
+
+def test_differences_are_centred_like_python_integers_in_threads_too() -> None:
+    a, b = large(1), large(2)
+    expected = (a.astype(np.int64) - b) % MODULUS
+    assert np.array_equal(subtract_and_centre(a, b), np.where(expected > HALF, expected - MODULUS, expected))
+
+
+@pytest.mark.parametrize("integer", [HALF + 1, -HALF - 1, 2**31 - 1, -(2**31)])
+@pytest.mark.parametrize("place", [(0, 0), (330, 1020), (100, 500)])
+def test_one_integer_that_no_mask_hides_is_noticed_anywhere(integer: int, place: tuple[int, int]) -> None:
+    operand = centre(large(1))
+    require_centred(operand)
+    operand[place] = integer
+    assert not hide(operand, [large(2)], np.empty(operand.shape, np.uint32))
+    with pytest.raises(ValueError, match="no centred residue"):
+        require_centred(operand)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.uint32, np.float32])
+def test_integers_of_another_type_are_refused_and_not_wrapped_around(dtype: type) -> None:
+    with pytest.raises(ValueError, match="int32"):
+        from_centred(np.full((2, 3), 5, dtype))

@@ -1,0 +1,169 @@
+"""What does a private product cost the client, in both modes?
+
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/client_kernels.py [--quick] [--json FILE]
+
+Without that setting, OpenMP's threads spin after the bf16 product and count as the next step's work.
+
+The client's whole work on one product with as many outputs as inputs: fixed point, masks, verification of
+all answers, unmasking, and the way back to float32. Network and workers are left out. Times are medians;
+all steps take turns with a copy of the same float32 matrix in memory and with the layer that is handed
+away, computed here in bf16. ``core-ns`` is processor time of this process, over all its threads.
+
+The second table says from which width on handing the layer away saves the client work: its cost of a
+product, relative to the local one. Both tables count one direction of one layer.
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import machine, print_table, write_json
+
+from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
+from blindtune.protocol.lattice.hint import packed_shape
+from blindtune.protocol.lattice.parameters import MLWE1280
+from blindtune.protocol.lattice.source import LatticeSource
+from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.products import Product, forward_products
+from blindtune.protocol.residues import Residues
+from blindtune.protocol.verification import VECTORS, CheckVectors
+
+MODES = ("shares", "lattice")
+STEPS = ("quantize", "mask", "verify", "unmask", "rescale")
+UP = ("quantize", "mask")
+_LEAST_ROUNDS = 5
+
+
+class Client:
+    """One product of one mode, as a client goes through it.
+
+    The answers are right for a layer of zeros, whose verification vectors v are zeros: a check passes, and
+    takes as long as any that does. What comes out of the steps is of no meaning.
+    """
+
+    def __init__(self, mode: str, x: np.ndarray[Any, np.dtype[np.float32]]) -> None:
+        rows, width = x.shape
+        generator = np.random.default_rng(0)
+        self.x, self.budget = x, square_budget(Q31, width * 40 * 40)
+        (self.product,) = forward_products(["layer"], width)
+        self.output_scale = generator.uniform(1e-3, 1e-2, width).astype(np.float32)
+        self.source = _source(mode, width, generator)
+        s = generator.integers(0, MODULUS, (VECTORS, width), dtype=np.uint32)
+        self.check = CheckVectors(s, np.zeros_like(s))
+        self.answers = [np.zeros((rows, width), np.uint32) for _ in range(self.source.operators)]
+
+    def quantize(self) -> None:
+        self.operand, self.scales = quantize_rows(self.x, self.budget)
+
+    def mask(self) -> None:
+        self.masked = self.source.mask(self.operand, self.product)
+
+    def verify(self) -> None:
+        for share, answer in zip(self.masked.shares, self.answers, strict=True):
+            self.check.verify(share.residues, answer)
+
+    def unmask(self) -> None:
+        self.result = self.masked.unmask(self.answers)
+
+    def rescale(self) -> None:
+        self.y = dequantize_rows(self.result, self.scales, self.output_scale)
+
+
+def _source(mode: str, width: int, generator: np.random.Generator) -> MaskSource:
+    if mode == "shares":
+        return ShareSource(2, Q31)
+    hint = generator.integers(-(2**30), 2**30, packed_shape(MLWE1280, width), dtype=np.int32)
+
+    def hints(product: Product) -> Residues:
+        return hint
+
+    return LatticeSource(MLWE1280, os.urandom(32), hints)
+
+
+def measure(rows: int, width: int, seconds: float) -> dict[str, dict[str, tuple[float, float]]]:
+    """Median wall and processor ns an element of each mode's steps, and of what they are compared with."""
+    x = np.random.default_rng(1).standard_normal((rows, width)).astype(np.float32)
+    copied = np.empty_like(x)
+    activation = torch.from_numpy(x).bfloat16()
+    weight = torch.randn(width, width).bfloat16()
+    clients = {mode: Client(mode, x) for mode in MODES}
+    functions: dict[tuple[str, str], Callable[[], object]] = {
+        ("compared", "copy"): lambda: np.copyto(copied, x),
+        ("compared", "bf16"): lambda: activation @ weight,
+    }
+    for mode, client in clients.items():
+        functions |= {(mode, step): getattr(client, step) for step in STEPS}
+    samples: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in functions}
+    begun, rounds = time.perf_counter(), 0
+    while rounds <= _LEAST_ROUNDS or time.perf_counter() - begun < seconds:
+        for name, function in functions.items():
+            wall, core = time.perf_counter(), time.process_time()
+            function()
+            samples[name].append((time.perf_counter() - wall, time.process_time() - core))
+        rounds += 1
+    found: dict[str, dict[str, tuple[float, float]]] = {"compared": {}} | {mode: {} for mode in MODES}
+    for (group, step), values in samples.items():
+        # The first round compiles kernels and expands the lattice's public matrix.
+        wall, core = (statistics.median(column) / x.size * 1e9 for column in zip(*values[1:], strict=True))
+        found[group][step] = wall, core
+    return found
+
+
+def _lines(rows: int, width: int, found: dict[str, dict[str, tuple[float, float]]]) -> list[list[object]]:
+    copy, local = found["compared"]["copy"][0], found["compared"]["bf16"][0]
+    lines: list[list[object]] = []
+    for mode in MODES:
+        steps = found[mode]
+        parts = {step: [step] for step in STEPS}
+        parts |= {"up": list(UP), "down": [x for x in STEPS if x not in UP], "all": list(STEPS)}
+        for name, members in parts.items():
+            wall, core = (sum(steps[x][i] for x in members) for i in range(2))
+            figures = f"{wall:.2f}", f"{core:.2f}", f"{wall / copy:.1f}", f"{wall / local:.3f}"
+            lines.append([mode, width, rows, name, *figures])
+    return lines
+
+
+def main() -> None:
+    """Prints both tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="fewer shapes")
+    parser.add_argument("--seconds", type=float, default=2.0, help="for each shape")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    print(machine(), flush=True)
+    shapes = [(rows, width) for width in (384, 2048, 8192) for rows in (64, 256, 1024, 4096)]
+    widths: tuple[int, ...] = (384, 1024, 2048, 4096, 8192, 16384)
+    if options.quick:
+        shapes, widths = [(64, 2048), (256, 2048), (1024, 2048)], (384, 1024, 2048)
+    results = []
+    lines = []
+    for rows, width in shapes:
+        found = measure(rows, width, options.seconds)
+        results.append({"rows": rows, "width": width, "ns": found})
+        lines += _lines(rows, width, found)
+    print("\nns an element of the operand\n")
+    print_table(["mode", "width", "rows", "step", "ns", "core-ns", "x copy", "x local bf16"], lines)
+    crossover = []
+    for width in widths:
+        found = measure(1024, width, options.seconds)
+        local = found["compared"]["bf16"][0]
+        ratios = {mode: sum(wall for wall, _ in found[mode].values()) / local for mode in MODES}
+        crossover.append({"width": width, **ratios})
+    print("\nThe client's work on a product of 1024 rows, relative to computing it here in bf16\n")
+    print_table(
+        ["width", *MODES],
+        [[x["width"], *(f"{x[mode]:.3f}" for mode in MODES)] for x in crossover],
+    )
+    if options.json:
+        write_json(options.json, {"steps": results, "crossover": crossover})
+
+
+if __name__ == "__main__":
+    main()

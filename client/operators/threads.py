@@ -1,0 +1,37 @@
+"""Threads that belong to one process: a forked child makes its own."""
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ThreadPoolExecutor
+
+__all__ = ["Threads"]
+
+
+class Threads:
+    """An executor that is made at first use in each process.
+
+    Args:
+        count: how many threads at most.
+        make: makes an executor of so many.
+    """
+
+    def __init__(self, count: int, make: Callable[[int], Executor] = ThreadPoolExecutor) -> None:
+        self._count = count
+        self._make = make
+        self._lock = threading.Lock()
+        self._executor: tuple[int, Executor] | None = None
+
+    def get(self) -> Executor:
+        """This process's executor."""
+        with self._lock:
+            if self._executor is None or self._executor[0] != os.getpid():
+                self._executor = os.getpid(), self._make(self._count)
+            return self._executor[1]
+
+    def close(self) -> None:
+        """Waits until the threads have nothing to do, and ends them."""
+        with self._lock:
+            executor, self._executor = self._executor, None
+        if executor is not None and executor[0] == os.getpid():
+            executor[1].shutdown()

@@ -1,0 +1,44 @@
+"""Bytes and rounds of asking for products.
+
+For every product of R rows, with contraction c and outputs o, an operator that gets residues receives
+4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, or its
+number of examples in a layer that reads one token of each.
+"""
+
+from collections.abc import Sequence
+
+from blindtune.client.kit import product_outputs
+from blindtune.client.plan.asked import Asked
+from blindtune.client.training.batches import padded_rows
+from blindtune.protocol.expansion import KEY_BYTES
+
+__all__ = ["WORD_BYTES", "Traffic"]
+
+WORD_BYTES = 4
+"""A residue as it travels."""
+
+
+class Traffic:
+    """Of asking for some products once.
+
+    Args:
+        asked: the products.
+        shapes: [out, in] of each layer.
+        operators: how many there are; with none, nothing is sent.
+    """
+
+    def __init__(self, asked: Sequence[Asked], shapes: dict[str, tuple[int, int]], operators: int) -> None:
+        self.rounds = len(asked) if operators else 0
+        self._seeds = KEY_BYTES * max(0, operators - 1) * len(asked)
+        self._up, self._down = {True: 0, False: 0}, {True: 0, False: 0}
+        for product, all_tokens in asked if operators else ():
+            self._up[all_tokens] += WORD_BYTES * product.contraction
+            self._down[all_tokens] += WORD_BYTES * product_outputs(product, shapes) * operators
+
+    def up(self, batch: Sequence[int]) -> int:
+        """Bytes to the operators, for a batch of such lengths."""
+        return padded_rows(batch) * self._up[True] + len(batch) * self._up[False] + self._seeds
+
+    def down(self, batch: Sequence[int]) -> int:
+        """Bytes from them."""
+        return padded_rows(batch) * self._down[True] + len(batch) * self._down[False]

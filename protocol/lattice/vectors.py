@@ -1,0 +1,253 @@
+"""Sixteen 32-bit words side by side, as values that kernels compute with.
+
+Left to itself, the compiler halves the width of instructions on many processors whose full width is
+faster here, and widens words before it multiplies them although products of words with even and with odd
+numbers need no widening. So these operations are vectors of LLVM from the start. Every processor has
+them, in as many instructions as it needs.
+
+Words are integers modulo 2^32. *Halves* are eight 64-bit integers, one for each word of even number or
+one for each of odd number; of two halves, the even one comes first.
+
+Arrays are contiguous and indexed as if they had one dimension. As in C, nothing checks that there is room
+for sixteen words at an index.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+__all__ = [
+    "LANES",
+    "add",
+    "bits_and",
+    "bits_xor",
+    "count_ones",
+    "even_words",
+    "high_words",
+    "least",
+    "load",
+    "load_halves",
+    "low_words",
+    "multiply",
+    "multiply_low",
+    "multiply_signed",
+    "numbered",
+    "odd_words",
+    "repeated",
+    "repeated_half",
+    "rotate_left",
+    "shift_right",
+    "store",
+    "subtract",
+    "subtract_bytes",
+]
+
+LANES = 16
+"""Words in a vector."""
+
+_I32 = ir.IntType(32)
+_WORDS = ir.VectorType(_I32, LANES)
+_HALF = ir.VectorType(ir.IntType(64), LANES // 2)
+_BYTES = ir.VectorType(ir.IntType(8), 4 * LANES)
+
+
+class _Vector(types.Type):
+    def __init__(self, name: str, value: ir.VectorType) -> None:
+        super().__init__(name)
+        self.value = value
+
+
+@register_model(_Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, vector: _Vector) -> None:
+        super().__init__(manager, vector, vector.value)
+
+
+_words = _Vector("sixteen words", _WORDS)
+_half = _Vector("eight of sixteen words", _HALF)
+
+
+def _operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
+    """What kernels call: values of these types, and the LLVM instructions that a function builds."""
+
+    def decorate(build: Callable[..., Any]) -> Any:
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            return build(builder, *values)
+
+        # numba counts the parameters of what it calls.
+        if len(arguments) == 1:
+            return intrinsic(lambda context, a: (result(*arguments), generate))
+        return intrinsic(lambda context, a, b: (result(*arguments), generate))
+
+    return decorate
+
+
+def _splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+    one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
+    zeros = ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
+
+
+def _constant(value: int, vector: ir.VectorType) -> ir.Constant:
+    return ir.Constant(vector, [value] * vector.count)
+
+
+def _address(context, builder, array_type, values, vector):  # type: ignore[no-untyped-def]
+    data = context.make_array(array_type)(context, builder, values[0]).data
+    return builder.bitcast(builder.gep(data, [values[1]]), vector.as_pointer())
+
+
+@intrinsic
+def load(context, array, at):  # type: ignore[no-untyped-def]
+    """Words ``at ... at + 15`` of an array of 32-bit integers."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        return builder.load(_address(context, builder, array, values, _WORDS), align=4)
+
+    return _words(array, types.intp), generate
+
+
+@intrinsic
+def load_halves(context, array, at):  # type: ignore[no-untyped-def]
+    """The int64 elements ``at ... at + 7`` of an array."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        return builder.load(_address(context, builder, array, values, _HALF), align=8)
+
+    return _half(array, types.intp), generate
+
+
+@intrinsic
+def store(context, array, at, words):  # type: ignore[no-untyped-def]
+    """Puts 64 bytes into an array from element ``at`` on."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        address = _address(context, builder, array, values, _WORDS)
+        builder.store(values[2], address, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _words), generate
+
+
+@_operation(_words, types.uint32)
+def repeated(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """One word sixteen times."""
+    return _splat(builder, value, _WORDS)
+
+
+@_operation(_half, types.int64)
+def repeated_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """One 64-bit integer eight times."""
+    return _splat(builder, value, _HALF)
+
+
+@_operation(_words, types.uint32)
+def numbered(builder: ir.IRBuilder, first: ir.Value) -> ir.Value:
+    """first, first + 1, ... first + 15."""
+    return builder.add(_splat(builder, first, _WORDS), ir.Constant(_WORDS, list(range(LANES))))
+
+
+def _both(operation: str) -> Any:
+    """An operation on words, or on halves."""
+
+    def typed(context, a, b):  # type: ignore[no-untyped-def]
+        def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+            return getattr(builder, operation)(*values)
+
+        return (a(a, b), generate) if a is b and isinstance(a, _Vector) else None
+
+    return intrinsic(typed)
+
+
+add, subtract, bits_and, bits_xor = (_both(x) for x in ("add", "sub", "and_", "xor"))
+
+
+@_operation(_words, _words, _words)
+def multiply_low(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The low words of products."""
+    return builder.mul(a, b)
+
+
+@_operation(_words, _words, _words)
+def least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The smaller words of two vectors."""
+    return builder.select(builder.icmp_unsigned("<", a, b), a, b)
+
+
+@_operation(_words, _words, types.uint32)
+def shift_right(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
+    """Each word by the same number of bits, at most 31."""
+    return builder.lshr(a, _splat(builder, bits, _WORDS))
+
+
+@_operation(_words, _words, types.uint32)
+def rotate_left(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
+    """Each word by the same number of bits, 1 ... 31."""
+    rest = builder.sub(ir.Constant(_I32, 32), bits)
+    left = builder.shl(a, _splat(builder, bits, _WORDS))
+    return builder.or_(left, builder.lshr(a, _splat(builder, rest, _WORDS)))
+
+
+@_operation(_half, _words)
+def even_words(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Words 0, 2, ... 14 as the low words of a half, whose high words are of no meaning."""
+    return builder.bitcast(a, _HALF)
+
+
+@_operation(_half, _words)
+def odd_words(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Words 1, 3, ... 15 as the low words of a half."""
+    return builder.lshr(builder.bitcast(a, _HALF), _constant(32, _HALF))
+
+
+def _chosen(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value, high: int) -> ir.Value:
+    order = [i - i % 2 + high + LANES * (i % 2) for i in range(LANES)]
+    return builder.shuffle_vector(
+        builder.bitcast(even, _WORDS), builder.bitcast(odd, _WORDS), ir.Constant(_WORDS, order)
+    )
+
+
+@_operation(_words, _half, _half)
+def low_words(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
+    """The low words of two halves, each at the number that it belongs to."""
+    return _chosen(builder, even, odd, 0)
+
+
+@_operation(_words, _half, _half)
+def high_words(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
+    """The high words of two halves, each at the number that it belongs to."""
+    return _chosen(builder, even, odd, 1)
+
+
+@_operation(_half, _half, _half)
+def multiply(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Products of the low words of two halves, unsigned."""
+    low = _constant((1 << 32) - 1, _HALF)
+    return builder.mul(builder.and_(a, low), builder.and_(b, low))
+
+
+@_operation(_half, _half, _half)
+def multiply_signed(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Products of the low words of two halves, signed."""
+    shift = _constant(32, _HALF)
+    a, b = (builder.ashr(builder.shl(x, shift), shift) for x in (a, b))
+    return builder.mul(a, b)
+
+
+@_operation(_words, _words)
+def count_ones(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The number of ones in each of the 64 bytes, as bytes."""
+    name, function = f"llvm.ctpop.v{_BYTES.count}i8", ir.FunctionType(_BYTES, [_BYTES])
+    count = cgutils.get_or_insert_function(builder.module, function, name)
+    return builder.bitcast(builder.call(count, [builder.bitcast(a, _BYTES)]), _WORDS)
+
+
+@_operation(_words, _words, types.uint8)
+def subtract_bytes(builder: ir.IRBuilder, a: ir.Value, value: ir.Value) -> ir.Value:
+    """Each of the 64 bytes less one byte, modulo 256."""
+    return builder.bitcast(builder.sub(builder.bitcast(a, _BYTES), _splat(builder, value, _BYTES)), _WORDS)
