@@ -45,7 +45,7 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # A connection carries many times what one client may run at once, and no more.
     ("grpc.max_concurrent_streams", 128),
     ("grpc.max_metadata_size", 8 << 10),

@@ -40,6 +40,8 @@ _OPTIONS = [
     # A worker that vanished without a word is noticed in the middle of a request, and a replica asked.
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 20_000),
+    # Also while a worker computes for minutes and sends nothing.
+    ("grpc.http2.max_pings_without_data", 0),
 ]
 
 
