@@ -165,20 +165,25 @@ class _Judged(PrivateMultiplier):
     def __init__(self, world: "World", multiplier: RemoteMultiplier) -> None:
         self.source = multiplier.source
         self._world, self._multiplier = world, multiplier
+        self._under_way = 0
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         world = self._world
         world.ledger.asks()
         started = world.scheduler.now
+        self._under_way += 1
+        products = self._under_way  # which are asked for in order, when there are more than threads
         try:
             result = self._multiplier.multiply(operand, product)
         finally:
+            self._under_way -= 1
             # Each block of rows is tried for so long, and then once more at each worker, or eight times
             # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
             # Blocks are cut to fit a worker, and for replicas; at worst one is asked for after the other.
             blocks = max(-(-len(operand) // world.schedule.max_rows), len(operand) // LEAST_BLOCK_ROWS)
             workers = max(world.schedule.workers)
-            most = blocks * (RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0)
+            attempts = RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0
+            most = products * blocks * attempts
             if world.scheduler.now - started > most:
                 world.ledger.broken("finite", f"{product.label} took {world.scheduler.now - started:.0f} s")
         truth = world.assets.reference.multiply(operand, product)
