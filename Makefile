@@ -16,7 +16,7 @@ python_found = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%d.%d %s" % (v[0], v[1], "ok" if v >= (3, 11) else "old"))' 2>/dev/null || echo missing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulate mutations lint proto docs clean distclean
+.PHONY: help demo test test-slow simulate mutations bench lint proto docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ simulate: $(INSTALLED) ## run the protocol on a simulated network, for as long a
 
 mutations: $(INSTALLED) ## plant classical mistakes in copies of the code; a test must notice each
 	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m mutations $(ARGS)
+
+bench: $(INSTALLED) ## measure what a step costs, part by part; ARGS="--full" for all of it
+	$(BIN)/python benchmarks/suite.py $(ARGS)
 
 # Type checkers don't follow the mapping of folders to subpackages in an editable install, so mypy
 # reads the installed wheel. build/ goes first: a wheel would inherit files deleted since.

@@ -165,18 +165,20 @@ class _Judged(PrivateMultiplier):
     def __init__(self, world: "World", multiplier: RemoteMultiplier) -> None:
         self.source = multiplier.source
         self._world, self._multiplier = world, multiplier
-        self._under_way = 0
+        self._asked = self._answered = 0
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         world = self._world
         world.ledger.asks()
         started = world.scheduler.now
-        self._under_way += 1
-        products = self._under_way  # which are asked for in order, when there are more than threads
+        self._asked += 1
+        answered_before = self._answered
         try:
             result = self._multiplier.multiply(operand, product)
         finally:
-            self._under_way -= 1
+            self._answered += 1
+            # Products that were under way meanwhile may have had the client's threads first.
+            products = self._asked - answered_before
             # Each block of rows is tried for so long, and then once more at each worker, or eight times
             # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
             # Blocks are cut to fit a worker, and for replicas; at worst one is asked for after the other.
