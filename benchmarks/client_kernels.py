@@ -5,9 +5,10 @@
 Without that setting, OpenMP's threads spin after the bf16 product and count as the next step's work.
 
 The client's whole work on one product with as many outputs as inputs: fixed point, masks, verification of
-all answers, unmasking, and the way back to float32. Network and workers are left out. Times are medians;
-all steps take turns with a copy of the same float32 matrix in memory and with the layer that is handed
-away, computed here in bf16. ``core-ns`` is processor time of this process, over all its threads.
+all answers, unmasking, and the way back to float32. Network and workers are left out. ``up`` is from float32
+to masked residues and what is expected of answers, ``down`` from verified answers to float32. Times are
+medians; all steps take turns with a copy of the same float32 matrix in memory and with the layer that is
+handed away, computed here in bf16. ``core-ns`` is processor time of this process, over all its threads.
 
 The second table says from which width on handing the layer away saves the client work: its cost of a
 product, relative to the local one. Both tables count one direction of one layer.
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from measuring import machine, print_table, write_json
 
-from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
+from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
@@ -36,8 +37,7 @@ from blindtune.protocol.residues import Residues
 from blindtune.protocol.verification import VECTORS, CheckVectors
 
 MODES = ("shares", "lattice")
-STEPS = ("quantize", "mask", "verify", "unmask", "rescale")
-UP = ("quantize", "mask")
+STEPS = ("up", "verify", "down")
 _LEAST_ROUNDS = 5
 
 
@@ -59,21 +59,18 @@ class Client:
         self.check = CheckVectors(s, np.zeros_like(s))
         self.answers = [np.zeros((rows, width), np.uint32) for _ in range(self.source.operators)]
 
-    def quantize(self) -> None:
-        self.operand, self.scales = quantize_rows(self.x, self.budget)
-
-    def mask(self) -> None:
-        self.masked = self.source.mask(self.operand, self.product)
+    def up(self) -> None:
+        self.masked, self.scales = self.source.hide(self.x, self.product, self.budget, None, self.check.v[0])
 
     def verify(self) -> None:
         for share, answer in zip(self.masked.shares, self.answers, strict=True):
-            self.check.verify(share.residues, answer)
+            if share.expected is None:
+                self.check.verify(share.residues, answer)
+            else:
+                self.check.verify_expected(share.expected, answer)
 
-    def unmask(self) -> None:
-        self.result = self.masked.unmask(self.answers)
-
-    def rescale(self) -> None:
-        self.y = dequantize_rows(self.result, self.scales, self.output_scale)
+    def down(self) -> None:
+        self.y = self.masked.reveal(self.answers, self.scales, self.output_scale)
 
 
 def _source(mode: str, width: int, generator: np.random.Generator) -> MaskSource:
@@ -122,7 +119,7 @@ def _lines(rows: int, width: int, found: dict[str, dict[str, tuple[float, float]
     for mode in MODES:
         steps = found[mode]
         parts = {step: [step] for step in STEPS}
-        parts |= {"up": list(UP), "down": [x for x in STEPS if x not in UP], "all": list(STEPS)}
+        parts["all"] = list(STEPS)
         for name, members in parts.items():
             wall, core = (sum(steps[x][i] for x in members) for i in range(2))
             figures = f"{wall:.2f}", f"{core:.2f}", f"{wall / copy:.1f}", f"{wall / local:.3f}"

@@ -28,8 +28,7 @@ from blindtune import BlindConfig, Operator
 from blindtune.client import layer_group, quantizer, remote_linear
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.quantizer import multiplier_of
-from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred
+from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.verification import CheckVectors
 
 MASKING = {"unmasked": "lattice", "shares": "shares", "lattice": "lattice"}
@@ -79,28 +78,26 @@ class Client:
         def time_unmasking(masked: Any) -> None:
             if type(masked) not in operands:
                 operands.add(type(masked))
-                for name in (x for x in dir(masked) if x.startswith("unmask")):
-                    watch.watch(type(masked), name, "unmask")
+                watch.watch(type(masked), "reveal", "unmask and rescale")
 
-        watch.watch(layer_group, "quantize_rows", "quantize")
-        watch.watch(layer_group, "dequantize_rows", "dequantize")
         watch.watch(layer_group.LayerGroup, "forward", "stack and split")
         watch.watch(layer_group.LayerGroup, "backward", "stack and split")
         watch.watch(remote_linear._GroupProduct, "forward", "to and from float32", static=True)
         watch.watch(remote_linear._GroupProduct, "backward", "to and from float32", static=True)
-        watch.watch(multiplier.source, "mask", "mask", then=time_unmasking)
+        hide = "quantize and mask"
+        watch.watch(multiplier.source, "hide", hide, then=lambda hidden: time_unmasking(hidden[0]))
         for name in (x for x in dir(CheckVectors) if x.startswith("verify")):
             watch.watch(CheckVectors, name, "verify")
-        multiply = multiplier.multiply
+        multiply = multiplier.multiply_reals
 
-        def counted(operand: Centred, product: Product) -> Centred:
-            answer = multiply(operand, product)
+        def counted(x: Float32, *arguments: Any) -> Float32:
+            y = multiply(x, *arguments)
             # In the clear, both would be bfloat16.
-            self._clear_bytes += 2 * (operand.size + answer.size)
-            return answer
+            self._clear_bytes += 2 * (x.size + y.size)
+            return y
 
-        multiplier.multiply = counted  # type: ignore[method-assign]
-        watch.watch(multiplier, "multiply", "wait for workers")
+        multiplier.multiply_reals = counted  # type: ignore[method-assign]
+        watch.watch(multiplier, "multiply_reals", "wait for workers")
 
     def step(self, sequences: int, length: int) -> dict[str, Any]:
         """Takes a step on random tokens; its figures."""

@@ -10,6 +10,7 @@ from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
+from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import Share, ShareSource
@@ -32,6 +33,7 @@ def connect(
         IncompatibleWorkerError, OperatorUnavailableError: see `OperatorClient.connect`.
         KitError: the kit's hints are damaged.
     """
+    keep_freed_memory()
     operators = _operators(config, kit)
     if config.masking == "lattice":
         multiplier = _lattice(config, kit, operators, progress)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import PrivateMultiplier
-from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
+from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.products import Product, backward_products, forward_products
 
 __all__ = ["LayerGroup"]
@@ -110,6 +110,4 @@ class LayerGroup:
         operand_scale: Float32 | None,
         output_scale: Float32 | None,
     ) -> Float32:
-        operand, row_scales = quantize_rows(x, step.budget, operand_scale)
-        result = self._multiplier.multiply(operand, step.product)
-        return dequantize_rows(result, row_scales, output_scale)
+        return self._multiplier.multiply_reals(x, step.product, step.budget, operand_scale, output_scale)

@@ -8,22 +8,24 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
-from typing import NoReturn, Self
+from typing import NoReturn, Self, TypeVar
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
 from blindtune.client.overlap import waiting
-from blindtune.protocol.masks import MaskSource, UnmaskedSource
+from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
+from blindtune.protocol.masks import MaskedOperand, MaskSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
-from blindtune.protocol.residues import Centred
+from blindtune.protocol.residues import Centred, Residues
 
 __all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier", "Rounds"]
 
 _logger = logging.getLogger(__name__)
+Decoded = TypeVar("Decoded")
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,31 @@ class PrivateMultiplier(ABC):
             int32 [rows, outputs].
         """
 
+    def multiply_reals(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        output_scale: Float32 | None = None,
+    ) -> Float32:
+        """(x . column scale) M . output scale, by way of the integers that `quantize_rows` makes of x.
+
+        Args:
+            x: float32 [rows, product.contraction].
+            budget: of a row's sum of squares, for the product and the noise of the mask source.
+            column_scale: float32 [product.contraction], ones by default.
+            output_scale: float32 [outputs], likewise.
+
+        Returns:
+            float32 [rows, outputs].
+
+        Raises:
+            UnsupportedError: a value is not finite, or the rows are too wide for the budget.
+        """
+        operand, scales = quantize_rows(x, budget, column_scale)
+        return dequantize_rows(self.multiply(operand, product), scales, output_scale)
+
     def ready(self, products: Sequence[Product]) -> None:  # noqa: B027 - most need nothing
         """Obtains whatever these products need before the first of them is asked for."""
 
@@ -148,8 +175,26 @@ class RemoteMultiplier(PrivateMultiplier):
         self._ready(products)
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
-        check = self._check_vectors(product)
         masked = self.source.mask(operand, product)
+        return self._ask(masked, product, masked.unmask)
+
+    def multiply_reals(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        output_scale: Float32 | None = None,
+    ) -> Float32:
+        v = self._check_vectors(product).v[0]
+        masked, scales = self.source.hide(x, product, budget, column_scale, v)
+        return self._ask(masked, product, lambda answers: masked.reveal(answers, scales, output_scale))
+
+    def _ask(
+        self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
+    ) -> Decoded:
+        """Sends a masked operand to the operators, and decodes their verified answers."""
+        check = self._check_vectors(product)
         fingerprint, parameter_set = self._kit.description.fingerprint, self.source.parameters.name
         requests = [
             WorkRequest(fingerprint, parameter_set, product, share, outputs=check.s.shape[1])
@@ -166,7 +211,7 @@ class RemoteMultiplier(PrivateMultiplier):
                 errors = [error for answer in answers if (error := answer.exception())]
             if errors:
                 raise errors[0]
-        result = masked.unmask([answer.result() for answer in answers])
+        result = decode([answer.result() for answer in answers])
         for answer in answers:
             answer.release()
         return result

@@ -3,110 +3,159 @@
     state     0 ... 3  "expand 32-byte k"      4 ... 11  key      12  block counter      13 ... 15  nonce
     block     20 rounds of the state, plus the state: sixteen words mod 2^32
 
-Lane l of a vector of sixteen words belongs to the block with counter + l, so the rounds are additions,
-exclusive ors and rotations of whole vectors, which take the same time whatever the words. They are written
-as LLVM's vectors, which every processor has in as many instructions as it needs: left to itself, the
-compiler makes scalar code of the rounds. A library's cipher would hold the interpreter lock, so that
-threads wait for each other, and its words would have left the first cache before they are used.
+Word l of a vector belongs to the block with counter + l, so that every step of the rounds is an addition,
+an exclusive or or a rotation of whole vectors, which take the same time whatever the words. Counters wrap
+around at 2^32.
+
+It is written out because a library's cipher that is called through Python holds the interpreter lock, so
+that threads wait for each other, and because its words would have left the first cache before they are
+used. Whether a compiler made the right instructions of it is checked in each process, against a library's
+cipher.
 """
 
+import sys
+from functools import cache
+
 import numpy as np
-from llvmlite import ir
-from numba import types, uint32
-from numba.extending import intrinsic
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from numba import njit, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
+from blindtune.protocol.vectors import (
+    LANES,
+    add,
+    bits_xor,
+    load,
+    numbered,
+    repeated,
+    rotate_left,
+    store,
+    transpose,
+)
 
-__all__ = ["BLOCK_WORDS", "initial_state", "key_stream"]
+__all__ = ["BLOCK_WORDS", "KEY_BYTES", "batch", "initial_state", "key_stream"]
 
+if sys.byteorder != "little":
+    raise ImportError("Blindtune needs a little-endian processor: words travel as they lie in memory")
+
+KEY_BYTES = 32
 BLOCK_WORDS = 16
-_LANES = 16
-_BATCH = _LANES * BLOCK_WORDS
-_CONSTANTS = np.frombuffer(b"expand 32-byte k", "<u4")
 
-_WORD = ir.IntType(32)
-_VECTOR = ir.VectorType(_WORD, _LANES)
+_BATCH_WORDS = LANES * BLOCK_WORDS
+_DOUBLE_ROUNDS = 10
+_CONSTANTS = np.frombuffer(b"expand 32-byte k", np.uint32)
 
 
-def initial_state(key: bytes) -> NDArray[np.uint32]:
-    """uint32 [16], with counter and nonce zero. It holds the key."""
-    state = np.zeros(BLOCK_WORDS, np.uint32)
-    state[:4] = _CONSTANTS
-    state[4:12] = np.frombuffer(key, "<u4")
-    return state
+@njit(inline="always")
+def _quarter_round(a, b, c, d):  # type: ignore[no-untyped-def]
+    a = add(a, b)
+    d = rotate_left(bits_xor(d, a), uint32(16))
+    c = add(c, d)
+    b = rotate_left(bits_xor(b, c), uint32(12))
+    a = add(a, b)
+    d = rotate_left(bits_xor(d, a), uint32(8))
+    c = add(c, d)
+    b = rotate_left(bits_xor(b, c), uint32(7))
+    return a, b, c, d
 
 
-def _constant(*lanes: int) -> ir.Constant:
-    return ir.Constant(_VECTOR, list(lanes) if len(lanes) > 1 else list(lanes) * _LANES)
+@kernel
+def batch(state, out, at):  # type: ignore[no-untyped-def]
+    """Sixteen blocks, word by word: what consumes all words alike takes them in this order.
 
-
-def _rounds(builder: ir.IRBuilder, x: list[ir.Value]) -> None:
-    def quarter(a: int, b: int, c: int, d: int) -> None:
-        for target, source, mixed, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
-            x[target] = builder.add(x[target], x[source])
-            word = builder.xor(x[mixed], x[target])
-            left, right = builder.shl(word, _constant(turn)), builder.lshr(word, _constant(32 - turn))
-            x[mixed] = builder.or_(left, right)
-
-    for _ in range(10):
-        for i in range(4):
-            quarter(i, 4 + i, 8 + i, 12 + i)
-        for i in range(4):
-            quarter(i, 4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4)
-
-
-def _transposed(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
-    """Sixteen vectors of one word of each block become sixteen blocks, by four perfect shuffles."""
-    half = _LANES // 2
-    low = _constant(*(i // 2 + _LANES * (i % 2) for i in range(_LANES)))
-    high = _constant(*(half + i // 2 + _LANES * (i % 2) for i in range(_LANES)))
-    for _ in range(4):
-        x = [builder.shuffle_vector(x[i // 2], x[half + i // 2], high if i % 2 else low) for i in range(16)]
-    return x
-
-
-@intrinsic
-def _sixteen_blocks(context, state, out, at):  # type: ignore[no-untyped-def]
-    """Stores the state's block and the next fifteen into 256 words of ``out`` from ``at`` on."""
-
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        words, target = (
-            context.make_array(array)(context, builder, value).data
-            for array, value in zip(signature.args, values[:2], strict=False)
-        )
-        none, first = ir.Constant(_VECTOR, ir.Undefined), ir.Constant(_WORD, 0)
-        start = []
-        for i in range(BLOCK_WORDS):
-            word = builder.load(builder.gep(words, [ir.Constant(_WORD, i)]))
-            lane = builder.insert_element(none, word, first)
-            start.append(builder.shuffle_vector(lane, none, _constant(0)))
-        start[12] = builder.add(start[12], _constant(*range(_LANES)))
-        x = list(start)
-        _rounds(builder, x)
-        blocks = _transposed(builder, [builder.add(a, b) for a, b in zip(x, start, strict=True)])
-        for i, block in enumerate(blocks):
-            place = builder.gep(target, [builder.add(values[2], ir.Constant(values[2].type, 16 * i))])
-            builder.store(block, builder.bitcast(place, _VECTOR.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(state, out, types.intp), generate
+    Args:
+        state: uint32 [16]. Its counter moves on by 16.
+        out: uint32, contiguous. Receives word j of block counter + l at ``at`` + 16 j + l.
+        at: an index with room for 256 words from it on.
+    """
+    for j in range(BLOCK_WORDS):
+        store(out, at + LANES * j, repeated(state[j]))
+    store(out, at + LANES * 12, numbered(state[12]))
+    a0, a1, a2, a3 = load(out, at), load(out, at + 16), load(out, at + 32), load(out, at + 48)
+    b0, b1, b2, b3 = load(out, at + 64), load(out, at + 80), load(out, at + 96), load(out, at + 112)
+    c0, c1, c2, c3 = load(out, at + 128), load(out, at + 144), load(out, at + 160), load(out, at + 176)
+    d0, d1, d2, d3 = load(out, at + 192), load(out, at + 208), load(out, at + 224), load(out, at + 240)
+    for _ in range(_DOUBLE_ROUNDS):
+        a0, b0, c0, d0 = _quarter_round(a0, b0, c0, d0)
+        a1, b1, c1, d1 = _quarter_round(a1, b1, c1, d1)
+        a2, b2, c2, d2 = _quarter_round(a2, b2, c2, d2)
+        a3, b3, c3, d3 = _quarter_round(a3, b3, c3, d3)
+        a0, b1, c2, d3 = _quarter_round(a0, b1, c2, d3)
+        a1, b2, c3, d0 = _quarter_round(a1, b2, c3, d0)
+        a2, b3, c0, d1 = _quarter_round(a2, b3, c0, d1)
+        a3, b0, c1, d2 = _quarter_round(a3, b0, c1, d2)
+    end = (a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3)
+    for j in range(BLOCK_WORDS):
+        store(out, at + LANES * j, add(load(out, at + LANES * j), end[j]))
+    state[12] += uint32(LANES)
 
 
 @kernel
 def key_stream(state, out):  # type: ignore[no-untyped-def]
-    """Fills an array with the key stream from the state's block on.
+    """Fills an array with the key stream from the state's block on, in the standard's order.
 
     Args:
-        state: uint32 [16]. Its counter moves on.
+        state: uint32 [16]. Its counter moves on by a multiple of 16.
         out: uint32, contiguous, of any length.
     """
-    whole = out.shape[0] - out.shape[0] % _BATCH
-    for i in range(0, whole, _BATCH):
-        _sixteen_blocks(state, out, i)
-        state[12] += uint32(_LANES)
+    whole = out.shape[0] - out.shape[0] % _BATCH_WORDS
+    for i in range(0, whole, _BATCH_WORDS):
+        batch(state, out, i)
+        transpose(out, i)
     if whole < out.shape[0]:
-        rest = np.empty(_BATCH, np.uint32)
-        _sixteen_blocks(state, rest, 0)
+        rest = np.empty(_BATCH_WORDS, np.uint32)
+        batch(state, rest, 0)
+        transpose(rest, 0)
         for i in range(whole, out.shape[0]):
             out[i] = rest[i - whole]
+
+
+def initial_state(key: bytes) -> NDArray[np.uint32]:
+    """The state of a key's first block under nonce zero. It holds the key.
+
+    Args:
+        key: 32 bytes.
+
+    Returns:
+        uint32 [16].
+
+    Raises:
+        RuntimeError: key streams are wrong in this process.
+    """
+    _require_right_streams()
+    return _state(key)
+
+
+def _state(key: bytes) -> NDArray[np.uint32]:
+    state = np.zeros(BLOCK_WORDS, np.uint32)
+    state[:4] = _CONSTANTS
+    state[4:12] = np.frombuffer(key, np.uint32)
+    return state
+
+
+@cache
+def _require_right_streams() -> None:
+    """Compares both orders with a library's cipher: at a process's first key, since it takes a millisecond.
+
+    What goes wrong with a compiler or a processor goes wrong for all keys, so one will do.
+    """
+    key, position = bytes(range(1, 1 + KEY_BYTES)), bytes(range(101, 117))
+    words = 2 * _BATCH_WORDS + BLOCK_WORDS + 1
+    cipher = Cipher(ChaCha20(key, position), mode=None).encryptor()
+    expected = np.frombuffer(cipher.update(bytes(4 * words)), np.uint32)
+    first = _state(key)
+    first[12:] = np.frombuffer(position, np.uint32)
+    ordered, by_word = np.empty(words, np.uint32), np.empty(2 * _BATCH_WORDS, np.uint32)
+    key_stream(first.copy(), ordered)
+    state = first.copy()
+    batch(state, by_word, 0)
+    batch(state, by_word, _BATCH_WORDS)
+    blocks = by_word.reshape(2, BLOCK_WORDS, LANES).transpose(0, 2, 1).reshape(-1)
+    if not (np.array_equal(ordered, expected) and np.array_equal(blocks, expected[: blocks.size])):
+        raise RuntimeError(
+            "ChaCha20 as compiled here differs from that of the cryptography package, so no mask can be "
+            "drawn: numba, what it keeps on disk or the hardware is faulty. Remove what it keeps (*.nbi and "
+            "*.nbc beside Blindtune's sources, in the user's cache or in NUMBA_CACHE_DIR) and try again"
+        )

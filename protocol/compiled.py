@@ -1,11 +1,59 @@
-"""Kernels compiled by numba, which release the interpreter lock and run at the caller's threads."""
+"""Kernels compiled by numba, which release the interpreter lock and run at the caller's threads.
 
+What numba compiled it keeps on disk, for as long as the kernel's own file stays as it is. But a kernel also
+contains constants and inlined functions of other modules, which an edit or an upgrade may change alone. So
+what is kept is used only while those are unchanged, too. They are what the module imports at its top by
+``from MODULE import NAME``, and what those import.
+"""
+
+import hashlib
+import re
+import sys
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.core.caching import FunctionCache
 
 __all__ = ["kernel"]
+
+
+@cache
+def _read(module: str) -> bytes:
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None:
+        raise RuntimeError(f"module {module} has no source file")
+    return Path(file).read_bytes()
+
+
+@cache
+def _sources(module: str) -> bytes:
+    """A hash of a module's source and of all that it imports from its own package, directly or not."""
+    package = module.partition(".")[0]
+    imported = re.compile(rf"^from ({re.escape(package)}\.[\w.]+) import", re.MULTILINE)
+    found, open_ends = {module: _read(module)}, [module]
+    while open_ends:
+        for name in imported.findall(found[open_ends.pop()].decode()):
+            if name not in found:
+                found[name] = _read(name)
+                open_ends.append(name)
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(found[name]).digest())
+    return digest.digest()
+
+
+class _Cache(FunctionCache):
+    """numba's, with the sources of a kernel's module in the key."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._sources = _sources(function.__module__)
+
+    def _index_key(self, sig: Any, codegen: Any) -> Any:
+        return super()._index_key(sig, codegen), self._sources
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -14,7 +62,10 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     numba looks for a writable folder beside the source and in the user's cache, or in NUMBA_CACHE_DIR.
     Where there is none, as in a read-only container, each process compiles anew.
     """
+    compiled = njit(nogil=True)(function)
     try:
-        return njit(nogil=True, cache=True)(function)
+        kept = _Cache(function)
     except RuntimeError:
-        return njit(nogil=True)(function)
+        return compiled
+    compiled._cache = kept
+    return compiled

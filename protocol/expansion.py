@@ -9,7 +9,6 @@ The expected number of rejected words is 4.4e-5 of all, hence streams beyond 0 a
 """
 
 import hashlib
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,17 +17,13 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numba import uint32, uint64
 
-from blindtune.protocol.chacha20 import BLOCK_WORDS, initial_state, key_stream
+from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_state, key_stream
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand", "expand_into"]
-
-KEY_BYTES = 32
-if sys.byteorder != "little":
-    raise ImportError("Blindtune needs a little-endian processor: words travel as they lie in memory")
+__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand", "expand_into", "expand_rows"]
 
 RandomBytes = Callable[[int], bytes]
 """A source of secret random bytes: ``os.urandom`` everywhere but in tests."""
@@ -70,7 +65,8 @@ def derive_key(secret: bytes, *label: str) -> bytes:
 
 
 @kernel
-def _expand(initial, first_row, out):  # type: ignore[no-untyped-def]
+def expand_rows(initial, first_row, out):  # type: ignore[no-untyped-def]
+    """See `expand_into`, for the key's `initial_state`."""
     state = initial.copy()
     block = np.empty(BLOCK_WORDS, np.uint32)
     for r in range(out.shape[0]):
@@ -102,7 +98,7 @@ def expand_into(out: Residues, key: bytes, first_row: int) -> None:
         key: 32 bytes.
         first_row: index of the first row.
     """
-    _expand(initial_state(key), np.uint64(first_row), out)
+    expand_rows(initial_state(key), np.uint64(first_row), out)
 
 
 def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:

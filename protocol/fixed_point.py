@@ -20,10 +20,38 @@ from numpy.typing import NDArray
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.parameters import ParameterSet
+from blindtune.protocol.reals import (
+    add_reals,
+    load_reals,
+    multiply_reals,
+    nearest,
+    real,
+    repeated_real,
+    store_reals,
+    total_of_half,
+)
 from blindtune.protocol.residues import Centred
 from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.vectors import (
+    LANES,
+    add,
+    even_words,
+    load,
+    multiply_signed,
+    odd_words,
+    repeated_half,
+    store,
+)
 
-__all__ = ["dequantize_rows", "quantize_rows", "square_budget"]
+__all__ = [
+    "dequantize_row",
+    "dequantize_rows",
+    "not_finite",
+    "quantize_row",
+    "quantize_rows",
+    "radius_of",
+    "square_budget",
+]
 
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
@@ -59,24 +87,26 @@ def _value(row, column_scale, i):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def _values(row, column_scale, i):  # type: ignore[no-untyped-def]
+    if column_scale is None:
+        return load_reals(row, i)
+    return multiply_reals(load_reals(row, i), load_reals(column_scale, i))
+
+
+@kernel
 def _square_norm(row, column_scale, partial):  # type: ignore[no-untyped-def]
     """The sum of squares: those of columns k, k + 16, ... first, in order, and then those sums."""
-    columns = row.shape[0]
-    partial[:] = 0.0
-    # Eight squares at a time, so that the sums are not written to memory after each.
-    whole = columns - columns % 128
-    for i in range(0, whole, 128):
-        for k in range(16):
-            total = partial[k]
-            for j in range(i + k, i + k + 128, 16):
-                value = _value(row, column_scale, j)
-                total += value * value
-            partial[k] = total
-    for i in range(whole, columns):
+    whole = row.shape[0] - row.shape[0] % LANES
+    sums = repeated_real(0.0)
+    for i in range(0, whole, LANES):
+        values = _values(row, column_scale, i)
+        sums = add_reals(sums, multiply_reals(values, values))
+    store_reals(partial, 0, sums)
+    for i in range(whole, row.shape[0]):
         value = _value(row, column_scale, i)
-        partial[i % 16] += value * value
+        partial[i - whole] += value * value
     square = 0.0
-    for k in range(16):
+    for k in range(LANES):
         square += partial[k]
     return square
 
@@ -84,8 +114,16 @@ def _square_norm(row, column_scale, partial):  # type: ignore[no-untyped-def]
 @kernel
 def _round(row, column_scale, scale, out):  # type: ignore[no-untyped-def]
     """Rounds a row times its scale, and returns the exact sum of squares."""
-    total = np.int64(0)
-    for i in range(row.shape[0]):
+    whole = row.shape[0] - row.shape[0] % LANES
+    factor = repeated_real(scale)
+    sums = repeated_half(np.int64(0))
+    for i in range(0, whole, LANES):
+        integers = nearest(multiply_reals(_values(row, column_scale, i), factor))
+        even, odd = even_words(integers), odd_words(integers)
+        sums = add(sums, add(multiply_signed(even, even), multiply_signed(odd, odd)))
+        store(out, i, integers)
+    total = np.int64(total_of_half(sums))
+    for i in range(whole, row.shape[0]):
         integer = np.int32(np.rint(_value(row, column_scale, i) * scale))
         total += np.int64(integer) * np.int64(integer)
         out[i] = integer
@@ -93,22 +131,63 @@ def _round(row, column_scale, scale, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
+def quantize_row(row, column_scale, budget, radius, out, partial):  # type: ignore[no-untyped-def]
+    """One row of `quantize_rows`.
+
+    Args:
+        row, column_scale, budget, radius: contiguous; see `quantize_rows` and `radius_of`.
+        out: int32 [columns], receives the integers.
+        partial: float64 [16], used meanwhile.
+
+    Returns:
+        The scale, or nan if a value is not finite.
+    """
+    square = _square_norm(row, column_scale, partial)
+    if not np.isfinite(square):
+        return np.nan
+    if square == 0.0:
+        # Infinitely fine: whatever noise a mask adds to the result of zeros comes back as zero.
+        out[:] = 0
+        return np.inf
+    scale = radius / np.sqrt(square)
+    while _round(row, column_scale, scale, out) > budget:
+        scale *= 1.0 - 2.0**-30
+    return scale
+
+
+@kernel
 def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # type: ignore[no-untyped-def]
-    partial = np.empty(16, np.float64)
+    partial = np.empty(LANES, np.float64)
     for r in range(start, stop):
-        square = _square_norm(x[r], column_scale, partial)
-        if not np.isfinite(square):
+        scales[r] = quantize_row(x[r], column_scale, budget, radius, out[r], partial)
+        if np.isnan(scales[r]):
             return r
-        if square == 0.0:
-            # Infinitely fine: whatever noise a mask adds to the result of zeros comes back as zero.
-            scales[r] = np.inf
-            out[r, :] = 0
-            continue
-        scale = radius / np.sqrt(square)
-        while _round(x[r], column_scale, scale, out[r]) > budget:
-            scale *= 1.0 - 2.0**-30
-        scales[r] = scale
     return -1
+
+
+def radius_of(x: Float32, budget: int, column_scale: Float32 | None) -> float:
+    """The norm of a row of integers that stays within the budget after rounding, for `quantize_row`.
+
+    Raises:
+        UnsupportedError, ValueError: as `quantize_rows` does, but for values that are not finite.
+    """
+    columns = x.shape[1]
+    radius = isqrt(budget) - columns**0.5 / 2
+    if radius < 1:
+        raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
+    if column_scale is not None and (
+        column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all()
+    ):
+        raise ValueError(f"the column scales are not {columns} positive finite numbers")
+    return radius
+
+
+def not_finite(row: int, rows: int) -> UnsupportedError:
+    """The error for a row that `quantize_row` refuses. It tells no values."""
+    return UnsupportedError(
+        f"row {row} of {rows} holds a value that is not finite (inf or nan): "
+        "lower the learning rate, or train in bf16 or fp32; fp16 loss scaling is not supported"
+    )
 
 
 def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) -> tuple[Centred, Float64]:
@@ -127,14 +206,10 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
         UnsupportedError: a value is not finite, or the rows are too wide for the budget.
         ValueError: the column scales don't fit.
     """
+    radius = radius_of(x, budget, column_scale)
     rows, columns = x.shape
-    radius = isqrt(budget) - columns**0.5 / 2
-    if radius < 1:
-        raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
-    if column_scale is not None and (
-        column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all()
-    ):
-        raise ValueError(f"the column scales are not {columns} positive finite numbers")
+    x = np.ascontiguousarray(x)
+    column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
     out = np.empty((rows, columns), np.int32)
     scales = np.empty(rows, np.float64)
     failed: list[int] = []
@@ -146,19 +221,27 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
 
     for_row_blocks(rows, columns, block)
     if failed:
-        raise UnsupportedError(
-            f"row {min(failed)} of {rows} holds a value that is not finite (inf or nan): "
-            "lower the learning rate, or train in bf16 or fp32; fp16 loss scaling is not supported"
-        )
+        raise not_finite(min(failed), rows)
     return out, scales
+
+
+@kernel
+def dequantize_row(y, scale, column_scale, out):  # type: ignore[no-untyped-def]
+    """One row of `dequantize_rows`."""
+    whole = y.shape[0] - y.shape[0] % LANES
+    inverse = 1.0 / scale
+    factor = repeated_real(inverse)
+    for j in range(0, whole, LANES):
+        values = multiply_reals(multiply_reals(real(load(y, j)), factor), load_reals(column_scale, j))
+        store_reals(out, j, values)
+    for j in range(whole, y.shape[0]):
+        out[j] = np.float32(np.float64(y[j]) * inverse * np.float64(column_scale[j]))
 
 
 @kernel
 def _dequantize(y, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        inverse = 1.0 / scales[r]
-        for j in range(y.shape[1]):
-            out[r, j] = np.float32(np.float64(y[r, j]) * inverse * np.float64(column_scale[j]))
+        dequantize_row(y[r], scales[r], column_scale, out[r])
 
 
 def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = None) -> Float32:
@@ -179,6 +262,7 @@ def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = 
         column_scale = np.ones(y.shape[1], np.float32)
     if scales.shape != y.shape[:1] or column_scale.shape != y.shape[1:]:
         raise ValueError(f"the row or column scales do not fit a matrix of shape {y.shape}")
+    y, column_scale = np.ascontiguousarray(y), np.ascontiguousarray(column_scale)
     out = np.empty(y.shape, np.float32)
     rows, columns = y.shape
     for_row_blocks(rows, columns, lambda a, b: _dequantize(y, scales, column_scale, out, a, b))

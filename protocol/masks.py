@@ -12,12 +12,14 @@ What goes to whom is fixed when the mask is drawn: each `Share` names its recipi
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NoReturn, Self
+from dataclasses import dataclass
+from typing import NoReturn, Self, cast
 
 import numpy as np
 
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into
+from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows
+from blindtune.protocol.one_pass import ELEMENTS_AT_ONCE, hide_reals, reveal_reals
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import (
@@ -34,34 +36,65 @@ from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
 
-_ELEMENTS_AT_ONCE = 1 << 15  # of a mask, which are still in the cache when they are added
-
 LOCAL = -1
 """Recipient of an operand in the clear: this process. It is the index of no operator."""
 
 
-@dataclass(frozen=True, eq=False)
 class Share:
     """What one operator is asked to multiply.
 
-    Attributes:
+    Args:
         recipient: index of the only operator that may see this share.
-        residues: uint32 [rows, contraction], the operand.
+        residues: uint32 [rows, contraction], the operand. It may be left out with a seed.
         seed: sent instead of the residues, when they are its expansion.
+        shape: of the residues, if those are left out.
+        expected: C_t . v for each row C_t, uint32 [rows], if it is known; see `verification`. It is a
+            secret as v is, and stays here.
     """
 
-    recipient: int
-    residues: Residues = field(repr=False)
-    seed: Seed | None = field(default=None, repr=False)
+    def __init__(
+        self,
+        recipient: int,
+        residues: Residues | None,
+        seed: Seed | None = None,
+        *,
+        shape: tuple[int, int] | None = None,
+        expected: Residues | None = None,
+    ) -> None:
+        if residues is not None:
+            shape = residues.shape
+            # Every attempt sends the same bytes, and the check reads them again.
+            residues.flags.writeable = False
+        if shape is None or (residues is None and seed is None):
+            raise ValueError("a share has residues, or a seed and a shape")
+        self.recipient = recipient
+        self.shape = shape
+        self.seed = seed
+        self.expected = expected
+        self._residues = residues
 
-    def __post_init__(self) -> None:
-        # Every attempt sends the same bytes, and the check reads them again.
-        self.residues.flags.writeable = False
+    def __repr__(self) -> str:
+        return f"Share(recipient={self.recipient}, shape={self.shape})"
+
+    @property
+    def residues(self) -> Residues:
+        """uint32 [rows, contraction], read-only: expanded from the seed when they are first asked for."""
+        if self._residues is None and self.seed is not None:
+            residues = self.seed.expand(*self.shape)
+            residues.flags.writeable = False
+            self._residues = residues
+        return cast(Residues, self._residues)
 
     def rows(self, start: int, stop: int) -> "Share":
         """The share's rows ``start ... stop - 1``, for the same recipient."""
         seed = self.seed and Seed(self.seed.key, self.seed.row_offset + start)
-        return Share(self.recipient, self.residues[start:stop], seed)
+        return Share(
+            self.recipient,
+            None if self._residues is None else self._residues[start:stop],
+            seed,
+            shape=(len(range(*slice(start, stop).indices(self.shape[0]))), self.shape[1]),
+            expected=None if self.expected is None else self.expected[start:stop],
+        )
 
 
 class MaskedOperand(ABC):
@@ -83,6 +116,21 @@ class MaskedOperand(ABC):
         Returns:
             int32 [rows, outputs].
         """
+
+    def reveal(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
+    ) -> Float32:
+        """The real values of X M, as `dequantize_rows` of what `unmask` returns.
+
+        Args:
+            responses: as for `unmask`, and verified.
+            scales: float64 [rows], from `MaskSource.hide`.
+            column_scale: float32 [outputs], ones by default.
+
+        Returns:
+            float32 [rows, outputs].
+        """
+        return dequantize_rows(self.unmask(responses), scales, column_scale)
 
 
 class MaskSource(ABC):
@@ -116,6 +164,32 @@ class MaskSource(ABC):
             product: what it will be multiplied by.
         """
 
+    def hide(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        v: Residues | None = None,
+    ) -> tuple[MaskedOperand, Float64]:
+        """`mask` for the integers that `quantize_rows` makes of real numbers.
+
+        Args:
+            x: float32 [rows, contraction].
+            product: what the integers will be multiplied by.
+            budget, column_scale: as for `quantize_rows`.
+            v: uint32 [contraction], the product's first verification vector. A source may use it to say what
+                to expect of answers.
+
+        Returns:
+            The operand, and the rows' scales, float64 [rows].
+
+        Raises:
+            UnsupportedError, ValueError: as `quantize_rows` does.
+        """
+        operand, scales = quantize_rows(x, budget, column_scale)
+        return self.mask(operand, product), scales
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")
 
@@ -139,6 +213,16 @@ class _Shared(MaskedOperand):
         for mask in masks[:-1]:
             result = subtract(result, mask)
         return subtract_and_centre(result, masks[-1])
+
+    def reveal(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
+    ) -> Float32:
+        if len(responses) != len(self.shares) or len(responses) < 2:
+            return super().reveal(responses, scales, column_scale)
+        *masks, result = responses
+        for mask in masks[:-1]:
+            result = subtract(result, mask)
+        return reveal_reals(result, masks[-1], scales, column_scale)
 
 
 class ShareSource(MaskSource):
@@ -168,20 +252,16 @@ class ShareSource(MaskSource):
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
         if operand.dtype != np.int32:
             raise ValueError(f"an operand has elements of type int32, not {operand.dtype}")
-        secret = self._random_bytes(KEY_BYTES)
-        seeds = [
-            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))
-            for recipient in range(self.operators - 1)
-        ]
-        masks = [np.empty((rows, columns), np.uint32) for _ in seeds]
+        seeds = self._draw(rows, product)
         masked = np.empty((rows, columns), np.uint32)
         exposed: list[int] = []
-        step = max(1, _ELEMENTS_AT_ONCE // max(columns, 1))
+        step = max(1, ELEMENTS_AT_ONCE // max(columns, 1))
 
         def block(start: int, stop: int) -> None:
+            masks = [np.empty((step, columns), np.uint32) for _ in seeds]
             for first in range(start, stop, step):
                 some = slice(first, min(first + step, stop))
-                parts = [mask[some] for mask in masks]
+                parts = [mask[: some.stop - first] for mask in masks]
                 for seed, part in zip(seeds, parts, strict=True):
                     expand_into(part, seed.key, first)
                 if not hide(operand[some], parts, masked[some]):
@@ -190,8 +270,35 @@ class ShareSource(MaskSource):
         for_row_blocks(rows, columns, block)
         if exposed:
             require_centred(operand)
-        shares = [Share(i, mask, seed) for i, (seed, mask) in enumerate(zip(seeds, masks, strict=True))]
-        return _Shared((*shares, Share(self.operators - 1, masked)))
+        return self._shared(seeds, masked, None)
+
+    def hide(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        v: Residues | None = None,
+    ) -> tuple[MaskedOperand, Float64]:
+        rows, columns = x.shape
+        if columns != product.contraction:
+            raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
+        seeds = self._draw(rows, product)
+        masked, scales, expected = hide_reals(x, budget, column_scale, [seed.key for seed in seeds], v)
+        return self._shared(seeds, masked, expected), scales
+
+    def _draw(self, rows: int, product: Product) -> list[Seed]:
+        secret = self._random_bytes(KEY_BYTES)
+        return [
+            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))
+            for recipient in range(self.operators - 1)
+        ]
+
+    def _shared(self, seeds: Sequence[Seed], masked: Residues, expected: Residues | None) -> MaskedOperand:
+        # What the masks expand to is left to whoever asks for it: workers get the seeds.
+        dots = [None] * self.operators if expected is None else list(expected)
+        shares = [Share(i, None, seed, shape=masked.shape, expected=dots[i]) for i, seed in enumerate(seeds)]
+        return _Shared((*shares, Share(self.operators - 1, masked, expected=dots[-1])))
 
 
 class UnmaskedSource(MaskSource):

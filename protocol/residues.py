@@ -6,25 +6,39 @@ Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``.
 from collections.abc import Sequence
 
 import numpy as np
-from numba import uint32
+from numba import uint32, uint64
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.reals import high_of_half, total_of_half
 from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.vectors import (
+    LANES,
+    even_words,
+    load,
+    multiply,
+    odd_words,
+    repeated_half,
+)
+from blindtune.protocol.vectors import add as add_vectors
 
 __all__ = [
     "Centred",
     "Residues",
     "add",
+    "add_rows",
     "centre",
+    "dot",
     "from_centred",
     "hide",
+    "hide_rows",
     "require_centred",
     "require_residues",
     "subtract",
     "subtract_and_centre",
+    "subtract_and_centre_rows",
 ]
 
 Residues = NDArray[np.uint32]
@@ -38,7 +52,7 @@ _HALF = (MODULUS - 1) // 2
 
 
 @kernel
-def _add(a, b, out):  # type: ignore[no-untyped-def]
+def add_rows(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
             t = uint32(a[r, i] + b[r, i])
@@ -70,7 +84,7 @@ def _centre(x, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _hide(x, mask, out):  # type: ignore[no-untyped-def]
+def hide_rows(x, mask, out):  # type: ignore[no-untyped-def]
     """Adds, and returns what `_largest_from_lowest` does."""
     largest = uint32(0)
     for r in range(x.shape[0]):
@@ -83,7 +97,7 @@ def _hide(x, mask, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _subtract_and_centre(a, b, out):  # type: ignore[no-untyped-def]
+def subtract_and_centre_rows(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
             t = uint32(a[r, i] - b[r, i])
@@ -110,6 +124,34 @@ def _largest_from_lowest(x):  # type: ignore[no-untyped-def]
     return largest
 
 
+@kernel
+def _four_products(row, vector, i):  # type: ignore[no-untyped-def]
+    """Sums of four, of 32 products."""
+    a, b, c, d = load(row, i), load(row, i + LANES), load(vector, i), load(vector, i + LANES)
+    one = add_vectors(multiply(even_words(a), even_words(c)), multiply(odd_words(a), odd_words(c)))
+    other = add_vectors(multiply(even_words(b), even_words(d)), multiply(odd_words(b), odd_words(d)))
+    return add_vectors(one, other)
+
+
+@kernel
+def dot(row, vector):  # type: ignore[no-untyped-def]
+    """row . vector mod q, of contiguous uint32 words below q: four products of them are below 2^64."""
+    whole = row.shape[0] - row.shape[0] % (2 * LANES)
+    # The sum of all fours is 2^32 high + low. Of it mod 2^64 and of high follows low, which is below 2^64.
+    sums, highs = repeated_half(np.int64(0)), repeated_half(np.int64(0))
+    for i in range(0, whole, 2 * LANES):
+        four = _four_products(row, vector, i)
+        sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))
+    high = total_of_half(highs)
+    low = uint64(total_of_half(sums) - (high << uint64(32)))
+    for i in range(whole, row.shape[0]):
+        one = uint64(row[i]) * uint64(vector[i])
+        low += one & uint64(0xFFFFFFFF)
+        high += one >> uint64(32)
+    high = high % uint64(MODULUS)
+    return uint32((((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS))
+
+
 def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]
     """Runs an elementwise kernel over row blocks; the last array is the output."""
     rows, columns = arrays[0].shape
@@ -121,7 +163,7 @@ def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]
 
 def add(a: Residues, b: Residues) -> Residues:
     """a + b mod q, for matrices of the same shape."""
-    return _elementwise(_add, a, b, np.empty(a.shape, np.uint32))
+    return _elementwise(add_rows, a, b, np.empty(a.shape, np.uint32))
 
 
 def subtract(a: Residues, b: Residues) -> Residues:
@@ -131,7 +173,7 @@ def subtract(a: Residues, b: Residues) -> Residues:
 
 def subtract_and_centre(a: Residues, b: Residues) -> Centred:
     """The representative of smallest magnitude of a - b, for matrices of the same shape."""
-    return _elementwise(_subtract_and_centre, a, b, np.empty(a.shape, np.int32))
+    return _elementwise(subtract_and_centre_rows, a, b, np.empty(a.shape, np.int32))
 
 
 def require_centred(x: Centred) -> None:
@@ -165,9 +207,9 @@ def hide(x: Centred, masks: Sequence[Residues], out: Residues) -> bool:
     Returns:
         Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
     """
-    largest = _hide(x, masks[0], out)
+    largest = hide_rows(x, masks[0], out)
     for mask in masks[1:]:
-        _add(out, mask, out)
+        add_rows(out, mask, out)
     return bool(largest < MODULUS)
 
 

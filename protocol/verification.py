@@ -15,11 +15,12 @@ side, and vectors that repeated would let two outputs swap unseen), backward one
 the public checkpoint.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numba import uint32, uint64
+from numba import uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
@@ -27,7 +28,7 @@ from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import derive_key, expand
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
-from blindtune.protocol.residues import Residues
+from blindtune.protocol.residues import Residues, dot
 from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
@@ -92,26 +93,6 @@ def _apply(rows, s, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _dot(row, vector):  # type: ignore[no-untyped-def]
-    """row . vector mod q, of words below q: four products of them are below 2^64."""
-    n = row.shape[0] // 4
-    a, b, c, d = row[:n], row[n : 2 * n], row[2 * n : 3 * n], row[3 * n : 4 * n]
-    e, f, g, h = vector[:n], vector[n : 2 * n], vector[2 * n : 3 * n], vector[3 * n : 4 * n]
-    low, high = uint64(0), uint64(0)
-    for i in range(n):
-        four = uint64(a[i]) * uint64(e[i]) + uint64(b[i]) * uint64(f[i])
-        four += uint64(c[i]) * uint64(g[i]) + uint64(d[i]) * uint64(h[i])
-        low += four & uint64(0xFFFFFFFF)
-        high += four >> uint64(32)
-    for i in range(4 * n, row.shape[0]):
-        one = uint64(row[i]) * uint64(vector[i])
-        low += one & uint64(0xFFFFFFFF)
-        high += one >> uint64(32)
-    high = high % uint64(MODULUS)
-    return (((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS)
-
-
-@kernel
 def _largest(row):  # type: ignore[no-untyped-def]
     largest = uint32(0)
     for j in range(row.shape[0]):
@@ -120,12 +101,19 @@ def _largest(row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _first_wrong_row(operand, response, s, v, start, stop):  # type: ignore[no-untyped-def]
+def _dots(operand, v, out, start, stop):  # type: ignore[no-untyped-def]
+    for r in range(start, stop):
+        for k in range(v.shape[0]):
+            out[k, r] = dot(operand[r], v[k])
+
+
+@kernel
+def _first_wrong_row(expected, response, s, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         if _largest(response[r]) >= uint32(MODULUS):
             return r
         for k in range(s.shape[0]):
-            if _dot(operand[r], v[k]) != _dot(response[r], s[k]):
+            if dot(response[r], s[k]) != expected[k, r]:
                 return r
     return -1
 
@@ -164,19 +152,48 @@ class CheckVectors:
         rows, contraction = operand.shape
         if contraction != self.v.shape[1] or operand.dtype != np.uint32:
             raise ValueError(f"the operand is no uint32 matrix of {self.v.shape[1]} columns")
+        operand, v = np.ascontiguousarray(operand), self.v[:vectors]
+        expected = np.empty((vectors, rows), np.uint32)
+
+        def expect(start: int, stop: int) -> None:
+            _dots(operand, v, expected, start, stop)
+
+        self._compare(expected, response, expect, contraction)
+
+    def verify_expected(self, expected: Residues, response: NDArray[np.uint32]) -> None:
+        """Accepts a response by the first of the vectors, without the operand.
+
+        Args:
+            expected: C_t . v of the operand's rows, uint32 [rows].
+            response: what a worker answered, uint32 [rows, outputs].
+
+        Raises:
+            VerificationError: as `verify` does.
+        """
+        self._compare(expected[np.newaxis], response, lambda start, stop: None, 0)
+
+    def _compare(
+        self,
+        expected: Residues,
+        response: NDArray[np.uint32],
+        expect: Callable[[int, int], None],
+        columns: int,
+    ) -> None:
+        vectors, rows = expected.shape
         if response.dtype != np.uint32:
             raise VerificationError(f"the response has elements of type {response.dtype}, not uint32")
-        expected = (rows, self.s.shape[1])
-        if response.shape != expected:
-            raise VerificationError(f"the response has shape {response.shape}, not {expected}")
-        s, v = self.s[:vectors], self.v[:vectors]
+        shape = (rows, self.s.shape[1])
+        if response.shape != shape:
+            raise VerificationError(f"the response has shape {response.shape}, not {shape}")
+        response, s = np.ascontiguousarray(response), self.s[:vectors]
         wrong: list[int] = []
 
         def block(start: int, stop: int) -> None:
-            row = _first_wrong_row(operand, response, s, v, start, stop)
+            expect(start, stop)
+            row = _first_wrong_row(expected, response, s, start, stop)
             if row >= 0:
                 wrong.append(row)
 
-        for_row_blocks(rows, operand.shape[1] + response.shape[1], block)
+        for_row_blocks(rows, columns + response.shape[1], block)
         if wrong:
             raise VerificationError(f"row {min(wrong)} of {rows} is not the product that was asked for")

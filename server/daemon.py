@@ -8,6 +8,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from blindtune.proto import MAX_MESSAGE_BYTES
+from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.server.gate import Gate
 from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
@@ -128,6 +129,7 @@ def serve(
     Raises:
         ConfigurationError: it cannot listen there, or the file of tokens is unusable.
     """
+    keep_freed_memory()
     limits = limits or Limits()
     gate = Gate(
         limits.max_concurrent, limits.max_concurrent_per_client, RateLimit(limits.max_requests_per_second)

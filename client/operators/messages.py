@@ -47,12 +47,13 @@ class WorkRequest:
     @property
     def payload_bytes(self) -> int:
         """Bytes of operand that travel: the residues, or the seed."""
-        return self.share.residues.nbytes if self.share.seed is None else len(self.share.seed.key)
+        rows, columns = self.share.shape
+        return 4 * rows * columns if self.share.seed is None else len(self.share.seed.key)
 
 
 def request_messages(request: WorkRequest) -> Iterator[bytes]:
     """The header, and after it the operand's rows unless a seed stands for them."""
-    rows, columns = request.share.residues.shape
+    rows, columns = request.share.shape
     header = worker_pb2.MultiplyHeader(
         protocol_version=PROTOCOL_VERSION,
         fingerprint=request.fingerprint,

@@ -34,6 +34,7 @@ from blindtune.protocol.errors import (
     UntrustworthyOperatorError,
     VerificationError,
 )
+from blindtune.protocol.masks import Share
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.verification import CheckVectors
 
@@ -252,7 +253,7 @@ class OperatorClient:
             raise ProtocolError(
                 f"a share for operator {share.recipient} was about to go to operator {self.index}"
             )
-        rows, columns = share.residues.shape
+        rows, columns = share.shape
         with self._lock:
             most = max(1, min(self._max_rows, self._max_bytes // (4 * columns)))
             workers = self._policy.ready(self._clock())
@@ -309,10 +310,10 @@ class OperatorClient:
     def _ask(
         self, worker: int, request: WorkRequest, check: CheckVectors, vectors: int, answer: Residues
     ) -> None:
-        operand = request.share.residues
+        rows, _ = request.share.shape
         with self._lock:
             self._statistics.requests += 1
-            self._statistics.rows += len(operand)
+            self._statistics.rows += rows
             self._statistics.bytes_sent += request.payload_bytes
         arrived, verified, seconds = 0, 0, 0.0
         arrivals = self._transports[worker].multiply(request, self._timeout, answer)
@@ -321,7 +322,7 @@ class OperatorClient:
                 for arrived in arrivals:
                     started = self._clock()
                     try:
-                        _verify(check, operand, answer, slice(verified, arrived), vectors)
+                        _verify(check, request.share, answer, slice(verified, arrived), vectors)
                     finally:
                         seconds += self._clock() - started
                     verified = arrived
@@ -329,8 +330,8 @@ class OperatorClient:
             with self._lock:
                 self._statistics.bytes_received += answer[:arrived].nbytes
                 self._statistics.verification_seconds += seconds
-        if verified != len(operand):
-            raise VerificationError(f"the response ended after {verified} of {len(operand)} rows")
+        if verified != rows:
+            raise VerificationError(f"the response ended after {verified} of {rows} rows")
 
     def _note_failure(self, worker: int, request: WorkRequest, failure: Failure, detail: str) -> None:
         with self._lock:
@@ -371,9 +372,12 @@ class OperatorClient:
         self._threads.close()
 
 
-def _verify(check: CheckVectors, operand: Residues, answer: Residues, rows: slice, vectors: int) -> None:
+def _verify(check: CheckVectors, share: Share, answer: Residues, rows: slice, vectors: int) -> None:
     try:
-        check.verify(operand[rows], answer[rows], vectors)
+        if share.expected is not None and vectors == 1:
+            check.verify_expected(share.expected[rows], answer[rows])
+        else:
+            check.verify(share.residues[rows], answer[rows], vectors)
     except VerificationError as error:
         raise VerificationError(
             f"{error} (of those from row {rows.start} on)" if rows.start else str(error)

@@ -16,25 +16,30 @@ Then tiles side by side meet the operand, so that its rows, which lie far apart,
 from typing import Any
 
 import numpy as np
-from numba import int64, uint32
+from numba import int64, njit, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.lattice.transform import inverse, reduce_sums
-from blindtune.protocol.lattice.vectors import (
-    LANES,
-    add,
-    even_words,
-    load,
-    multiply_signed,
-    odd_words,
-    repeated_half,
-    store,
-)
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.vectors import (
+    LANES,
+    add,
+    even_words,
+    greatest,
+    least,
+    load,
+    load_bytes,
+    multiply_signed,
+    odd_words,
+    repeated,
+    repeated_half,
+    store,
+    subtract,
+)
 
 __all__ = ["mask_rows", "mask_with", "unmask_rows", "unmask_with"]
 
@@ -78,11 +83,15 @@ def _aligned(words):  # type: ignore[no-untyped-def]
 
 @kernel
 def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
+    """Masks, and returns the largest of x + (q-1)/2 mod 2^32, below q if all x are centred residues."""
+    largest = uint32(0)
     for i in range(out.shape[0]):
+        largest = max(largest, uint32(uint32(x[i]) + _HALF))
         residue = uint32(np.int32(x[i] + np.int32(e[i])))
         residue = min(residue, uint32(residue + _Q))
         total = uint32(residue + mask[i])
         out[i] = min(total, uint32(total - _Q))
+    return largest
 
 
 @kernel
@@ -95,8 +104,10 @@ def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
 
 @kernel
 def _mask_some(x, e, mask, out, start, stop):  # type: ignore[no-untyped-def]
+    largest = uint32(0)
     for r in range(start, stop):
-        _mask_row(x[r], e[r], mask[r], out[r])
+        largest = max(largest, _mask_row(x[r], e[r], mask[r], out[r]))
+    return largest
 
 
 @kernel
@@ -105,35 +116,76 @@ def _unmask_some(y, mask, out, start, stop):  # type: ignore[no-untyped-def]
         _unmask_row(y[r], mask[r], out[r])
 
 
+@njit(inline="always")
+def _masked(x, e, mask):  # type: ignore[no-untyped-def]
+    """What `_mask_row` does, for sixteen elements."""
+    residue = add(x, e)
+    total = add(least(residue, add(residue, repeated(_Q))), mask)
+    return least(total, subtract(total, repeated(_Q)))
+
+
+@njit(inline="always")
+def _unmasked(y, mask):  # type: ignore[no-untyped-def]
+    """What `_unmask_row` does, for sixteen elements."""
+    difference = subtract(y, mask)
+    residue = least(difference, add(difference, repeated(_Q)))
+    # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
+    moved = add(residue, repeated(_HALF))
+    return subtract(least(moved, subtract(moved, repeated(_Q))), repeated(_HALF))
+
+
 @kernel
 def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
+    columns = out.shape[1]
     tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
+    largest, most = repeated(uint32(0)), uint32(0)
     for t in range(start, stop, _TILES):
         end = min(t + _TILES, stop)
-        i, k = t * LANES, min(end * LANES, out.shape[1])
+        i, k = t * LANES, min(end * LANES, columns)
+        whole = (k - i) // LANES
         for b in range(runs.shape[0]):
             _ring_tiles(packed[t:end], factors[b], ranks, tiles)
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                _row_of(tiles, end - t, first + r, mask)
-                _mask_row(x[row + r, i:k], e[row + r, i:k], mask, out[row + r, i:k])
+                coefficient, at = (first + r) * LANES, (row + r) * columns + i
+                for u in range(whole):
+                    words = load(x, at + u * LANES)
+                    largest = greatest(largest, add(words, repeated(_HALF)))
+                    noise = load_bytes(e, at + u * LANES)
+                    words = _masked(words, noise, load(tiles, u * _STRIDE + coefficient))
+                    store(out, at + u * LANES, words)
+                if i + whole * LANES < k:
+                    j, place = i + whole * LANES, whole * _STRIDE + coefficient
+                    part = _mask_row(
+                        x[row + r, j:k], e[row + r, j:k], tiles[place : place + LANES], out[row + r, j:k]
+                    )
+                    most = max(most, part)
         for r in range(rest.shape[0]):
             _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
             rest[r, i:k] = mask[: k - i]
+    store(mask, 0, largest)
+    return max(most, mask[:LANES].max())
 
 
 @kernel
 def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: ignore[no-untyped-def]
+    columns = out.shape[1]
     tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
     for t in range(start, stop, _TILES):
         end = min(t + _TILES, stop)
-        i, k = t * LANES, min(end * LANES, out.shape[1])
+        i, k = t * LANES, min(end * LANES, columns)
+        whole = (k - i) // LANES
         for b in range(runs.shape[0]):
             _ring_tiles(packed[t:end], factors[b], ranks, tiles)
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                _row_of(tiles, end - t, first + r, mask)
-                _unmask_row(y[row + r, i:k], mask, out[row + r, i:k])
+                coefficient, at = (first + r) * LANES, (row + r) * columns + i
+                for u in range(whole):
+                    words = _unmasked(load(y, at + u * LANES), load(tiles, u * _STRIDE + coefficient))
+                    store(out, at + u * LANES, words)
+                if i + whole * LANES < k:
+                    j, place = i + whole * LANES, whole * _STRIDE + coefficient
+                    _unmask_row(y[row + r, j:k], tiles[place : place + LANES], out[row + r, j:k])
         for r in range(rest.shape[0]):
             _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
             rest[r, i:k] = mask[: k - i]
@@ -147,13 +199,15 @@ def _read_only(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _for_tiles(run_tiles, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
-    """Runs a kernel over the feature tiles, in threads when it pays."""
+    """Runs a kernel over the feature tiles, in threads when it pays, and returns what each run returned."""
     packed, ranks = _read_only(packed), (0,) * packed.shape[1]
+    returned = []
     for_row_blocks(
         packed.shape[0],
         len(runs) * DEGREE * LANES,
-        lambda start, stop: run_tiles(packed, factors, ranks, runs, *arrays, start, stop),
+        lambda start, stop: returned.append(run_tiles(packed, factors, ranks, runs, *arrays, start, stop)),
     )
+    return returned
 
 
 def mask_rows(
@@ -164,17 +218,20 @@ def mask_rows(
     noise: NDArray[np.int8],
     out: Residues,
     rest: Residues,
-) -> None:
+) -> bool:
     """Masks rows of an operand.
 
     Args:
         packed: A, int32 [feature tiles or more, rank, 256, 16].
         factors: int32 [blocks, rank, 256], S of each block as `transformed` makes it.
         runs: int64 [blocks, 3]: first row of the operand, first row of the block, and how many.
-        operand: int32 [rows, columns], of magnitude at most (q - 1)/2.
+        operand: int32 [rows, columns].
         noise: E for the operand's rows, [rows, columns].
-        out: uint32 [rows, columns], receives the masked rows.
+        out: uint32 [rows, columns], contiguous, receives the masked rows.
         rest: uint32 [some, columns], receives the last rows of the last block's A S.
+
+    Returns:
+        Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
 
     Raises:
         ValueError: A has too few tiles, which would leave columns without a mask.
@@ -182,14 +239,17 @@ def mask_rows(
     tiles = -(-operand.shape[1] // LANES)
     if packed.shape[0] < tiles:
         raise ValueError(f"{packed.shape[0]} tiles of A do not cover {operand.shape[1]} columns")
-    _for_tiles(_mask, packed[:tiles], factors, runs, _read_only(operand), _read_only(noise), out, rest)
+    x, e = _read_only(operand), _read_only(noise)
+    return max(_for_tiles(_mask, packed[:tiles], factors, runs, x, e, out, rest), default=0) < MODULUS
 
 
-def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8], out: Residues) -> None:
-    """Masks rows with rows of A S that were computed before; all of one shape."""
+def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8], out: Residues) -> bool:
+    """Masks rows with rows of A S that were computed before, all of one shape; returns as `mask_rows`."""
     x, e, mask = _read_only(operand), _read_only(noise), _read_only(kept)
     rows, columns = out.shape
-    for_row_blocks(rows, columns, lambda start, stop: _mask_some(x, e, mask, out, start, stop))
+    largest: list[int] = []
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_mask_some(x, e, mask, out, a, b)))
+    return max(largest, default=0) < MODULUS
 
 
 def unmask_rows(
@@ -206,7 +266,7 @@ def unmask_rows(
         packed: H, int32 [feature tiles, rank, 256, 16].
         factors, runs: as `mask_rows` had them.
         response: uint32 [rows, columns], all below q.
-        out: int32 [rows, columns], receives the centred rows.
+        out: int32 [rows, columns], contiguous, receives the centred rows.
         rest: uint32 [some, columns], receives the last rows of the last block's H S.
     """
     _for_tiles(_unmask, packed, factors, runs, _read_only(response), out, rest)

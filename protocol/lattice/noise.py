@@ -20,10 +20,10 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
+from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, batch, initial_state
 from blindtune.protocol.compiled import kernel
-from blindtune.protocol.expansion import KEY_BYTES
-from blindtune.protocol.lattice.keystream import BLOCK_WORDS, BLOCKS, key_stream
-from blindtune.protocol.lattice.vectors import (
+from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.vectors import (
     LANES,
     add,
     bits_and,
@@ -34,11 +34,10 @@ from blindtune.protocol.lattice.vectors import (
     store,
     subtract_bytes,
 )
-from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["centred_binomial"]
 
-_GROUP = 4 * BLOCKS  # samples side by side
+_GROUP = 4 * LANES  # samples side by side
 
 
 def _places(eta: int) -> tuple[int, int, int]:
@@ -49,15 +48,16 @@ def _places(eta: int) -> tuple[int, int, int]:
 
 
 @kernel
-def _sample(key, batch, places, eta, columns, out):  # type: ignore[no-untyped-def]
-    """Whole rows of so many samples from a batch on; both arrays have one dimension."""
+def _sample(initial, first, places, eta, columns, out):  # type: ignore[no-untyped-def]
+    """Whole rows of so many samples from a batch on; all arrays have one dimension."""
     whole, rest, groups = places
+    state = initial.copy()
+    state[12] = uint32(first * LANES)
     words, samples = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty(_GROUP, np.int8)
     mask = repeated(uint32(((1 << rest) - 1) * 0x01010101))
     for row in range(0, out.shape[0], columns):
         for start in range(0, columns, groups * _GROUP):
-            key_stream(key, uint32(batch * BLOCKS), words)
-            batch += 1
+            batch(state, words, 0)
             for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
                 ones = count_ones(
                     bits_and(shift_right(load(words, LANES * (BLOCK_WORDS - 1)), uint32(rest * i)), mask)
@@ -66,13 +66,13 @@ def _sample(key, batch, places, eta, columns, out):  # type: ignore[no-untyped-d
                 for j in range(whole * i, whole * i + whole):
                     ones = add(ones, count_ones(load(words, LANES * j)))
                 ones = subtract_bytes(ones, eta)
-                first = start + _GROUP * i
-                if first + _GROUP <= columns:
-                    store(out, row + first, ones)
+                column = start + _GROUP * i
+                if column + _GROUP <= columns:
+                    store(out, row + column, ones)
                 else:
                     store(samples, 0, ones)
-                    for p in range(columns - first):
-                        out[row + first + p] = samples[p]
+                    for p in range(columns - column):
+                        out[row + column + p] = samples[p]
 
 
 def centred_binomial(
@@ -99,17 +99,23 @@ def centred_binomial(
         raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
     places = _places(eta)
     width = -(-columns // (places[2] * _GROUP))  # in batches
-    if (first_row + rows) * width * BLOCKS > 1 << 32:
+    if (first_row + rows) * width * LANES > 1 << 32:
         raise ValueError(f"{first_row + rows} rows of {columns} samples are more than one key stream")
     if out is None:
         out = np.empty((rows, columns), np.int8)
     if out.shape != (rows, columns) or out.dtype != np.int8 or not out.flags.c_contiguous:
         raise ValueError(f"{rows} rows of {columns} samples do not fit the array for them")
-    words, flat = np.frombuffer(key, np.uint32), out.reshape(-1)
+    initial, flat = initial_state(key), out.reshape(-1)
 
     def some_rows(start: int, stop: int) -> None:
-        batch = (first_row + start) * width
-        _sample(words, batch, places, eta, columns, flat[start * columns : stop * columns])
+        _sample(
+            initial,
+            (first_row + start) * width,
+            places,
+            eta,
+            columns,
+            flat[start * columns : stop * columns],
+        )
 
     if out.size:
         for_row_blocks(rows, columns, some_rows)

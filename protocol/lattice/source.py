@@ -115,7 +115,6 @@ class LatticeSource(MaskSource):
                 f"{product.label} takes int32 operands of {product.contraction} columns, "
                 f"not {operand.dtype} of {columns}"
             )
-        require_centred(operand)
         hint = self._hints(product)
         if hint.shape[1:] != packed_shape(self.lattice, 0)[1:] or hint.dtype != np.int32:
             raise ValueError(
@@ -128,12 +127,15 @@ class LatticeSource(MaskSource):
         masked, noise = np.empty((rows, columns), np.uint32), np.empty((rows, columns), np.int8)
         for run in runs:
             run.noise(noise[run.rows])
+        hidden: list[bool] = []
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            mask_rows(packed, factors, bounds, operand, noise, masked, rest)
+            hidden.append(mask_rows(packed, factors, bounds, operand, noise, masked, rest))
 
         def serve(rows: slice, kept: Residues) -> None:
-            mask_with(kept, operand[rows], noise[rows], masked[rows])
+            hidden.append(mask_with(kept, operand[rows], noise[rows], masked[rows]))
 
         stock.for_rows("mask", runs, columns, compute, serve)
+        if not all(hidden):
+            require_centred(operand)
         return _LatticeMasked(Share(0, masked), product, hint, stock, runs)

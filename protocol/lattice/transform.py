@@ -29,7 +29,9 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.lattice.vectors import (
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import Centred
+from blindtune.protocol.vectors import (
     LANES,
     add,
     even_words,
@@ -45,8 +47,6 @@ from blindtune.protocol.lattice.vectors import (
     store,
     subtract,
 )
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.residues import Centred
 
 __all__ = ["LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
 

@@ -29,8 +29,10 @@ from support.wiretap import Wiretap
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client import BlindConfig, Operator, layer_group, multiplier_of
+from blindtune.client import BlindConfig, Operator, multiplier_of
 from blindtune.client.prepare import prepare
+from blindtune.protocol.fixed_point import quantize_rows
+from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues, centre, from_centred, subtract
 
@@ -206,11 +208,15 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
     operators, taps = tapped
     secrets = Secrets()
     calls = 0
-    quantize = layer_group.quantize_rows
+    hide = ShareSource.hide
 
-    def watched(x: Any, *arguments: Any) -> Any:
+    def watched(
+        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
+    ) -> Any:
         nonlocal calls
-        integers, scales = quantize(x, *arguments)
+        masked, scales = hide(self, x, product, budget, column_scale, v)
+        integers, again = quantize_rows(x, budget, column_scale)
+        assert np.array_equal(scales, again)
         calls += 1
         secrets.numbers(f"values {calls}", x[0][:8], "<f4", "<f8")
         secrets.numbers(f"integers {calls}", integers[0][:8], "<i4", "<i8", "<f4", "<f8")
@@ -221,9 +227,9 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
                 continue
             secrets.numbers(f"scale {calls}.{row}", [scale], "<f8", ">f8")
             secrets.known[f"scale {calls}.{row} in digits"] = f"{scale:.12g}".encode()
-        return integers, scales
+        return masked, scales
 
-    monkeypatch.setattr(layer_group, "quantize_rows", watched)
+    monkeypatch.setattr(ShareSource, "hide", watched)
     chosen = [Operator(o.name, [tap.address]) for o, tap in zip(operators, taps, strict=True)]
     model = with_adapter(load("llama", operators=chosen, insecure=True), "llama")
     inputs = batch("llama", rows=3, tokens=11)

@@ -72,7 +72,7 @@ def hunt(
             started = time.monotonic()
             try:
                 with place.with_mutation(mutation):
-                    outcome = place.test(mutation.tests, mutation)
+                    outcome = place.test(mutation.tests)
             finally:
                 places.put(place)
             finding = Finding(mutation, outcome, time.monotonic() - started)

@@ -2,8 +2,8 @@
 
 The copy's packages are found before the installed ones: links in its folder ``blindtune`` stand for what
 pyproject.toml maps to packages, and the copy is first on the path. Compiled kernels are kept between
-mutations, because to compile them takes longer than most tests. Where a file changes whose constants are
-compiled into kernels of others, all are compiled anew, since numba would not notice.
+mutations, because to compile them takes longer than most tests. Those that a mutation concerns, if only by
+what they import, are compiled anew: see `blindtune.protocol.compiled`.
 """
 
 import os
@@ -24,8 +24,6 @@ __all__ = ["ROOT", "Outcome", "Workplace"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECONDS = 600
-# Kernels of other files are compiled with what these hold.
-_INLINED = {"protocol/parameters.py", "protocol/lattice/parameters.py", "protocol/lattice/transform.py"}
 _FAILED = re.compile(r"^FAILED (\S+?::[^\s\[]+)", re.MULTILINE)
 
 
@@ -117,17 +115,16 @@ class Workplace:
             if Path(found).resolve() != (self.root / file).resolve():
                 raise RuntimeError(f"tests would import {found}, and not the copy's {file}")
 
-    def test(self, tests: Sequence[str], mutation: Mutation | None = None) -> Outcome:
+    def test(self, tests: Sequence[str]) -> Outcome:
         """Runs some tests, up to the first that fails, in the copy as it is now."""
         with TemporaryDirectory(dir=self.root.parent) as scratch:
-            anew = mutation is not None and not _INLINED.isdisjoint(mutation.files)
             command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-rf", "--timeout=120"]
             command += ["-p", "no:cacheprovider", "-m", "", f"--basetemp={scratch}/pytest", *tests]
             try:
                 done = subprocess.run(
                     command,
                     cwd=self.root,
-                    env=self._environment(Path(scratch) if anew else self._numba),
+                    env=self._environment(self._numba),
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.proto import worker_pb2
+from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
@@ -163,6 +164,18 @@ class WatchedSource(MaskSource):
         masked = self._source.mask(operand, product)
         self._ledger.drew(operand, product, masked)
         return masked
+
+    def hide(
+        self,
+        x: NDArray[np.float32],
+        product: Product,
+        budget: int,
+        column_scale: NDArray[np.float32] | None = None,
+        v: Residues | None = None,
+    ) -> tuple[MaskedOperand, NDArray[np.float64]]:
+        masked, scales = self._source.hide(x, product, budget, column_scale, v)
+        self._ledger.drew(quantize_rows(x, budget, column_scale)[0], product, masked)
+        return masked, scales
 
 
 def _digest(row: Residues | NDArray[np.int64]) -> bytes:

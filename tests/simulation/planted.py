@@ -171,7 +171,7 @@ def _busy_is_final(patch: pytest.MonkeyPatch) -> None:
 
 
 def _no_verification(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(CheckVectors, "verify", lambda *arguments: None)
+    patch.setattr(CheckVectors, "_compare", lambda *arguments: None)
 
 
 def _rows(messages: Any) -> bytes:
@@ -179,7 +179,7 @@ def _rows(messages: Any) -> bytes:
 
 
 def _first_row_verified_only(patch: pytest.MonkeyPatch) -> None:
-    real = CheckVectors.verify
+    real = CheckVectors._compare
 
     def read(request: Any, messages: Any, answer: Any) -> Any:
         whole = _rows(messages)[: answer.nbytes]
@@ -188,7 +188,9 @@ def _first_row_verified_only(patch: pytest.MonkeyPatch) -> None:
 
     patch.setattr("simulation.transport.read_rows", read)
     patch.setattr(
-        CheckVectors, "verify", lambda self, operand, response, n=1: real(self, operand[:1], response[:1], n)
+        CheckVectors,
+        "_compare",
+        lambda self, expected, response, *rest: real(self, expected[:, :1], response[:1], *rest),
     )
 
 
@@ -201,24 +203,24 @@ def _length_of_answers_unchecked(patch: pytest.MonkeyPatch) -> None:
 
 
 def _words_beyond_the_modulus_accepted(patch: pytest.MonkeyPatch) -> None:
-    real = CheckVectors.verify
+    real = CheckVectors._compare
     patch.setattr(
         CheckVectors,
-        "verify",
-        lambda self, operand, response, n=1: real(self, operand, response % np.uint32(MODULUS), n),
+        "_compare",
+        lambda self, expected, response, *rest: real(self, expected, response % np.uint32(MODULUS), *rest),
     )
 
 
 def _retried_with_a_new_mask(patch: pytest.MonkeyPatch) -> None:
-    real = multiplier.RemoteMultiplier.multiply
+    real = multiplier.RemoteMultiplier.multiply_reals
 
-    def multiply(self: Any, operand: Any, product: Any) -> Any:
+    def multiply(self: Any, *arguments: Any) -> Any:
         try:
-            return real(self, operand, product)
+            return real(self, *arguments)
         except OperatorUnavailableError:
-            return real(self, operand, product)
+            return real(self, *arguments)
 
-    patch.setattr(multiplier.RemoteMultiplier, "multiply", multiply)
+    patch.setattr(multiplier.RemoteMultiplier, "multiply_reals", multiply)
     _no_second_attempt(patch)
 
 
@@ -273,16 +275,16 @@ def _rows_handed_out_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def _zero_rows_in_the_clear(patch: pytest.MonkeyPatch) -> None:
-    real = ShareSource.mask
+    real = ShareSource.hide
 
-    def mask(self: Any, operand: Any, product: Any) -> Any:
-        masked = real(self, operand, product)
+    def hide(self: Any, x: Any, *arguments: Any) -> Any:
+        masked, scales = real(self, x, *arguments)
         rows = masked.shares[-1].residues.copy()
-        rows[~operand.any(axis=1)] = 0
+        rows[~x.any(axis=1)] = 0
         shares = (*masked.shares[:-1], Share(masked.shares[-1].recipient, rows))
-        return replace(masked, shares=shares)
+        return replace(masked, shares=shares), scales
 
-    patch.setattr(ShareSource, "mask", mask)
+    patch.setattr(ShareSource, "hide", hide)
 
 
 def _place_kept_by_those_who_left(patch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.connect import expectations
@@ -21,6 +22,7 @@ from blindtune.client.operators import messages
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.prepare import prepare
 from blindtune.protocol.errors import BlindtuneError
+from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource, Share, ShareSource
@@ -168,13 +170,45 @@ class _Judged(PrivateMultiplier):
         self._asked = self._answered = 0
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
+        with self._timed(product, len(operand)):
+            result = self._multiplier.multiply(operand, product)
+        self._judge(result.astype(np.int64), operand, product)
+        return result
+
+    def multiply_reals(
+        self,
+        x: NDArray[np.float32],
+        product: Product,
+        budget: int,
+        column_scale: NDArray[np.float32] | None = None,
+        output_scale: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        arguments = x, product, budget, column_scale, output_scale
+        with self._timed(product, len(x)):
+            result = self._multiplier.multiply_reals(*arguments)
+        exact = not self.source.noise(1)
+        if exact and not np.array_equal(result, self._world.assets.reference.multiply_reals(*arguments)):
+            self._world.ledger.broken(
+                "result", f"a product of {product.label} is not the reference's, in bits"
+            )
+        operand, scales = quantize_rows(x, budget, column_scale)
+        outputs = 1.0 if output_scale is None else output_scale.astype(np.float64)
+        # Of rows of zeros the scale is infinite, and the noise comes back as zero.
+        factors = np.where(np.isfinite(scales), scales, 0.0)[:, np.newaxis]
+        integers = result.astype(np.float64) / outputs * factors
+        # Single precision gives them to one part in 2^24.
+        self._judge(integers, operand, product, np.abs(integers) * 2.0**-23)
+        return result
+
+    @contextmanager
+    def _timed(self, product: Product, rows: int) -> Iterator[None]:
         world = self._world
         world.ledger.asks()
         started = world.scheduler.now
         self._asked += 1
         answered_before = self._answered
         try:
-            result = self._multiplier.multiply(operand, product)
+            yield
         finally:
             self._answered += 1
             # Products that were under way meanwhile may have had the client's threads first.
@@ -182,17 +216,25 @@ class _Judged(PrivateMultiplier):
             # Each block of rows is tried for so long, and then once more at each worker, or eight times
             # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
             # Blocks are cut to fit a worker, and for replicas; at worst one is asked for after the other.
-            blocks = max(-(-len(operand) // world.schedule.max_rows), len(operand) // LEAST_BLOCK_ROWS)
+            blocks = max(-(-rows // world.schedule.max_rows), rows // LEAST_BLOCK_ROWS)
             workers = max(world.schedule.workers)
             attempts = RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0
             most = products * blocks * attempts
             if world.scheduler.now - started > most:
                 world.ledger.broken("finite", f"{product.label} took {world.scheduler.now - started:.0f} s")
-        truth = world.assets.reference.multiply(operand, product)
-        bound = self.source.noise(world.assets.kit.column_absolute_sum(product))
-        if np.abs(result.astype(np.int64) - truth).max() > bound:
-            world.ledger.broken("result", f"a product of {product.label} is not the reference's")
-        return result
+
+    def _judge(
+        self,
+        result: NDArray[np.int64] | NDArray[np.float64],
+        operand: Centred,
+        product: Product,
+        rounding: NDArray[np.float64] | float = 0.0,
+    ) -> None:
+        assets, ledger = self._world.assets, self._world.ledger
+        truth = assets.reference.multiply(operand, product)
+        bound = self.source.noise(assets.kit.column_absolute_sum(product)) + rounding
+        if (np.abs(result - truth) > bound).any():
+            ledger.broken("result", f"a product of {product.label} is not the reference's")
 
 
 class World:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from blindtune.client import layer_group
 from blindtune.client.cli import main
+from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.residues import from_centred
 
@@ -21,15 +21,15 @@ from blindtune.protocol.residues import from_centred
 def watch(path: Path) -> None:
     """Writes down the first values, integers, scales, seeds and shares of every operand from now on."""
     file = path.open("w", buffering=1)
-    quantize, mask = layer_group.quantize_rows, ShareSource.mask
+    hide = ShareSource.hide
     calls = 0
 
     def keep(what: str, value: bytes) -> None:
         file.write(json.dumps([what, value.hex()]) + "\n")
 
-    def watched(x: Any, *arguments: Any) -> Any:
+    def watched(x: Any, budget: int, column_scale: Any = None) -> None:
         nonlocal calls
-        integers, scales = quantize(x, *arguments)
+        integers, scales = quantize_rows(x, budget, column_scale)
         calls += 1
         values = x[0][:8].detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x[0][:8])
         if integers[0][:8].any():
@@ -46,20 +46,21 @@ def watch(path: Path) -> None:
             for digits in {f"{scale:.12g}", f"{scale:.8g}", repr(float(scale))}:
                 if len(digits) >= 9:  # a shorter one could be there by chance
                     keep(f"scale {calls}.{row} in digits", digits.encode())
-        return integers, scales
 
-    def watched_mask(self: ShareSource, operand: Any, product: Any) -> Any:
-        masked = mask(self, operand, product)
+    def watched_hide(
+        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
+    ) -> Any:
+        masked, scales = hide(self, x, product, budget, column_scale, v)
+        watched(x, budget, column_scale)
         for share in masked.shares:
             if share.seed is not None:
                 keep("seed", share.seed.key)
                 keep("seed in digits", share.seed.key.hex().encode())
             keep("share", share.residues[0][:8].tobytes())
             keep("share in hexadecimal", share.residues[0][:8].tobytes().hex().encode())
-        return masked
+        return masked, scales
 
-    layer_group.quantize_rows = watched
-    ShareSource.mask = watched_mask  # type: ignore[method-assign]
+    ShareSource.hide = watched_hide  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

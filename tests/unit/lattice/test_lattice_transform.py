@@ -17,8 +17,8 @@ from blindtune.protocol.lattice.transform import (
     reversed_bits,
     transformed,
 )
-from blindtune.protocol.lattice.vectors import load_halves, store
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.vectors import load_halves, store
 
 
 @njit

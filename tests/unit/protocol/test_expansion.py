@@ -1,114 +1,20 @@
-"""The generator: ChaCha20 against RFC 8439, rejection by a ChaCha20 written out here, seeking, sub-keys."""
+"""The generator: rejection by a ChaCha20 written out in integers, seeking, sub-keys."""
 
 import hashlib
 import hmac
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
+from chacha20_reference import COUNTING_KEY, PUBLISHED, ZERO_KEY, chacha20_block, library_stream
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.chacha20 import initial_state, key_stream
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand, expand_into
 from blindtune.protocol.parameters import MODULUS
 
 WORD = 0x7FFFFFFF
-COUNTING_KEY = bytes(range(32))
-ZERO_KEY = bytes(32)
-
-# RFC 8439: (section, key, block counter, nonce, keystream from that block on).
-PUBLISHED = [
-    (
-        "A.1 #1",
-        ZERO_KEY,
-        0,
-        "000000000000000000000000",
-        "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7"
-        "da41597c5157488d7724e03fb8d84a376a43b8f41518a11cc387b669b2ee6586",
-    ),
-    (
-        "A.1 #2",
-        ZERO_KEY,
-        1,
-        "000000000000000000000000",
-        "9f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed"
-        "29b721769ce64e43d57133b074d839d531ed1f28510afb45ace10a1f4b794d6f",
-    ),
-    (
-        "A.1 #3",
-        bytes(31) + b"\x01",
-        1,
-        "000000000000000000000000",
-        "3aeb5224ecf849929b9d828db1ced4dd832025e8018b8160b82284f3c949aa5a"
-        "8eca00bbb4a73bdad192b5c42f73f2fd4e273644c8b36125a64addeb006c13a0",
-    ),
-    (
-        "A.1 #4",
-        b"\x00\xff" + bytes(30),
-        2,
-        "000000000000000000000000",
-        "72d54dfbf12ec44b362692df94137f328fea8da73990265ec1bbbea1ae9af0ca"
-        "13b25aa26cb4a648cb9b9d1be65b2c0924a66c54d545ec1b7374f4872e99f096",
-    ),
-    (
-        "A.1 #5",
-        ZERO_KEY,
-        0,
-        "000000000000000000000002",
-        "c2c64d378cd536374ae204b9ef933fcd1a8b2288b3dfa49672ab765b54ee27c7"
-        "8a970e0e955c14f3a88e741b97c286f75f8fc299e8148362fa198a39531bed6d",
-    ),
-    (
-        "2.3.2",
-        COUNTING_KEY,
-        1,
-        "000000090000004a00000000",
-        "10f1e7e4d13b5915500fdd1fa32071c4c7d1f4c733c068030422aa9ac3d46c4e"
-        "d2826446079faa0914c2d705d98b02a2b5129cd1de164eb9cbd083e8a2503c4e",
-    ),
-    (
-        "2.4.2",
-        COUNTING_KEY,
-        1,
-        "000000000000004a00000000",
-        "224f51f3401bd9e12fde276fb8631ded8c131f823d2c06e27e4fcaec9ef3cf78"
-        "8a3b0aa372600a92b57974cded2b9334794cba40c63e34cdea212c4cf07d41b7"
-        "69a6749f3f630f4122cafe28ec4dc47e26d4346d70b98c73f3e9c53ac40c5945",
-    ),
-]
-WITH_IDS = pytest.mark.parametrize(
-    ("key", "counter", "nonce", "keystream"), [v[1:] for v in PUBLISHED], ids=[v[0] for v in PUBLISHED]
-)
-
-
-def _quarter_round(x: list[int], a: int, b: int, c: int, d: int) -> None:
-    for target, source, mixed, turn in ((a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)):
-        x[target] = (x[target] + x[source]) & 0xFFFFFFFF
-        value = x[mixed] ^ x[target]
-        x[mixed] = ((value << turn) | (value >> (32 - turn))) & 0xFFFFFFFF
-
-
-def chacha20_block(key: bytes, counter: int, nonce: bytes) -> list[int]:
-    """The 16 words of a block, from RFC 8439 sections 2.1 to 2.3."""
-    state = [0x61707865, 0x3320646E, 0x79622D32, 0x6B206574]
-    state += [int.from_bytes(key[4 * i : 4 * i + 4], "little") for i in range(8)]
-    state += [counter]
-    state += [int.from_bytes(nonce[4 * i : 4 * i + 4], "little") for i in range(3)]
-    x = list(state)
-    for _ in range(10):
-        _quarter_round(x, 0, 4, 8, 12)
-        _quarter_round(x, 1, 5, 9, 13)
-        _quarter_round(x, 2, 6, 10, 14)
-        _quarter_round(x, 3, 7, 11, 15)
-        _quarter_round(x, 0, 5, 10, 15)
-        _quarter_round(x, 1, 6, 11, 12)
-        _quarter_round(x, 2, 7, 8, 13)
-        _quarter_round(x, 3, 4, 9, 14)
-    return [(a + b) & 0xFFFFFFFF for a, b in zip(x, state, strict=True)]
 
 
 def stream_words(key: bytes, row: int, stream: int, block: int) -> list[int]:
@@ -130,51 +36,6 @@ def expand_by_definition(key: bytes, row: int, columns: int) -> list[int]:
     return [
         word if word < MODULUS else streams_until_accepted(key, row, i)[-1] for i, word in enumerate(first)
     ]
-
-
-@WITH_IDS
-def test_the_reference_in_this_file_gives_the_keystream_of_rfc_8439(
-    key: bytes, counter: int, nonce: str, keystream: str
-) -> None:
-    stream = bytes.fromhex(keystream)
-    for block in range(len(stream) // 64):
-        words = chacha20_block(key, counter + block, bytes.fromhex(nonce))
-        assert b"".join(w.to_bytes(4, "little") for w in words) == stream[64 * block : 64 * block + 64]
-
-
-def library_stream(key: bytes, counter: int, nonce: bytes, words: int) -> np.ndarray:
-    """Key stream from the ``cryptography`` package."""
-    encryptor = Cipher(ChaCha20(key, counter.to_bytes(4, "little") + nonce), mode=None).encryptor()
-    return np.frombuffer(encryptor.update(bytes(4 * words)), "<u4")
-
-
-@WITH_IDS
-def test_the_key_stream_is_that_of_rfc_8439(key: bytes, counter: int, nonce: str, keystream: str) -> None:
-    state = initial_state(key)
-    state[12] = counter
-    state[13:] = np.frombuffer(bytes.fromhex(nonce), "<u4")
-    words = np.empty(len(keystream) // 8, np.uint32)
-    key_stream(state, words)
-    assert words.tobytes().hex() == keystream
-
-
-@settings(derandomize=True, deadline=None, max_examples=200)
-@given(
-    key=st.binary(min_size=32, max_size=32),
-    nonce=st.binary(min_size=12, max_size=12),
-    counter=st.integers(0, (1 << 32) - 200),
-    words=st.one_of(st.integers(0, 1200), st.sampled_from([15, 16, 17, 255, 256, 257, 511, 512, 513])),
-)
-def test_the_key_stream_is_the_librarys_for_any_key_nonce_counter_and_length(
-    key: bytes, nonce: bytes, counter: int, words: int
-) -> None:
-    state = initial_state(key)
-    state[12] = counter
-    state[13:] = np.frombuffer(nonce, "<u4")
-    out = np.full(words + 2, 12345, np.uint32)
-    key_stream(state, out[1:-1])
-    assert np.array_equal(out[1:-1], library_stream(key, counter, nonce, words))
-    assert out[0] == out[-1] == 12345, "words beside the array were written"
 
 
 def test_rows_are_expanded_where_they_lie_and_nothing_beside_them_is_touched() -> None:

@@ -13,7 +13,8 @@ from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import derive_key
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
-from blindtune.protocol.verification import VECTORS, CheckVectors, _dot, check_vectors, secret_vectors
+from blindtune.protocol.residues import dot
+from blindtune.protocol.verification import VECTORS, CheckVectors, check_vectors, secret_vectors
 
 SECRET = derive_key(bytes(range(32)), "tests of verification")
 HALF = (MODULUS - 1) // 2
@@ -407,7 +408,7 @@ def test_a_wrong_response_passes_for_one_s_in_q_as_the_theory_says() -> None:
 def test_sums_of_extreme_products_do_not_overflow(length: int, a: int) -> None:
     row = np.full(length, a, np.uint32)
     vector = np.full(length, MODULUS - 1, np.uint32)
-    assert int(_dot(row, vector)) == a * (MODULUS - 1) * length % MODULUS
+    assert int(dot(row, vector)) == a * (MODULUS - 1) * length % MODULUS
 
 
 @settings(derandomize=True, deadline=None, max_examples=100)
@@ -419,7 +420,7 @@ def test_sums_of_extreme_products_do_not_overflow(length: int, a: int) -> None:
 def test_sums_of_products_are_those_of_python_integers(pairs: list[tuple[int, int]]) -> None:
     a = np.array([p[0] for p in pairs], np.uint32)
     b = np.array([p[1] for p in pairs], np.uint32)
-    assert int(_dot(a, b)) == sum(x * y for x, y in pairs) % MODULUS
+    assert int(dot(a, b)) == sum(x * y for x, y in pairs) % MODULUS
 
 
 def test_rows_of_200_000_extreme_residues_are_verified() -> None:

@@ -28,9 +28,11 @@ __all__ = [
     "bits_xor",
     "count_ones",
     "even_words",
+    "greatest",
     "high_words",
     "least",
     "load",
+    "load_bytes",
     "load_halves",
     "low_words",
     "multiply",
@@ -45,6 +47,7 @@ __all__ = [
     "store",
     "subtract",
     "subtract_bytes",
+    "transpose",
 ]
 
 LANES = 16
@@ -113,6 +116,17 @@ def load(context, array, at):  # type: ignore[no-untyped-def]
 
 
 @intrinsic
+def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
+    """The int8 elements ``at ... at + 15`` of an array, as words of the same sign."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        sixteen = ir.VectorType(ir.IntType(8), LANES)
+        return builder.sext(builder.load(_address(context, builder, array, values, sixteen), align=1), _WORDS)
+
+    return _words(array, types.intp), generate
+
+
+@intrinsic
 def load_halves(context, array, at):  # type: ignore[no-untyped-def]
     """The int64 elements ``at ... at + 7`` of an array."""
 
@@ -132,6 +146,30 @@ def store(context, array, at, words):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _words), generate
+
+
+@intrinsic
+def transpose(context, array, at):  # type: ignore[no-untyped-def]
+    """Transposes sixteen vectors that lie one after the other in an array, in place."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        def place(i: int) -> ir.Value:
+            index = builder.add(values[1], ir.Constant(values[1].type, LANES * i))
+            return _address(context, builder, array, (values[0], index), _WORDS)
+
+        x = [builder.load(place(i), align=4) for i in range(LANES)]
+        # Word w of vector v has the index 16 v + w, of 8 bits. To shuffle vectors v and v + 8 perfectly is to
+        # turn the index of each word left by one bit; after four turns v and w have changed places.
+        half = LANES // 2
+        low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
+        orders = [ir.Constant(_WORDS, [first + i for i in low]) for first in (0, half)]
+        for _ in range(4):
+            x = [builder.shuffle_vector(x[i // 2], x[half + i // 2], orders[i % 2]) for i in range(LANES)]
+        for i in range(LANES):
+            builder.store(x[i], place(i), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @_operation(_words, types.uint32)
@@ -177,6 +215,12 @@ def multiply_low(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 def least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The smaller words of two vectors."""
     return builder.select(builder.icmp_unsigned("<", a, b), a, b)
+
+
+@_operation(_words, _words, _words)
+def greatest(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """The larger words of two vectors."""
+    return builder.select(builder.icmp_unsigned(">", a, b), a, b)
 
 
 @_operation(_words, _words, types.uint32)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import int64, njit, uint8, uint32
 
-from blindtune.protocol.lattice import vectors as v
+from blindtune.protocol import vectors as v
 
 EDGES = np.array([0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1], np.uint32)
 
@@ -57,6 +57,11 @@ def least(a, b, out):  # type: ignore[no-untyped-def]
 
 
 @njit
+def greatest(a, b, out):  # type: ignore[no-untyped-def]
+    v.store(out, 0, v.greatest(v.load(a, 0), v.load(b, 0)))
+
+
+@njit
 def high_product(a, b, out):  # type: ignore[no-untyped-def]
     a, b = v.load(a, 0), v.load(b, 0)
     even = v.multiply(v.even_words(a), v.even_words(b))
@@ -90,6 +95,7 @@ EXPECTED = {
     bits_and: lambda a, b: a & b,
     bits_xor: lambda a, b: a ^ b,
     least: np.minimum,
+    greatest: np.maximum,
     high_product: lambda a, b: (a.astype(WIDE) * b.astype(WIDE)) >> WIDE(32),
     high_signed_product: lambda a, b: (signed(a) * signed(b)) >> 32,
 }
@@ -186,3 +192,29 @@ def test_words_are_read_and_written_where_they_are_said_to_be(at: int) -> None:
     moved(x.reshape(4, 10), at, few, at)
     assert np.array_equal(few[at : at + 64].view(np.int32), range(at, at + 16))
     assert np.all(np.delete(few, range(at, at + 64)) == 99)
+
+
+@njit
+def transposed(x, at):  # type: ignore[no-untyped-def]
+    v.transpose(x, at)
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_sixteen_vectors_are_transposed_where_they_lie(at: int) -> None:
+    x = np.arange(264, dtype=np.uint32)
+    expected = x.copy()
+    expected[at : at + 256] = x[at : at + 256].reshape(16, 16).T.ravel()
+    transposed(x, at)
+    assert np.array_equal(x, expected)
+
+
+@njit
+def widened(x, at, out):  # type: ignore[no-untyped-def]
+    v.store(out, 0, v.load_bytes(x, at))
+
+
+def test_bytes_become_words_of_the_same_sign() -> None:
+    x, out = np.arange(-128, 128).astype(np.int8), np.empty(16, np.int32)
+    for at in (0, 1, 120, 240):
+        widened(x, at, out)
+        assert out.tolist() == list(range(at - 128, at - 112))

@@ -1,0 +1,138 @@
+"""Floating point to shares, and answers to floating point, in one pass over each matrix.
+
+    up      z_t = round(a_t x_t),   R_i = expand(seed_i),   C = z + sum R_i mod q,   R_i . v,   C . v
+    down    y = ((Y - sum_i R_i M  mod q, centred) / a_t) * column scale
+
+These are `fixed_point`, `expansion`, `residues` and `verification`, row by row: what one step makes is still
+in the first cache when the next one reads it. Matrices are far larger than caches, and reading and writing
+them takes as long as the arithmetic.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import uint64
+
+from blindtune.protocol.chacha20 import initial_state
+from blindtune.protocol.compiled import kernel
+from blindtune.protocol.expansion import expand_rows
+from blindtune.protocol.fixed_point import (
+    Float32,
+    Float64,
+    dequantize_row,
+    not_finite,
+    quantize_row,
+    radius_of,
+)
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.recycled import large_matrix
+from blindtune.protocol.residues import Residues, add_rows, dot, hide_rows, subtract_and_centre_rows
+from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.vectors import LANES
+
+__all__ = ["ELEMENTS_AT_ONCE", "hide_reals", "reveal_reals"]
+
+ELEMENTS_AT_ONCE = 1 << 13
+"""Of each matrix: they stay in the first two caches of today's processors."""
+
+
+@kernel
+def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, start, stop):  # type: ignore[no-untyped-def]
+    columns = x.shape[1]
+    step = max(1, ELEMENTS_AT_ONCE // columns)
+    integers, partial = np.empty((1, columns), np.int32), np.empty(LANES, np.float64)
+    masks = np.empty((len(states), step, columns), np.uint32)
+    for first in range(start, stop, step):
+        some = min(step, stop - first)
+        for k in range(len(states)):
+            expand_rows(states[k], uint64(first), masks[k, :some])
+        for i in range(some):
+            r = first + i
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], partial)
+            if np.isnan(scales[r]):
+                return r
+            row = masked[r : r + 1]
+            hide_rows(integers, masks[0, i : i + 1], row)
+            for k in range(1, len(states)):
+                add_rows(row, masks[k, i : i + 1], row)
+            if v is not None:
+                for k in range(len(states)):
+                    dots[k, r] = dot(masks[k, i], v)
+                dots[len(states), r] = dot(row[0], v)
+    return -1
+
+
+def hide_reals(
+    x: Float32, budget: int, column_scale: Float32 | None, keys: Sequence[bytes], v: Residues | None
+) -> tuple[Residues, Float64, Residues | None]:
+    """Quantizes rows and adds the masks that keys expand to.
+
+    Args:
+        x: float32 [rows, columns].
+        budget, column_scale: as for `quantize_rows`.
+        keys: one or more, each used for nothing else.
+        v: uint32 [columns], verification vector.
+
+    Returns:
+        The masked residues, uint32 [rows, columns]; the scales, float64 [rows]; and with ``v`` the dot
+        products of the rows of all masks, and then of the masked residues, with v, uint32 [keys + 1, rows].
+
+    Raises:
+        UnsupportedError, ValueError: as `quantize_rows` does, or a budget allows for integers that are no
+            centred residues, which a mask would not hide.
+    """
+    rows, columns = x.shape
+    radius = radius_of(x, budget, column_scale)
+    if budget > (MODULUS // 2) ** 2:
+        raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
+    if x.dtype != np.float32 or (v is not None and (v.shape != (columns,) or v.dtype != np.uint32)):
+        raise ValueError(f"the rows are not float32, or the vector is not {columns} words")
+    x = np.ascontiguousarray(x)
+    column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
+    v = None if v is None else np.ascontiguousarray(v)
+    states = np.stack([initial_state(key) for key in keys])
+    masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
+    dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
+    failed: list[int] = []
+
+    def block(start: int, stop: int) -> None:
+        bad = _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, start, stop)
+        if bad >= 0:
+            failed.append(bad)
+
+    for_row_blocks(rows, columns, block)
+    if failed:
+        raise not_finite(min(failed), rows)
+    return masked, scales, dots
+
+
+@kernel
+def _reveal(result, mask, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
+    integers = np.empty((1, result.shape[1]), np.int32)
+    for r in range(start, stop):
+        subtract_and_centre_rows(result[r : r + 1], mask[r : r + 1], integers)
+        dequantize_row(integers[0], scales[r], column_scale, out[r])
+
+
+def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None) -> Float32:
+    """Real values of the answer to a masked operand, less its mask's.
+
+    Args:
+        result, mask: uint32 [rows, outputs], verified.
+        scales, column_scale: as for `dequantize_rows`.
+
+    Returns:
+        float32 [rows, outputs].
+
+    Raises:
+        ValueError: shapes don't fit.
+    """
+    rows, columns = result.shape
+    if column_scale is None:
+        column_scale = np.ones(columns, np.float32)
+    if mask.shape != result.shape or scales.shape != (rows,) or column_scale.shape != (columns,):
+        raise ValueError(f"the mask's answer or the scales do not fit a matrix of shape {result.shape}")
+    arrays = [np.ascontiguousarray(array) for array in (result, mask, scales, column_scale)]
+    out = large_matrix(rows, columns, np.float32)
+    for_row_blocks(rows, columns, lambda a, b: _reveal(*arrays, out, a, b))
+    return out

@@ -1,0 +1,121 @@
+"""Sixteen float64 numbers side by side, as values that kernels compute with; see `vectors`.
+
+A kernel's loop over float32 elements converts, computes in float64 and converts back. Written for single
+elements, the compiler makes vectors of it that are half as wide as the processor's.
+
+Every operation rounds as the standard says (IEEE 754, to nearest, ties to even), and none are contracted, so
+that the results are those of a loop over single elements, bit for bit.
+"""
+
+from functools import reduce
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic, register_model
+
+from blindtune.protocol.vectors import (
+    LANES,
+    _address,
+    _half,
+    _operation,
+    _splat,
+    _Vector,
+    _VectorModel,
+    _words,
+)
+
+__all__ = [
+    "add_reals",
+    "high_of_half",
+    "load_reals",
+    "multiply_reals",
+    "nearest",
+    "real",
+    "repeated_real",
+    "store_reals",
+    "total_of_half",
+]
+
+_REALS = ir.VectorType(ir.DoubleType(), LANES)
+_FLOATS = ir.VectorType(ir.FloatType(), LANES)
+_LONGS = ir.VectorType(ir.IntType(64), LANES)
+_INTEGERS = ir.VectorType(ir.IntType(32), LANES)
+_SHIFT = 1.5 * 2.0**52
+"""Among numbers this large neighbours differ by one, and the lowest 32 bits count them."""
+
+
+class _Reals(_Vector):
+    pass
+
+
+register_model(_Reals)(_VectorModel)
+_reals = _Reals("sixteen reals", _REALS)
+
+
+@intrinsic
+def load_reals(context, array, at):  # type: ignore[no-untyped-def]
+    """Elements ``at ... at + 15`` of an array of float32 or float64."""
+    vector = _REALS if array.dtype is types.float64 else _FLOATS
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        loaded = builder.load(_address(context, builder, array, values, vector), align=4)
+        return loaded if vector is _REALS else builder.fpext(loaded, _REALS)
+
+    return _reals(array, types.intp), generate
+
+
+@intrinsic
+def store_reals(context, array, at, numbers):  # type: ignore[no-untyped-def]
+    """Puts sixteen elements into an array of float32 or float64, rounded to its type."""
+    vector = _REALS if array.dtype is types.float64 else _FLOATS
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        numbers = values[2] if vector is _REALS else builder.fptrunc(values[2], vector)
+        builder.store(numbers, _address(context, builder, array, values, vector), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _reals), generate
+
+
+@_operation(_reals, types.float64)
+def repeated_real(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
+    """One number sixteen times."""
+    return _splat(builder, value, _REALS)
+
+
+@_operation(_reals, _reals, _reals)
+def add_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Sums."""
+    return builder.fadd(a, b)
+
+
+@_operation(_reals, _reals, _reals)
+def multiply_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Products."""
+    return builder.fmul(a, b)
+
+
+@_operation(_words, _reals)
+def nearest(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The nearest integers, of ties the even one, for magnitudes up to 2^31 - 1."""
+    shifted = builder.fadd(a, ir.Constant(_REALS, [_SHIFT] * LANES))
+    return builder.trunc(builder.bitcast(shifted, _LONGS), _INTEGERS)
+
+
+@_operation(_reals, _words)
+def real(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """Signed integers as real numbers."""
+    return builder.sitofp(a, _REALS)
+
+
+@_operation(_half, _half)
+def high_of_half(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The high words of a half as its low ones."""
+    return builder.lshr(a, ir.Constant(_half.value, [32] * (LANES // 2)))
+
+
+@_operation(types.uint64, _half)
+def total_of_half(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The sum of the eight integers mod 2^64."""
+    lanes = [builder.extract_element(a, ir.Constant(ir.IntType(32), i)) for i in range(LANES // 2)]
+    return reduce(builder.add, lanes)

@@ -1,0 +1,55 @@
+"""Memory of large matrices that nobody refers to any more, for the next ones of the same size.
+
+The operating system clears fresh memory page by page, which for a large matrix takes longer than writing it.
+A matrix counts as done with when it and all its views are gone, so whoever still reads it, a request under
+way for instance, keeps it from being written again.
+"""
+
+import weakref
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+__all__ = ["large_matrix"]
+
+_SMALLEST, _LARGEST = 1 << 20, 1 << 26
+_MOST = 8
+# Its `put` may be called while the same thread is in another of its methods, as happens to finalizers.
+_kept: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()
+
+
+def large_matrix(rows: int, columns: int, dtype: DTypeLike) -> NDArray[Any]:
+    """A matrix of any content, in C order, which nobody else has."""
+    size = rows * columns * np.dtype(dtype).itemsize
+    if not _SMALLEST <= size <= _LARGEST:
+        return np.empty((rows, columns), dtype)
+    memory = _taken(size)
+    if memory is None:
+        memory = np.empty(size, np.uint8)
+    # Views of an array that is made of a buffer refer to the array, and not to the buffer's owner.
+    array = np.frombuffer(memory.data, dtype)
+    weakref.finalize(array, _keep, memory).atexit = False
+    return array.reshape(rows, columns)
+
+
+def _taken(size: int) -> NDArray[np.uint8] | None:
+    for _ in range(_kept.qsize()):
+        try:
+            memory = _kept.get_nowait()
+        except Empty:
+            break
+        if memory.nbytes == size:
+            return memory
+        _kept.put(memory)
+    return None
+
+
+def _keep(memory: NDArray[np.uint8]) -> None:
+    while _kept.qsize() >= _MOST:
+        try:
+            _kept.get_nowait()
+        except Empty:
+            break
+    _kept.put(memory)

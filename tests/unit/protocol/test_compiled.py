@@ -1,0 +1,42 @@
+"""What numba keeps on disk is used as long as all that went into it is unchanged, and no longer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROGRAM = "import kept.kernels as k; print(k.twice(1), sum(k.twice.stats.cache_hits.values()))"
+KERNELS = """
+from blindtune.protocol.compiled import kernel
+from kept.inlined import FACTOR
+
+@kernel
+def twice(x):
+    return x * FACTOR
+"""
+
+
+def run(folder: Path, numbers: str) -> str:
+    """What the kernel returns, and how often it came from the disk."""
+    package = folder / "kept"
+    package.mkdir(exist_ok=True)
+    (package / "__init__.py").touch()
+    (package / "kernels.py").write_text(KERNELS)
+    (package / "inlined.py").write_text("from kept.numbers import FACTOR\n__all__ = ['FACTOR']\n")
+    (package / "numbers.py").write_text(numbers)
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]),
+        "NUMBA_CACHE_DIR": str(folder / "numba"),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_an_edit_of_what_a_kernel_imports_is_noticed(tmp_path: Path) -> None:
+    assert run(tmp_path, "FACTOR = 2") == "2 0"
+    assert run(tmp_path, "FACTOR = 2") == "2 1"
+    assert run(tmp_path, "FACTOR = 3") == "3 0"
+    assert run(tmp_path, "FACTOR = 2") == "2 1"
