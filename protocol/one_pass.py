@@ -28,12 +28,19 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Residues, add_rows, dot, hide_rows, subtract_and_centre_rows
 from blindtune.protocol.row_blocks import for_row_blocks
-from blindtune.protocol.vectors import LANES
+from blindtune.protocol.vectors import LANES, prefetch
 
 __all__ = ["ELEMENTS_AT_ONCE", "hide_reals", "reveal_reals"]
 
 ELEMENTS_AT_ONCE = 1 << 13
 """Of each matrix: they stay in the first two caches of today's processors."""
+
+
+@kernel
+def _prefetch_rows(matrix, start, stop):  # type: ignore[no-untyped-def]
+    columns = matrix.shape[1]
+    for at in range(start * columns, stop * columns, LANES):
+        prefetch(matrix, at)
 
 
 @kernel
@@ -44,6 +51,9 @@ def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, star
     masks = np.empty((len(states), step, columns), np.uint32)
     for first in range(start, stop, step):
         some = min(step, stop - first)
+        # They arrive while the masks are made, which reads and writes nothing beyond the caches.
+        _prefetch_rows(x, first, first + some)
+        _prefetch_rows(masked, first, first + some)
         for k in range(len(states)):
             expand_rows(states[k], uint64(first), masks[k, :some])
         for i in range(some):
@@ -110,6 +120,10 @@ def hide_reals(
 def _reveal(result, mask, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
     integers = np.empty((1, result.shape[1]), np.int32)
     for r in range(start, stop):
+        after = min(r + 2, stop)
+        _prefetch_rows(result, r + 1, after)
+        _prefetch_rows(mask, r + 1, after)
+        _prefetch_rows(out, r + 1, after)
         subtract_and_centre_rows(result[r : r + 1], mask[r : r + 1], integers)
         dequantize_row(integers[0], scales[r], column_scale, out[r])
 

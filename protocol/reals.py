@@ -15,13 +15,13 @@ from numba.extending import intrinsic, register_model
 
 from blindtune.protocol.vectors import (
     LANES,
-    _address,
-    _half,
-    _operation,
-    _splat,
-    _Vector,
-    _VectorModel,
-    _words,
+    Vector,
+    VectorModel,
+    address_of,
+    half_type,
+    operation,
+    splat,
+    words_type,
 )
 
 __all__ = [
@@ -44,11 +44,11 @@ _SHIFT = 1.5 * 2.0**52
 """Among numbers this large neighbours differ by one, and the lowest 32 bits count them."""
 
 
-class _Reals(_Vector):
+class _Reals(Vector):
     pass
 
 
-register_model(_Reals)(_VectorModel)
+register_model(_Reals)(VectorModel)
 _reals = _Reals("sixteen reals", _REALS)
 
 
@@ -58,7 +58,7 @@ def load_reals(context, array, at):  # type: ignore[no-untyped-def]
     vector = _REALS if array.dtype is types.float64 else _FLOATS
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        loaded = builder.load(_address(context, builder, array, values, vector), align=4)
+        loaded = builder.load(address_of(context, builder, array, values, vector), align=4)
         return loaded if vector is _REALS else builder.fpext(loaded, _REALS)
 
     return _reals(array, types.intp), generate
@@ -71,50 +71,50 @@ def store_reals(context, array, at, numbers):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         numbers = values[2] if vector is _REALS else builder.fptrunc(values[2], vector)
-        builder.store(numbers, _address(context, builder, array, values, vector), align=4)
+        builder.store(numbers, address_of(context, builder, array, values, vector), align=4)
         return context.get_dummy_value()
 
     return types.void(array, types.intp, _reals), generate
 
 
-@_operation(_reals, types.float64)
+@operation(_reals, types.float64)
 def repeated_real(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """One number sixteen times."""
-    return _splat(builder, value, _REALS)
+    return splat(builder, value, _REALS)
 
 
-@_operation(_reals, _reals, _reals)
+@operation(_reals, _reals, _reals)
 def add_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """Sums."""
     return builder.fadd(a, b)
 
 
-@_operation(_reals, _reals, _reals)
+@operation(_reals, _reals, _reals)
 def multiply_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """Products."""
     return builder.fmul(a, b)
 
 
-@_operation(_words, _reals)
+@operation(words_type, _reals)
 def nearest(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """The nearest integers, of ties the even one, for magnitudes up to 2^31 - 1."""
     shifted = builder.fadd(a, ir.Constant(_REALS, [_SHIFT] * LANES))
     return builder.trunc(builder.bitcast(shifted, _LONGS), _INTEGERS)
 
 
-@_operation(_reals, _words)
+@operation(_reals, words_type)
 def real(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """Signed integers as real numbers."""
     return builder.sitofp(a, _REALS)
 
 
-@_operation(_half, _half)
+@operation(half_type, half_type)
 def high_of_half(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """The high words of a half as its low ones."""
-    return builder.lshr(a, ir.Constant(_half.value, [32] * (LANES // 2)))
+    return builder.lshr(a, ir.Constant(half_type.value, [32] * (LANES // 2)))
 
 
-@_operation(types.uint64, _half)
+@operation(types.uint64, half_type)
 def total_of_half(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """The sum of the eight integers mod 2^64."""
     lanes = [builder.extract_element(a, ir.Constant(ir.IntType(32), i)) for i in range(LANES // 2)]

@@ -40,6 +40,7 @@ __all__ = [
     "multiply_signed",
     "numbered",
     "odd_words",
+    "prefetch",
     "repeated",
     "repeated_half",
     "rotate_left",
@@ -49,6 +50,8 @@ __all__ = [
     "subtract_bytes",
     "transpose",
 ]
+# `reals` builds its operations from these too: address_of, half_type, operation, splat, Vector, VectorModel,
+# words_type. Kernels have no use for them.
 
 LANES = 16
 """Words in a vector."""
@@ -59,23 +62,30 @@ _HALF = ir.VectorType(ir.IntType(64), LANES // 2)
 _BYTES = ir.VectorType(ir.IntType(8), 4 * LANES)
 
 
-class _Vector(types.Type):
+class Vector(types.Type):
+    """The type, in numba, of values that are one vector of LLVM."""
+
     def __init__(self, name: str, value: ir.VectorType) -> None:
         super().__init__(name)
         self.value = value
 
 
-@register_model(_Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, vector: _Vector) -> None:
+@register_model(Vector)
+class VectorModel(models.PrimitiveModel):
+    """Such a value is kept as the vector itself."""
+
+    def __init__(self, manager: Any, vector: Vector) -> None:
         super().__init__(manager, vector, vector.value)
 
 
-_words = _Vector("sixteen words", _WORDS)
-_half = _Vector("eight of sixteen words", _HALF)
+words_type = Vector("sixteen words", _WORDS)
+"""Sixteen words."""
+
+half_type = Vector("eight of sixteen words", _HALF)
+"""A half."""
 
 
-def _operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
+def operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable[..., Any]], Any]:
     """What kernels call: values of these types, and the LLVM instructions that a function builds."""
 
     def decorate(build: Callable[..., Any]) -> Any:
@@ -90,7 +100,8 @@ def _operation(result: types.Type, *arguments: types.Type) -> Callable[[Callable
     return decorate
 
 
-def _splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+def splat(builder: ir.IRBuilder, value: ir.Value, vector: ir.VectorType) -> ir.Value:
+    """Instructions that put one element into all places of a vector."""
     one = builder.insert_element(ir.Constant(vector, ir.Undefined), value, ir.Constant(_I32, 0))
     zeros = ir.Constant(ir.VectorType(_I32, vector.count), [0] * vector.count)
     return builder.shuffle_vector(one, ir.Constant(vector, ir.Undefined), zeros)
@@ -100,7 +111,8 @@ def _constant(value: int, vector: ir.VectorType) -> ir.Constant:
     return ir.Constant(vector, [value] * vector.count)
 
 
-def _address(context, builder, array_type, values, vector):  # type: ignore[no-untyped-def]
+def address_of(context, builder, array_type, values, vector):  # type: ignore[no-untyped-def]
+    """Where the vector from an element on lies; values are those of the array and of the element's number."""
     data = context.make_array(array_type)(context, builder, values[0]).data
     return builder.bitcast(builder.gep(data, [values[1]]), vector.as_pointer())
 
@@ -110,9 +122,9 @@ def load(context, array, at):  # type: ignore[no-untyped-def]
     """Words ``at ... at + 15`` of an array of 32-bit integers."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        return builder.load(_address(context, builder, array, values, _WORDS), align=4)
+        return builder.load(address_of(context, builder, array, values, _WORDS), align=4)
 
-    return _words(array, types.intp), generate
+    return words_type(array, types.intp), generate
 
 
 @intrinsic
@@ -121,9 +133,10 @@ def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         sixteen = ir.VectorType(ir.IntType(8), LANES)
-        return builder.sext(builder.load(_address(context, builder, array, values, sixteen), align=1), _WORDS)
+        address = address_of(context, builder, array, values, sixteen)
+        return builder.sext(builder.load(address, align=1), _WORDS)
 
-    return _words(array, types.intp), generate
+    return words_type(array, types.intp), generate
 
 
 @intrinsic
@@ -131,9 +144,9 @@ def load_halves(context, array, at):  # type: ignore[no-untyped-def]
     """The int64 elements ``at ... at + 7`` of an array."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        return builder.load(_address(context, builder, array, values, _HALF), align=8)
+        return builder.load(address_of(context, builder, array, values, _HALF), align=8)
 
-    return _half(array, types.intp), generate
+    return half_type(array, types.intp), generate
 
 
 @intrinsic
@@ -141,11 +154,29 @@ def store(context, array, at, words):  # type: ignore[no-untyped-def]
     """Puts 64 bytes into an array from element ``at`` on."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        address = _address(context, builder, array, values, _WORDS)
+        address = address_of(context, builder, array, values, _WORDS)
         builder.store(values[2], address, align=array.dtype.bitwidth // 8)
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, _words), generate
+    return types.void(array, types.intp, words_type), generate
+
+
+@intrinsic
+def prefetch(context, array, at):  # type: ignore[no-untyped-def]
+    """Asks for the memory of element ``at``, to be in the second cache when it is read or written.
+
+    Nothing waits for it, and a place behind the array's end does no harm.
+    """
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        address = address_of(context, builder, array, values, _WORDS)
+        function = ir.FunctionType(ir.VoidType(), [address.type, _I32, _I32, _I32])
+        ask = cgutils.get_or_insert_function(builder.module, function, "llvm.prefetch.p0")
+        read, second_cache, data = 0, 2, 1
+        builder.call(ask, [address, *(ir.Constant(_I32, x) for x in (read, second_cache, data))])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
 
 
 @intrinsic
@@ -155,7 +186,7 @@ def transpose(context, array, at):  # type: ignore[no-untyped-def]
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         def place(i: int) -> ir.Value:
             index = builder.add(values[1], ir.Constant(values[1].type, LANES * i))
-            return _address(context, builder, array, (values[0], index), _WORDS)
+            return address_of(context, builder, array, (values[0], index), _WORDS)
 
         x = [builder.load(place(i), align=4) for i in range(LANES)]
         # Word w of vector v has the index 16 v + w, of 8 bits. To shuffle vectors v and v + 8 perfectly is to
@@ -172,32 +203,32 @@ def transpose(context, array, at):  # type: ignore[no-untyped-def]
     return types.void(array, types.intp), generate
 
 
-@_operation(_words, types.uint32)
+@operation(words_type, types.uint32)
 def repeated(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """One word sixteen times."""
-    return _splat(builder, value, _WORDS)
+    return splat(builder, value, _WORDS)
 
 
-@_operation(_half, types.int64)
+@operation(half_type, types.int64)
 def repeated_half(builder: ir.IRBuilder, value: ir.Value) -> ir.Value:
     """One 64-bit integer eight times."""
-    return _splat(builder, value, _HALF)
+    return splat(builder, value, _HALF)
 
 
-@_operation(_words, types.uint32)
+@operation(words_type, types.uint32)
 def numbered(builder: ir.IRBuilder, first: ir.Value) -> ir.Value:
     """first, first + 1, ... first + 15."""
-    return builder.add(_splat(builder, first, _WORDS), ir.Constant(_WORDS, list(range(LANES))))
+    return builder.add(splat(builder, first, _WORDS), ir.Constant(_WORDS, list(range(LANES))))
 
 
-def _both(operation: str) -> Any:
+def _both(name: str) -> Any:
     """An operation on words, or on halves."""
 
     def typed(context, a, b):  # type: ignore[no-untyped-def]
         def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-            return getattr(builder, operation)(*values)
+            return getattr(builder, name)(*values)
 
-        return (a(a, b), generate) if a is b and isinstance(a, _Vector) else None
+        return (a(a, b), generate) if a is b and isinstance(a, Vector) else None
 
     return intrinsic(typed)
 
@@ -205,45 +236,45 @@ def _both(operation: str) -> Any:
 add, subtract, bits_and, bits_xor = (_both(x) for x in ("add", "sub", "and_", "xor"))
 
 
-@_operation(_words, _words, _words)
+@operation(words_type, words_type, words_type)
 def multiply_low(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The low words of products."""
     return builder.mul(a, b)
 
 
-@_operation(_words, _words, _words)
+@operation(words_type, words_type, words_type)
 def least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The smaller words of two vectors."""
     return builder.select(builder.icmp_unsigned("<", a, b), a, b)
 
 
-@_operation(_words, _words, _words)
+@operation(words_type, words_type, words_type)
 def greatest(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The larger words of two vectors."""
     return builder.select(builder.icmp_unsigned(">", a, b), a, b)
 
 
-@_operation(_words, _words, types.uint32)
+@operation(words_type, words_type, types.uint32)
 def shift_right(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
     """Each word by the same number of bits, at most 31."""
-    return builder.lshr(a, _splat(builder, bits, _WORDS))
+    return builder.lshr(a, splat(builder, bits, _WORDS))
 
 
-@_operation(_words, _words, types.uint32)
+@operation(words_type, words_type, types.uint32)
 def rotate_left(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
     """Each word by the same number of bits, 1 ... 31."""
     rest = builder.sub(ir.Constant(_I32, 32), bits)
-    left = builder.shl(a, _splat(builder, bits, _WORDS))
-    return builder.or_(left, builder.lshr(a, _splat(builder, rest, _WORDS)))
+    left = builder.shl(a, splat(builder, bits, _WORDS))
+    return builder.or_(left, builder.lshr(a, splat(builder, rest, _WORDS)))
 
 
-@_operation(_half, _words)
+@operation(half_type, words_type)
 def even_words(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """Words 0, 2, ... 14 as the low words of a half, whose high words are of no meaning."""
     return builder.bitcast(a, _HALF)
 
 
-@_operation(_half, _words)
+@operation(half_type, words_type)
 def odd_words(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """Words 1, 3, ... 15 as the low words of a half."""
     return builder.lshr(builder.bitcast(a, _HALF), _constant(32, _HALF))
@@ -256,26 +287,26 @@ def _chosen(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value, high: int) -> 
     )
 
 
-@_operation(_words, _half, _half)
+@operation(words_type, half_type, half_type)
 def low_words(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
     """The low words of two halves, each at the number that it belongs to."""
     return _chosen(builder, even, odd, 0)
 
 
-@_operation(_words, _half, _half)
+@operation(words_type, half_type, half_type)
 def high_words(builder: ir.IRBuilder, even: ir.Value, odd: ir.Value) -> ir.Value:
     """The high words of two halves, each at the number that it belongs to."""
     return _chosen(builder, even, odd, 1)
 
 
-@_operation(_half, _half, _half)
+@operation(half_type, half_type, half_type)
 def multiply(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """Products of the low words of two halves, unsigned."""
     low = _constant((1 << 32) - 1, _HALF)
     return builder.mul(builder.and_(a, low), builder.and_(b, low))
 
 
-@_operation(_half, _half, _half)
+@operation(half_type, half_type, half_type)
 def multiply_signed(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """Products of the low words of two halves, signed."""
     shift = _constant(32, _HALF)
@@ -283,7 +314,7 @@ def multiply_signed(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value
     return builder.mul(a, b)
 
 
-@_operation(_words, _words)
+@operation(words_type, words_type)
 def count_ones(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     """The number of ones in each of the 64 bytes, as bytes."""
     name, function = f"llvm.ctpop.v{_BYTES.count}i8", ir.FunctionType(_BYTES, [_BYTES])
@@ -291,7 +322,7 @@ def count_ones(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     return builder.bitcast(builder.call(count, [builder.bitcast(a, _BYTES)]), _WORDS)
 
 
-@_operation(_words, _words, types.uint8)
+@operation(words_type, words_type, types.uint8)
 def subtract_bytes(builder: ir.IRBuilder, a: ir.Value, value: ir.Value) -> ir.Value:
     """Each of the 64 bytes less one byte, modulo 256."""
-    return builder.bitcast(builder.sub(builder.bitcast(a, _BYTES), _splat(builder, value, _BYTES)), _WORDS)
+    return builder.bitcast(builder.sub(builder.bitcast(a, _BYTES), splat(builder, value, _BYTES)), _WORDS)
