@@ -7,11 +7,11 @@ what is kept is used only while those are unchanged, too. They are what the modu
 """
 
 import hashlib
+import inspect
 import re
 import sys
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -21,11 +21,11 @@ __all__ = ["kernel"]
 
 
 @cache
-def _read(module: str) -> bytes:
-    file = getattr(sys.modules.get(module), "__file__", None)
-    if file is None:
-        raise RuntimeError(f"module {module} has no source file")
-    return Path(file).read_bytes()
+def _read(module: str) -> str:
+    try:
+        return inspect.getsource(sys.modules[module])
+    except (OSError, TypeError):
+        raise RuntimeError(f"the source of module {module} is not there") from None
 
 
 @cache
@@ -35,13 +35,13 @@ def _sources(module: str) -> bytes:
     imported = re.compile(rf"^from ({re.escape(package)}\.[\w.]+) import", re.MULTILINE)
     found, open_ends = {module: _read(module)}, [module]
     while open_ends:
-        for name in imported.findall(found[open_ends.pop()].decode()):
+        for name in imported.findall(found[open_ends.pop()]):
             if name not in found:
                 found[name] = _read(name)
                 open_ends.append(name)
     digest = hashlib.sha256()
     for name in sorted(found):
-        digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(found[name]).digest())
+        digest.update(hashlib.sha256(name.encode()).digest() + hashlib.sha256(found[name].encode()).digest())
     return digest.digest()
 
 

@@ -106,7 +106,10 @@ def test_one_mask_is_drawn_for_an_operand_however_it_is_split(kit: Kit, honest: 
     (masked,) = drawn
     for replicas, share in zip(workers, masked.shares, strict=True):
         for request in (request for worker in replicas for request in worker.requests):
-            assert request.share.residues.base is share.residues
+            if share.seed is not None:
+                assert request.share.seed is not None and request.share.seed.key == share.seed.key
+            else:
+                assert request.share.residues.base is share.residues
 
 
 def test_a_faster_replica_answers_more_blocks(kit: Kit, honest: Multiplier) -> None:
