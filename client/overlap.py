@@ -32,7 +32,7 @@ class Baton:
 
     Args:
         handed: called by a thread that takes the baton over from another turn, with the number of the turn
-            that had it last and of the thread's own; None as the first one's predecessor. It must not raise.
+            that had it last and of the thread's own; None as the first one's predecessor.
     """
 
     def __init__(self, handed: Callable[[int | None, int], None] = lambda last, now: None) -> None:
@@ -55,9 +55,10 @@ class Baton:
         """
         if getattr(_thread, "turn", None) is not None:
             raise RuntimeError("this thread has a turn already")
-        self._take(number)
+        last = self._take(number)
         _thread.turn = self, number
         try:
+            self._hand(last, number)
             self._require_wanted(number)
             yield
         finally:
@@ -69,13 +70,17 @@ class Baton:
         with self._changed:
             self._dropped_from = min(self._dropped_from, number)
 
-    def _take(self, number: int) -> None:
+    def _take(self, number: int) -> int | None:
+        """Waits for the baton; whose turn it was last."""
         with self._changed:
             self._wanted.add(number)
             self._changed.wait_for(lambda: not self._held and number == min(self._wanted))
             self._wanted.remove(number)
             self._held = True
             last, self._last = self._last, number
+            return last
+
+    def _hand(self, last: int | None, number: int) -> None:
         if last != number:
             self._handed(last, number)
 
@@ -96,7 +101,7 @@ class Baton:
             yield
         finally:
             # Also to handle an error: that computes as well.
-            self._take(number)
+            self._hand(self._take(number), number)
         self._require_wanted(number)
 
 

@@ -176,7 +176,9 @@ def radius_of(x: Float32, budget: int, column_scale: Float32 | None) -> float:
     if radius < 1:
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
     if column_scale is not None and (
-        column_scale.shape != (columns,) or not (np.isfinite(column_scale) & (column_scale > 0)).all()
+        column_scale.dtype != np.float32
+        or column_scale.shape != (columns,)
+        or not (np.isfinite(column_scale) & (column_scale > 0)).all()
     ):
         raise ValueError(f"the column scales are not {columns} positive finite numbers")
     return radius
@@ -262,6 +264,8 @@ def dequantize_rows(y: Centred, scales: Float64, column_scale: Float32 | None = 
         column_scale = np.ones(y.shape[1], np.float32)
     if scales.shape != y.shape[:1] or column_scale.shape != y.shape[1:]:
         raise ValueError(f"the row or column scales do not fit a matrix of shape {y.shape}")
+    if y.dtype != np.int32:
+        raise ValueError(f"the product's integers have elements of type int32, not {y.dtype}")
     y, column_scale = np.ascontiguousarray(y), np.ascontiguousarray(column_scale)
     out = np.empty(y.shape, np.float32)
     rows, columns = y.shape

@@ -63,18 +63,43 @@ class Share:
     ) -> None:
         if residues is not None:
             shape = residues.shape
-            # Every attempt sends the same bytes, and the check reads them again.
-            residues.flags.writeable = False
+        # Every attempt sends the same bytes, and the check reads them again.
+        for array in (residues, expected):
+            if array is not None:
+                array.flags.writeable = False
         if shape is None or (residues is None and seed is None):
             raise ValueError("a share has residues, or a seed and a shape")
-        self.recipient = recipient
-        self.shape = shape
-        self.seed = seed
-        self.expected = expected
+        self._recipient = recipient
+        self._shape = shape
+        self._seed = seed
+        self._expected = expected
         self._residues = residues
 
     def __repr__(self) -> str:
         return f"Share(recipient={self.recipient}, shape={self.shape})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a share cannot be pickled: it holds a mask or what hides under one")
+
+    @property
+    def recipient(self) -> int:
+        """Index of the only operator that may see this share."""
+        return self._recipient
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Rows and columns of the residues."""
+        return self._shape
+
+    @property
+    def seed(self) -> Seed | None:
+        """What is sent instead of the residues, when they are its expansion."""
+        return self._seed
+
+    @property
+    def expected(self) -> Residues | None:
+        """C_t . v for each row, read-only, if it is known."""
+        return self._expected
 
     @property
     def residues(self) -> Residues:
@@ -270,6 +295,7 @@ class ShareSource(MaskSource):
         for_row_blocks(rows, columns, block)
         if exposed:
             require_centred(operand)
+            raise ValueError("the operand changed while it was masked")
         return self._shared(seeds, masked, None)
 
     def hide(

@@ -120,10 +120,6 @@ def hide_reals(
 def _reveal(result, mask, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
     integers = np.empty((1, result.shape[1]), np.int32)
     for r in range(start, stop):
-        after = min(r + 2, stop)
-        _prefetch_rows(result, r + 1, after)
-        _prefetch_rows(mask, r + 1, after)
-        _prefetch_rows(out, r + 1, after)
         subtract_and_centre_rows(result[r : r + 1], mask[r : r + 1], integers)
         dequantize_row(integers[0], scales[r], column_scale, out[r])
 

@@ -11,6 +11,7 @@ from functools import reduce
 
 from llvmlite import ir
 from numba import types
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, register_model
 
 from blindtune.protocol.vectors import (
@@ -52,9 +53,15 @@ register_model(_Reals)(VectorModel)
 _reals = _Reals("sixteen reals", _REALS)
 
 
+def _require_floats(array: types.Array) -> None:
+    if array.dtype not in (types.float32, types.float64):
+        raise TypingError(f"elements of type {array.dtype} are neither float32 nor float64")
+
+
 @intrinsic
 def load_reals(context, array, at):  # type: ignore[no-untyped-def]
     """Elements ``at ... at + 15`` of an array of float32 or float64."""
+    _require_floats(array)
     vector = _REALS if array.dtype is types.float64 else _FLOATS
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
@@ -67,6 +74,7 @@ def load_reals(context, array, at):  # type: ignore[no-untyped-def]
 @intrinsic
 def store_reals(context, array, at, numbers):  # type: ignore[no-untyped-def]
     """Puts sixteen elements into an array of float32 or float64, rounded to its type."""
+    _require_floats(array)
     vector = _REALS if array.dtype is types.float64 else _FLOATS
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]

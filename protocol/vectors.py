@@ -19,6 +19,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, register_model
 
 __all__ = [
@@ -117,9 +118,15 @@ def address_of(context, builder, array_type, values, vector):  # type: ignore[no
     return builder.bitcast(builder.gep(data, [values[1]]), vector.as_pointer())
 
 
+def _require_elements(array: types.Array, *allowed: types.Type) -> None:
+    if array.dtype not in allowed:
+        raise TypingError(f"elements of type {array.dtype} are not {' or '.join(map(str, allowed))}")
+
+
 @intrinsic
 def load(context, array, at):  # type: ignore[no-untyped-def]
     """Words ``at ... at + 15`` of an array of 32-bit integers."""
+    _require_elements(array, types.int32, types.uint32)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         return builder.load(address_of(context, builder, array, values, _WORDS), align=4)
@@ -130,6 +137,7 @@ def load(context, array, at):  # type: ignore[no-untyped-def]
 @intrinsic
 def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
     """The int8 elements ``at ... at + 15`` of an array, as words of the same sign."""
+    _require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         sixteen = ir.VectorType(ir.IntType(8), LANES)
@@ -142,6 +150,7 @@ def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
 @intrinsic
 def load_halves(context, array, at):  # type: ignore[no-untyped-def]
     """The int64 elements ``at ... at + 7`` of an array."""
+    _require_elements(array, types.int64)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         return builder.load(address_of(context, builder, array, values, _HALF), align=8)

@@ -133,6 +133,8 @@ class CheckVectors:
     def __post_init__(self) -> None:
         if not (self.s.dtype == self.v.dtype == np.uint32 and len(self.s) == len(self.v)):
             raise ValueError("s and v are uint32 matrices with as many rows as there are vectors")
+        if not (self.s.flags.c_contiguous and self.v.flags.c_contiguous):
+            raise ValueError("s and v lie in memory row by row")
 
     def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int = 1) -> None:
         """Accepts a response, or raises.

@@ -78,6 +78,9 @@ def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[in
         blocks: one or more.
         lanes: how many blocks at a time, at most.
         ask: awaits the answer to the rows of a block. Once it raised, no other block begins.
+
+    Raises:
+        RuntimeError: the executor is being shut down. Nothing is under way then.
     """
     queue = _Queue(blocks)
 
@@ -89,4 +92,13 @@ def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[in
                 queue.stop()
                 raise
 
-    return UnderWay([executor.submit(lane) for _ in range(min(lanes, len(blocks)))])
+    submitted: list[Any] = []
+    try:
+        for _ in range(min(lanes, len(blocks))):
+            submitted.append(executor.submit(lane))
+    except RuntimeError:  # it is being shut down
+        queue.stop()
+        if submitted:
+            UnderWay(submitted).exception()
+        raise
+    return UnderWay(submitted)

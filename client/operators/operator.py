@@ -247,6 +247,7 @@ class OperatorClient:
 
         Raises:
             ProtocolError: the share is for another operator.
+            OperatorUnavailableError: after `close`.
         """
         share = request.share
         if share.recipient != self.index:
@@ -265,7 +266,13 @@ class OperatorClient:
             self._multiply_block(block, check, vectors, answer[first:stop])
 
         blocks = lanes.cut(rows, most, _LEAST_BLOCK_ROWS, parts)
-        return Pending(lanes.start(self._threads.get(), blocks, max(1, workers), ask), answer, self._buffers)
+        try:
+            under_way = lanes.start(self._threads.get(), blocks, max(1, workers), ask)
+        except RuntimeError:
+            if not self._closed.is_set():
+                raise
+            raise OperatorUnavailableError(self._was_closed()) from None
+        return Pending(under_way, answer, self._buffers)
 
     def _multiply_block(
         self, request: WorkRequest, check: CheckVectors, vectors: int, answer: Residues
@@ -275,7 +282,7 @@ class OperatorClient:
             attempts = self._policy.request(self._clock())
         while True:
             if self._closed.is_set():
-                raise OperatorUnavailableError(f"the connection to operator {self.name} was closed")
+                raise OperatorUnavailableError(self._was_closed())
             with self._lock:
                 decision = self._policy.choose(attempts, self._clock())
             if isinstance(decision, GiveUp):
@@ -319,7 +326,10 @@ class OperatorClient:
         arrivals = self._transports[worker].multiply(request, self._timeout, answer)
         try:
             with closing(arrivals):
-                for arrived in arrivals:
+                for more in arrivals:
+                    if not verified <= more <= rows:
+                        raise VerificationError(f"the response went from {verified} to {more} of {rows} rows")
+                    arrived = more
                     started = self._clock()
                     try:
                         _verify(check, request.share, answer, slice(verified, arrived), vectors)
@@ -351,6 +361,9 @@ class OperatorClient:
             )
         else:
             _logger.warning("%s %s: %s", self._who(worker), failure.value, detail)
+
+    def _was_closed(self) -> str:
+        return f"the connection to operator {self.name} was closed"
 
     def _who(self, worker: int) -> str:
         return f"worker {self._addresses[worker]} of operator {self.name}"

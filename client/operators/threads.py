@@ -20,11 +20,18 @@ class Threads:
         self._count = count
         self._make = make
         self._lock = threading.Lock()
+        self._closed = False
         self._executor: tuple[int, Executor] | None = None
 
     def get(self) -> Executor:
-        """This process's executor."""
+        """This process's executor.
+
+        Raises:
+            RuntimeError: after `close`.
+        """
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the threads have ended")
             if self._executor is None or self._executor[0] != os.getpid():
                 self._executor = os.getpid(), self._make(self._count)
             return self._executor[1]
@@ -32,6 +39,7 @@ class Threads:
     def close(self) -> None:
         """Waits until the threads have nothing to do, and ends them."""
         with self._lock:
+            self._closed = True
             executor, self._executor = self._executor, None
         if executor is not None and executor[0] == os.getpid():
             executor[1].shutdown()

@@ -80,7 +80,7 @@ class Transport(Protocol):
             answer: uint32 [rows, outputs], in C order, where the rows of the answer go, unverified.
 
         Yields:
-            How many of the rows are there, each time more are.
+            How many of the rows are there, each time more are. Those are never written again.
 
         Raises:
             TransportError: there is no answer.

@@ -138,4 +138,5 @@ class LatticeSource(MaskSource):
         stock.for_rows("mask", runs, columns, compute, serve)
         if not all(hidden):
             require_centred(operand)
+            raise ValueError("the operand changed while it was masked")
         return _LatticeMasked(Share(0, masked), product, hint, stock, runs)

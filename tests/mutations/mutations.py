@@ -193,8 +193,8 @@ _SHARES = (
         "operand-not-held",
         "the words held for a retry can be changed in between",
         "protocol/masks.py",
-        "            residues.flags.writeable = False\n        if",
-        "            pass\n        if",
+        "                array.flags.writeable = False\n",
+        "                pass\n",
         f"{_MASKS}::test_the_residues_held_for_a_retry_cannot_be_changed",
     ),
 )

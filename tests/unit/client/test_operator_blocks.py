@@ -1,5 +1,6 @@
 """Operands cut into blocks over replicas, and answers that are verified while they arrive."""
 
+import pickle
 import threading
 import time
 from collections.abc import Generator
@@ -21,6 +22,7 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import Transport, TransportError
+from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
@@ -301,3 +303,41 @@ def test_results_of_earlier_products_do_not_change_with_later_ones(kit: Kit, hon
     results = [multiplier.multiply(operand, FORWARD) for operand in operands]
     for operand, result in zip(operands, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand))
+
+
+class _GoesBack(LocalWorker):
+    """Overwrites rows that it said were there, and counts from an earlier one."""
+
+    def multiply(
+        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+    ) -> Generator[int, None, None]:
+        yield from super().multiply(request, timeout, answer)
+        answer[:2] = 1
+        yield 1
+        yield len(answer)
+
+
+def test_rows_that_were_verified_are_not_taken_back(kit: Kit, honest: Multiplier) -> None:
+    client = _client(kit, [_GoesBack(honest), LocalWorker(honest)])
+    request = _request(kit, 8)
+    answer = client.multiply(request, kit.check_vectors(FORWARD))
+    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
+    assert client.statistics.excluded
+
+
+def test_a_closed_operator_is_asked_for_nothing(kit: Kit, honest: Multiplier) -> None:
+    worker = LocalWorker(honest)
+    client = _client(kit, [worker])
+    client.close()
+    with pytest.raises(OperatorUnavailableError, match="was closed"):
+        client.multiply(_request(kit, 8), kit.check_vectors(FORWARD))
+    assert not worker.requests
+
+
+def test_a_share_stays_what_it_is(kit: Kit) -> None:
+    share = _request(kit, 8).share
+    for name in ("recipient", "shape", "seed", "residues", "expected"):
+        with pytest.raises(AttributeError):
+            setattr(share, name, None)
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(share)

@@ -178,3 +178,15 @@ def test_a_thread_has_one_turn_at_a_time() -> None:
         pass
     with Baton().turn(2):
         pass  # and the first one is over
+
+
+def test_a_baton_that_cannot_be_handed_over_holds_up_nobody() -> None:
+    def handed(last: int | None, now: int) -> None:
+        if now == 0:
+            raise MemoryError
+
+    baton = Baton(handed)
+    with pytest.raises(MemoryError), baton.turn(0):
+        raise AssertionError("the turn began")
+    with baton.turn(1):
+        pass
