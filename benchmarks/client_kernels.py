@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from measuring import machine, print_table, write_json
 
+from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
@@ -135,6 +136,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(machine(), flush=True)
+    keep_freed_memory()  # as a client does
     shapes = [(rows, width) for width in (384, 2048, 8192) for rows in (64, 256, 1024, 4096)]
     widths: tuple[int, ...] = (384, 1024, 2048, 4096, 8192, 16384)
     if options.quick:

@@ -4,8 +4,8 @@
 
 The short suite takes some ten minutes on two cores: whole steps and the plan are of two layers of
 Llama-3.2-1B's shape (2 GB of disk). --full takes all sixteen (6 GB), the shapes of 8B and 70B as well, the
-comparison with Concrete ML (a virtual environment of its own) and, as root, the shaped network. Run it while nothing else runs: figures are
-ratios of what takes turns, and still a busy machine shows.
+comparison with Concrete ML (a virtual environment of its own) and, as root, the shaped network. Run it while
+nothing else runs: figures are ratios of what takes turns, and still a busy machine shows.
 """
 
 import argparse
@@ -43,7 +43,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="some of them")
-    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="for JSON and what is made once")
+    parser.add_argument(
+        "--folder", type=Path, default=Path("build/bench"), help="for JSON and what is made once"
+    )
     arguments = parser.parse_args()
     folder = arguments.folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,8 @@ def main() -> None:
     failed = []
     for name in arguments.only or commands:
         print(f"\n== {name}\n", flush=True)
-        command = [sys.executable, str(_HERE / f"{name}.py"), *commands[name], "--json", f"{folder / name}.json"]
+        written = ["--json", f"{folder / name}.json"]
+        command = [sys.executable, str(_HERE / f"{name}.py"), *commands[name], *written]
         if subprocess.run(command, env=os.environ | _ENVIRONMENT, check=False).returncode:
             failed.append(name)
     if failed:

@@ -8,6 +8,7 @@ import torch
 from blindtune.client.plan.measured_local import measure_local, measure_optimizer
 from blindtune.client.plan.measured_rounds import measure_rounds
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
+from blindtune.protocol.allocator import keep_freed_memory
 
 __all__ = ["calibrate"]
 
@@ -18,6 +19,7 @@ def calibrate() -> Profile:
     Raises:
         ConfigurationError: no worker can be started here.
     """
+    keep_freed_memory()  # as a client does
     resident = _anonymous_bytes()
     rounds = measure_rounds()
     local = measure_local()

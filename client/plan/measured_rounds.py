@@ -36,14 +36,15 @@ from blindtune.client.plan.traffic import WORD_BYTES
 from blindtune.client.prepare import prepare
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource, ShareSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, contraction_lengths
-from blindtune.protocol.residues import Centred
+from blindtune.protocol.residues import Centred, Residues
 
 __all__ = ["RoundRates", "measure_rounds"]
 
@@ -106,20 +107,37 @@ class _InProcess(PrivateMultiplier):
         self._check_vectors = cache(kit.check_vectors)
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
-        check = self._check_vectors(product)
         masked = self.source.mask(operand, product)
+        return masked.unmask(self._answers(masked, product))
+
+    def multiply_reals(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        output_scale: Float32 | None = None,
+    ) -> Float32:
+        v = self._check_vectors(product).v[0]
+        masked, scales = self.source.hide(x, product, budget, column_scale, v)
+        return masked.reveal(self._answers(masked, product), scales, output_scale)
+
+    def _answers(self, masked: MaskedOperand, product: Product) -> list[Residues]:
+        check = self._check_vectors(product)
         answers = []
         for share in masked.shares:
-            received = share.residues
             started = time.perf_counter()
-            if share.seed is not None:
-                received = share.seed.expand(*received.shape)
+            received = share.residues if share.seed is None else share.seed.expand(*share.shape)
             expanded = time.perf_counter()
-            answers.append(self._multiplier.multiply(product, received))
+            answer = self._multiplier.multiply(product, received)
             self.multiplying += time.perf_counter() - expanded
             self.expanding += expanded - started
-            check.verify(share.residues, answers[-1])
-        return masked.unmask(answers)
+            if share.expected is None:
+                check.verify(received, answer)
+            else:
+                check.verify_expected(share.expected, answer)
+            answers.append(answer)
+        return answers
 
 
 class _Sample(NamedTuple):
