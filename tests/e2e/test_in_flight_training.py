@@ -152,6 +152,7 @@ def test_a_request_to_stop_is_heard_after_the_step_with_all_its_micro_batches(re
     assert _adapter(run.output.dir) == _adapter(whole.output.dir)
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_micro_batches_whose_worker_does_not_answer(
     recipe: Make, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:

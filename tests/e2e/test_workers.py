@@ -166,10 +166,11 @@ def test_4097_rows_are_cut_to_what_workers_take_and_equal_the_reference(
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     for worker in operators.workers:
         received = read_recording(tmp_path / worker.spec.host)
-        assert max(x.rows for x in received) == 1000
-        assert [x.rows for x in received[:5]] == [1000, 1000, 1000, 1000, 97]
+        # Five blocks of about one size.
+        assert max(x.rows for x in received) <= 1000
+        assert [x.rows for x in received[:5]] == [819, 819, 820, 819, 820]
     seeds = [x.seed for x in read_recording(tmp_path / "127.0.0.1")[:5]]
-    assert [seed.row_offset for seed in seeds if seed] == [0, 1000, 2000, 3000, 4000]
+    assert [seed.row_offset for seed in seeds if seed] == [0, 819, 1638, 2458, 3277]
     assert len({seed.key for seed in seeds if seed}) == 1
 
 
