@@ -1,6 +1,7 @@
 """What happens to a group's operands when workers fail or lie: one mask, one try, and nothing is unmasked."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,6 +103,10 @@ class Watched(MaskSource):
     def mask(self, operand: Centred, product: Product) -> MaskedOperand:
         return WatchedOperand(self._source.mask(operand, product), self.unmasked)
 
+    def hide(self, *arguments: Any, **options: Any) -> tuple[MaskedOperand, Any]:
+        masked, scales = self._source.hide(*arguments, **options)
+        return WatchedOperand(masked, self.unmasked), scales
+
 
 class WatchedOperand(MaskedOperand):
     def __init__(self, masked: MaskedOperand, unmasked: list[Sequence[Residues]]) -> None:
@@ -111,6 +116,10 @@ class WatchedOperand(MaskedOperand):
     def unmask(self, responses: Sequence[Residues]) -> Centred:
         self._unmasked.append(responses)
         return self._masked.unmask(responses)
+
+    def reveal(self, responses: Sequence[Residues], *arguments: Any, **options: Any) -> Any:
+        self._unmasked.append(responses)
+        return self._masked.reveal(responses, *arguments, **options)
 
 
 @pytest.mark.parametrize("liar", [0, 1], ids=["who gets seeds", "who gets residues"])

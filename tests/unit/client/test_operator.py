@@ -3,10 +3,13 @@
 import logging
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from support.lies import LIES, Rogue
 from support.transports import LocalWorker, VirtualTime, manifest_of, remote_multiplier
 
@@ -150,10 +153,24 @@ def test_operators_that_swap_their_answers_end_the_run_without_replicas(kit: Kit
         multiplier.multiply(_operand(FORWARD), FORWARD)
 
 
+def _integers(multiplier: RemoteMultiplier, seed: int) -> NDArray[Any]:
+    return multiplier.multiply(_operand(FORWARD, seed=seed), FORWARD)
+
+
+def _reals(multiplier: RemoteMultiplier, seed: int) -> NDArray[Any]:
+    x = np.random.default_rng(seed).normal(size=(4, FORWARD.contraction)).astype(np.float32)
+    return multiplier.multiply_reals(x, FORWARD, budget=1 << 30)
+
+
 @EACH_OPERATOR
+@pytest.mark.parametrize("ask", [_integers, _reals])
 @pytest.mark.parametrize("lie", LIES)
 def test_a_lie_is_caught_and_the_replica_answers_the_same_bytes(
-    kit: Kit, honest: Multiplier, lie: str, operator: int
+    kit: Kit,
+    honest: Multiplier,
+    lie: str,
+    ask: Callable[[RemoteMultiplier, int], NDArray[Any]],
+    operator: int,
 ) -> None:
     rogue = Rogue(honest)
     rogue.plan(lie, at=2)
@@ -161,10 +178,9 @@ def test_a_lie_is_caught_and_the_replica_answers_the_same_bytes(
     groups: list[list[Transport]] = [[LocalWorker(honest)], [LocalWorker(honest)]]
     groups[operator] = [liar, replica]
     multiplier = remote_multiplier(kit, groups)
+    with_honest_workers = remote_multiplier(kit, [[LocalWorker(honest)], [LocalWorker(honest)]])
     for seed in range(3):
-        operand = _operand(FORWARD, seed=seed)
-        result = multiplier.multiply(operand, FORWARD)
-        assert np.array_equal(result, _expected(honest, operand, FORWARD))
+        assert np.array_equal(ask(multiplier, seed), ask(with_honest_workers, seed))
     assert rogue.told == 1
     name = ("alpha", "beta")[operator]
     assert multiplier.statistics()[name].lies == (f"{name}-0:7100",)
