@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from itertools import combinations, pairwise
@@ -295,13 +295,18 @@ def _weights(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
             yield f"{layer.name} in integers", reader.read(layer).integers
 
 
-def _held(weights: Mapping[str, torch.Tensor]) -> set[str]:
+def _tensors() -> list[torch.Tensor]:
+    """All that this process holds."""
+    # Not isinstance, which some objects answer with a warning. Arrays are found through tensors.
+    return [x for x in gc.get_objects() if issubclass(type(x), torch.Tensor)]
+
+
+def _held(weights: Mapping[str, torch.Tensor], besides: Sequence[torch.Tensor] = ()) -> set[str]:
     """Which of these weights this process holds in another tensor, whole or as part of one."""
-    own = {id(weight) for weight in weights.values()}
+    own = {id(tensor) for tensor in (*weights.values(), *besides)}
     held = set()
-    for found in gc.get_objects():
-        # Not isinstance, which some objects answer with a warning. Arrays are found through tensors.
-        if not issubclass(type(found), torch.Tensor) or id(found) in own:
+    for found in _tensors():
+        if id(found) in own:
             continue
         tensor = found.detach()
         if tensor.dim() < 2 or tensor.device.type != "cpu" or tensor.layout != torch.strided:
@@ -326,13 +331,14 @@ def test_no_frozen_weight_is_held_while_training(
     assert _held(weights) >= in_full, "the search finds the weights of a plain model"
     del stock
     gc.collect()
+    of_other_tests = _tensors()
     model = with_adapter(load(family, operators=operators.operators(family)), family)
     held: list[set[str]] = []
-    handle = model.register_forward_hook(lambda *_: held.append(_held(weights)))
+    handle = model.register_forward_hook(lambda *_: held.append(_held(weights, of_other_tests)))
     training_step(model, family)
     handle.remove()
     assert held == [set()]
-    assert _held(weights) == set()
+    assert _held(weights, of_other_tests) == set()
     shapes = {tuple(weight.shape) for weight in weights.values()}
     shapes |= {shape[::-1] for shape in shapes}
     embeddings = {id(p) for p in model.get_input_embeddings().parameters()}
