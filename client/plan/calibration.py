@@ -1,28 +1,46 @@
 """Measures the constants of the cost model on this machine, with the code that training runs."""
 
 import platform
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
-from blindtune.client.plan.measured_local import measure_local, measure_optimizer
-from blindtune.client.plan.measured_rounds import measure_rounds
+from blindtune.client.memory import keep_freed_memory
+from blindtune.client.plan.measured_local import LocalRates, measure_local, measure_optimizer
+from blindtune.client.plan.measured_rounds import RoundRates, measure_rounds
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
-from blindtune.protocol.allocator import keep_freed_memory
+from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["calibrate"]
+__all__ = ["calibrate", "plausible"]
+
+Rates = TypeVar("Rates", RoundRates, LocalRates)
+
+_ATTEMPTS = 3
+# What no machine does in no time. Of the rest, some may be too little to be seen beside them.
+_NEVER_NOTHING = {
+    "shares_up": "masking",
+    "lattice_block": "lattice masks",
+    "operation": "a worker's products",
+    "expanded": "seeds",
+    "byte": "transport",
+    "flop": "products in float32",
+    "half_flop": "products in bfloat16",
+    "moved": "reading and writing memory",
+}
 
 
 def calibrate() -> Profile:
     """This machine as client and as worker. Nothing else should run meanwhile.
 
     Raises:
-        ConfigurationError: no worker can be started here.
+        ConfigurationError: no worker can be started here, or the machine is too busy.
     """
     keep_freed_memory()  # as a client does
     resident = _anonymous_bytes()
-    rounds = measure_rounds()
-    local = measure_local()
+    rounds = plausible(measure_rounds)
+    local = plausible(measure_local)
     name = f"{_processor()}, {torch.get_num_threads()} threads"
     # Both ends of a transport are alike, and were measured together.
     byte, request = rounds.byte / 2, rounds.request / 2
@@ -55,6 +73,24 @@ def calibrate() -> Profile:
             byte=byte,
             request=request + rounds.product,
         ),
+    )
+
+
+def plausible(measure: Callable[[], Rates]) -> Rates:
+    """What is measured, again if the machine was so busy that nothing can be made of it.
+
+    Raises:
+        ConfigurationError: it is that busy all the time.
+    """
+    lost: list[str] = []
+    for _ in range(_ATTEMPTS):
+        rates = measure()
+        lost = [what for name, what in _NEVER_NOTHING.items() if getattr(rates, name, 1.0) <= 0]
+        if not lost:
+            return rates
+    raise ConfigurationError(
+        f"this machine was too busy to be measured: in {_ATTEMPTS} attempts, {', '.join(lost)} took no time "
+        "that could be told from the rest. Try again when nothing else runs on it"
     )
 
 

@@ -5,11 +5,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from blindtune.client.plan.costs import KEPT_BYTES, Link, Matrix, Protocol, kept_share, product_stages
-from blindtune.client.plan.fitting import fit
 from blindtune.client.plan.profiles import (
     CPU_CLIENT,
     SHIPPED,
@@ -76,16 +74,6 @@ def test_the_shipped_gpu_takes_what_was_measured_of_it() -> None:
         )
         (seconds,) = [x.seconds for x in stages if x.resource == "workers"]
         assert seconds == pytest.approx(measured, rel=0.01)
-
-
-def test_a_fit_finds_the_constants_again_and_none_is_negative() -> None:
-    generator = np.random.default_rng(0)
-    amounts = generator.uniform(1, 2, (12, 3)) * np.array([1e12, 1e6, 1.0])
-    constants = np.array([1e-12, 3e-7, 0.5])
-    assert fit(amounts, amounts @ constants) == pytest.approx(constants, rel=1e-6)
-    # Data of a constant below zero: it is left out, and the others make the best of it.
-    found = fit(amounts, amounts @ np.array([1e-12, 3e-7, -0.1]))
-    assert found[2] == 0 and (found[:2] > 0).all()
 
 
 def test_mask_rows_of_short_operands_are_shared_as_far_as_they_are_kept() -> None:
