@@ -58,7 +58,10 @@ class Client:
         self.source = _source(mode, width, generator)
         s = generator.integers(0, MODULUS, (VECTORS, width), dtype=np.uint32)
         self.check = CheckVectors(s, np.zeros_like(s))
-        self.answers = [np.zeros((rows, width), np.uint32) for _ in range(self.source.operators)]
+        # Written to, because fresh zeros are one page of memory many times over, which no answer is.
+        self.answers = [np.empty((rows, width), np.uint32) for _ in range(self.source.operators)]
+        for answer in self.answers:
+            answer.fill(0)
 
     def up(self) -> None:
         self.masked, self.scales = self.source.hide(self.x, self.product, self.budget, None, self.check.v[0])

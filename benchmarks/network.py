@@ -15,7 +15,11 @@ Payload is what the client's statistics count: residues, without the headers of 
 leave 96 % at best. Client, workers and the link itself share this machine's cores: where nearly all are busy,
 they are what limits, and not the link. The model is a random Llama that is narrow, since bytes of a token
 grow with its width and the workers' work with the width's square. Each step has more micro-batches than are
-in flight, so that some go forward while others go backward, as in a long run.
+in flight, so that some go forward while others go backward, as in a long run: at its beginning and its end a
+step cannot fill the link, and the fewer micro-batches it has, the more that weighs.
+
+Half the bandwidth and twice the delay (--mbits 500 --round-trip 40) is the same run in slow motion, but for
+the cores, which have twice the time: what it gains is what they cost.
 """
 
 import argparse
@@ -280,7 +284,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=128)
-    parser.add_argument("--micro-batches", type=int, default=8)
+    parser.add_argument("--micro-batches", type=int, default=16, help="of a step")
     parser.add_argument("--steps", type=int, default=4, help="the first does not count")
     parser.add_argument("--turns", type=int, default=1, help="of all ways over each link")
     parser.add_argument("--json", type=Path)

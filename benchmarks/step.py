@@ -269,8 +269,8 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
                 settings = {"model": str(kit if asked else model), "operators": asked}
                 steppers.append(stack.enter_context(Stepper(way, settings, folder)))
                 results["trained"] = steppers[-1].answer()["trained"]
-        warm_up = arguments.warm_up
         for tokens in arguments.tokens:
+            warm_up = arguments.warm_up  # the first step of a size also takes its memory from the system
             turns = {way: Turns() for way in arguments.ways}
             steps = max(arguments.steps, -(-DEGREE // tokens))
             for _ in range(arguments.turns):

@@ -51,9 +51,9 @@ class Client:
         )
         self._vocabulary = base.config.vocab_size
         self._model = get_peft_model(base, adapter).train()
-        trained = [x for x in self._model.parameters() if x.requires_grad]
-        self.trained = sum(x.numel() for x in trained)
-        self._optimizer = torch.optim.AdamW(trained, lr=1e-4)
+        self._trained = [x for x in self._model.parameters() if x.requires_grad]
+        self.trained = sum(x.numel() for x in self._trained)
+        self._optimizer = torch.optim.AdamW(self._trained, lr=1e-4)
         self._generator = torch.Generator().manual_seed(settings["seed"])
 
     def _load(self, settings: dict[str, Any]) -> Any:
@@ -111,6 +111,7 @@ class Client:
         with self._watch.part("model backward"):
             output.loss.backward()
         with self._watch.part("optimizer"):
+            torch.nn.utils.clip_grad_norm_(self._trained, 1.0)  # as trainers do
             self._optimizer.step()
             self._optimizer.zero_grad()
         return {

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from measuring import in_turns, machine, print_table, write_json
 
+from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
@@ -114,6 +115,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
+    keep_freed_memory(256 << 20)  # as a worker does
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     results = []
     for model in options.models:

@@ -21,7 +21,7 @@ from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_state, k
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 
 __all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand", "expand_into", "expand_rows"]
 
@@ -114,5 +114,5 @@ def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
         uint32 [rows, columns], every element below q and uniformly distributed.
     """
     out = np.empty((rows, columns), np.uint32)
-    for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a))
+    for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a), DRAWN)
     return out

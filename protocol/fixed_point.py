@@ -15,6 +15,7 @@ integers never depend on its neighbours. Scales stay on the client.
 from math import isqrt
 
 import numpy as np
+from numba import njit
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
@@ -50,6 +51,8 @@ __all__ = [
     "quantize_row",
     "quantize_rows",
     "radius_of",
+    "real_value",
+    "real_values",
     "square_budget",
 ]
 
@@ -227,6 +230,18 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
     return out, scales
 
 
+@njit(inline="always")
+def real_values(integers, factor, column_scale, j):  # type: ignore[no-untyped-def]
+    """What `dequantize_row` makes of sixteen integers, for columns from j on; ``factor`` is 1 / scale."""
+    return multiply_reals(multiply_reals(real(integers), factor), load_reals(column_scale, j))
+
+
+@njit(inline="always")
+def real_value(integer, inverse, column_scale):  # type: ignore[no-untyped-def]
+    """What `dequantize_row` makes of one integer."""
+    return np.float32(np.float64(integer) * inverse * np.float64(column_scale))
+
+
 @kernel
 def dequantize_row(y, scale, column_scale, out):  # type: ignore[no-untyped-def]
     """One row of `dequantize_rows`."""
@@ -234,10 +249,9 @@ def dequantize_row(y, scale, column_scale, out):  # type: ignore[no-untyped-def]
     inverse = 1.0 / scale
     factor = repeated_real(inverse)
     for j in range(0, whole, LANES):
-        values = multiply_reals(multiply_reals(real(load(y, j)), factor), load_reals(column_scale, j))
-        store_reals(out, j, values)
+        store_reals(out, j, real_values(load(y, j), factor, column_scale, j))
     for j in range(whole, y.shape[0]):
-        out[j] = np.float32(np.float64(y[j]) * inverse * np.float64(column_scale[j]))
+        out[j] = real_value(y[j], inverse, column_scale[j])
 
 
 @kernel

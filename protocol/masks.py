@@ -32,7 +32,7 @@ from blindtune.protocol.residues import (
     subtract,
     subtract_and_centre,
 )
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 
 __all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
 
@@ -292,7 +292,7 @@ class ShareSource(MaskSource):
                 if not hide(operand[some], parts, masked[some]):
                     exposed.append(first)
 
-        for_row_blocks(rows, columns, block)
+        for_row_blocks(rows, columns, block, DRAWN)
         if exposed:
             require_centred(operand)
             raise ValueError("the operand changed while it was masked")

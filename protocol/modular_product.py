@@ -16,7 +16,7 @@ reaches 2^53: contractions have at most 2^15 terms below 2^30 * 2^7.
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from numba import float64, int8, uint32, uint64
+from numpy.lib.stride_tricks import as_strided
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
+from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Residues, add
 from blindtune.protocol.row_blocks import for_row_blocks
 
@@ -47,8 +49,15 @@ _HALF = (MODULUS - 1) // 2
 LIMBS = 4
 _BYTES_OF_128 = 0x80808080
 _ROWS_AT_ONCE = 1024
-# int32 sums of one block of outputs on a processor: 8 MiB
+# Products of few rows, or of this many features, are as fast layer by layer as after layers have been copied.
+_FEW_ROWS = 256
+_LONG_SPAN = 4096
+# Each takes up to seconds to check, and who asks chooses them.
+_MOST_CHECKED_LENGTHS = 16
+# int32 sums of one block of outputs on a processor: 8 MiB. Twice that from 8192 features on, where sums are
+# less of the work and limbs, which the library packs anew for each block, are more.
 _SUMS_AT_ONCE = 1 << 21
+_LONG_CONTRACTION = 8192
 _FLOATS_AT_ONCE = 1 << 24
 
 
@@ -74,7 +83,7 @@ class Method(ABC):
         """
 
     def multiply_into(
-        self, out: Residues, column: int, prepared: Any, matrix: torch.Tensor, adding: bool = False
+        self, out: Residues, column: int, prepared: Any, *matrices: torch.Tensor, adding: bool = False
     ) -> None:
         """Writes the product mod q into ``out`` from ``column`` on, or adds it to what is there.
 
@@ -82,20 +91,21 @@ class Method(ABC):
             out: uint32 [rows, column + outputs or more], contiguous.
             column: where the product's first column goes.
             prepared: from `prepare`.
-            matrix: int8 [contraction, outputs], of any strides, on the method's device.
+            matrices: int8 [features, outputs], of any strides, on the method's device; they stand on top of
+                each other, and have as many features together as the operand has columns.
             adding: whether the product is added, mod q, to the residues there.
         """
-        product = self.multiply(prepared, matrix)
-        target = out[:, column : column + matrix.shape[1]]
+        product = self.multiply(prepared, matrices[0] if len(matrices) == 1 else torch.cat(matrices))
+        target = out[:, column : column + product.shape[1]]
         np.copyto(target, add(target, product) if adding else product)
 
 
 @kernel
-def _split(operand, limbs, start, stop):  # type: ignore[no-untyped-def]
+def _split(operand, columns, limbs, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
         row = operand[r]
         limb0, limb1, limb2, limb3 = limbs[r, 0], limbs[r, 1], limbs[r, 2], limbs[r, 3]
-        for i in range(row.shape[0]):
+        for i in range(columns):
             value = row[i]
             x = uint32(value - uint32(MODULUS)) if value > uint32(_HALF) else value
             # Adding 128 to every byte carries just where a digit below is negative, so that each byte then
@@ -146,6 +156,25 @@ def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
 
 
+def _pitch(columns: int) -> int:
+    """Bytes from one row of an int8 matrix to the next: an odd number of cache lines.
+
+    With a large power of two, as layers are wide, all elements of a column would fall into the same few sets
+    of a cache, and the library, which packs a matrix before it multiplies, would take a tenth longer.
+    """
+    return 64 * (-(-columns // 64) | 1)
+
+
+def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Matrices on top of each other, int8 [features, outputs], copied if there are several."""
+    if len(matrices) == 1:
+        return matrices[0]
+    outputs = matrices[0].shape[1]
+    features = sum(len(matrix) for matrix in matrices)
+    stack = torch.from_numpy(large_matrix(features, _pitch(outputs), np.int8))[:, :outputs]
+    return torch.cat(list(matrices), out=stack)
+
+
 class Int8Product(Method):
     """Four int8 products on the processor.
 
@@ -158,23 +187,31 @@ class Int8Product(Method):
 
     def prepare(self, operand: Residues) -> torch.Tensor:
         rows, columns = operand.shape
-        limbs = np.empty((rows, LIMBS, columns), np.int8)
-        for_row_blocks(rows, columns, lambda a, b: _split(operand, limbs, a, b))
-        return torch.from_numpy(limbs)
+        limbs = large_matrix(rows * LIMBS, _pitch(columns), np.int8).reshape(rows, LIMBS, -1)
+        if operand.strides[0] < operand.itemsize * columns or operand.strides[1] != operand.itemsize:
+            operand = np.ascontiguousarray(operand)
+        # Columns of a wider matrix are read where they lie, from rows of which only so many count.
+        wide = as_strided(
+            operand, (rows, operand.strides[0] // operand.itemsize), operand.strides, writeable=False
+        )
+        for_row_blocks(rows, columns, lambda a, b: _split(wide, columns, limbs, a, b))
+        return torch.from_numpy(limbs)[:, :, :columns]
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
-        out = np.empty((prepared.shape[0], matrix.shape[1]), np.uint32)
+        out = large_matrix(len(prepared), matrix.shape[1], np.uint32)
         self.multiply_into(out, 0, prepared, matrix)
         return out
 
     def multiply_into(
-        self, out: Residues, column: int, prepared: Any, matrix: torch.Tensor, adding: bool = False
+        self, out: Residues, column: int, prepared: Any, *matrices: torch.Tensor, adding: bool = False
     ) -> None:
         rows, _, contraction = prepared.shape
         limbs = prepared.view(rows * LIMBS, contraction)
+        matrix = _stacked(matrices)
         outputs = matrix.shape[1]
-        step = min(outputs, max(1, _SUMS_AT_ONCE // (rows * LIMBS)))
-        buffer = np.empty(rows * LIMBS * step, np.int32)
+        most = _SUMS_AT_ONCE if contraction < _LONG_CONTRACTION else 2 * _SUMS_AT_ONCE
+        step = min(outputs, max(1, most // (rows * LIMBS)))
+        buffer = large_matrix(1, rows * LIMBS * step, np.int32)[0]
         for start in range(0, outputs, step):
             stop = min(start + step, outputs)
             sums = buffer[: rows * LIMBS * (stop - start)].reshape(rows, LIMBS, stop - start)
@@ -342,7 +379,8 @@ def _int8_methods(device: torch.device) -> list[Method]:
 class Multiplier:
     """Multiplies operands by products of a set of layers.
 
-    It trusts its method: the contraction lengths that it is asked for are those the method was checked at.
+    It trusts its method: the layers' contraction lengths are those the method was checked at. Where it is
+    faster to multiply several layers as one, it first checks the method at their length together.
 
     Args:
         layers: int8 [out, in] of each layer, on the method's device.
@@ -352,6 +390,7 @@ class Multiplier:
     def __init__(self, layers: Mapping[str, torch.Tensor], method: Method) -> None:
         self._layers = layers
         self.method = method
+        self._exact_at: dict[int, bool] = {}
 
     def outputs(self, product: Product) -> int:
         """Columns of the result.
@@ -394,8 +433,8 @@ class Multiplier:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
         if len(product.spans) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
             return self.method.multiply(self.method.prepare(operand), self._matrix(product, 0))
-        out = np.empty((len(operand), outputs), np.uint32)
-        for start in range(0, operand.shape[0], _ROWS_AT_ONCE):
+        out = large_matrix(len(operand), outputs, np.uint32)
+        for start in range(0, len(operand), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
             self._multiply_rows(product, operand[rows], out[rows])
         return out
@@ -408,16 +447,30 @@ class Multiplier:
         return self._layers[span.layer][span.start : span.stop]
 
     def _multiply_rows(self, product: Product, operand: Residues, out: Residues) -> None:
+        matrices = [self._matrix(product, index) for index in range(len(product.spans))]
         if product.direction is Direction.FORWARD:
             prepared = self.method.prepare(operand)
             column = 0
-            for index in range(len(product.spans)):
-                matrix = self._matrix(product, index)
+            for matrix in matrices:
                 self.method.multiply_into(out, column, prepared, matrix)
                 column += matrix.shape[1]
-            return
-        column = 0
-        for index, span in enumerate(product.spans):
-            prepared = self.method.prepare(np.ascontiguousarray(operand[:, column : column + len(span)]))
-            self.method.multiply_into(out, 0, prepared, self._matrix(product, index), adding=index > 0)
-            column += len(span)
+        elif len(operand) >= _FEW_ROWS and self._should_stack(product):
+            self.method.multiply_into(out, 0, self.method.prepare(operand), *matrices)
+        else:
+            column = 0
+            for index, matrix in enumerate(matrices):
+                prepared = self.method.prepare(operand[:, column : column + len(matrix)])
+                self.method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
+                column += len(matrix)
+
+    def _should_stack(self, product: Product) -> bool:
+        """Whether all spans are faster as one contraction, and exact, which is checked the first time."""
+        length = product.contraction
+        if length > MAX_CONTRACTION or min(map(len, product.spans)) >= _LONG_SPAN:
+            return False
+        if length not in self._exact_at:
+            if len(self._exact_at) >= _MOST_CHECKED_LENGTHS:
+                return False
+            device = self._layers[product.spans[0].layer].device
+            self._exact_at[length] = _is_exact(self.method, length, device)
+        return self._exact_at[length]

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numba import uint64
+from numpy.typing import NDArray
 
 from blindtune.protocol.chacha20 import initial_state
 from blindtune.protocol.compiled import kernel
@@ -19,41 +20,52 @@ from blindtune.protocol.expansion import expand_rows
 from blindtune.protocol.fixed_point import (
     Float32,
     Float64,
-    dequantize_row,
     not_finite,
     quantize_row,
     radius_of,
+    real_value,
+    real_values,
 )
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.reals import repeated_real, store_reals
 from blindtune.protocol.recycled import large_matrix
-from blindtune.protocol.residues import Residues, add_rows, dot, hide_rows, subtract_and_centre_rows
-from blindtune.protocol.row_blocks import for_row_blocks
-from blindtune.protocol.vectors import LANES, prefetch
+from blindtune.protocol.residues import (
+    Residues,
+    add_rows,
+    centred_difference,
+    centred_differences,
+    hide_row,
+    hide_rows,
+)
+from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
+from blindtune.protocol.shared_rows import ELEMENTS_AT_ONCE, rows_at_once, take
+from blindtune.protocol.vectors import LANES, load, prefetch
 
-__all__ = ["ELEMENTS_AT_ONCE", "hide_reals", "reveal_reals"]
-
-ELEMENTS_AT_ONCE = 1 << 13
-"""Of each matrix: they stay in the first two caches of today's processors."""
+__all__ = ["ELEMENTS_AT_ONCE", "hide_reals", "prefetch_rows", "reveal_reals"]
 
 
 @kernel
-def _prefetch_rows(matrix, start, stop):  # type: ignore[no-untyped-def]
+def prefetch_rows(matrix, start, stop):  # type: ignore[no-untyped-def]
+    """Asks for the memory of some rows."""
     columns = matrix.shape[1]
     for at in range(start * columns, stop * columns, LANES):
         prefetch(matrix, at)
 
 
 @kernel
-def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, start, stop):  # type: ignore[no-untyped-def]
-    columns = x.shape[1]
-    step = max(1, ELEMENTS_AT_ONCE // columns)
+def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
+    rows, columns = x.shape
+    step = rows_at_once(columns)
     integers, partial = np.empty((1, columns), np.int32), np.empty(LANES, np.float64)
     masks = np.empty((len(states), step, columns), np.uint32)
-    for first in range(start, stop, step):
-        some = min(step, stop - first)
+    while True:
+        first = take(turn, step)
+        if first >= rows:
+            return -1
+        some = min(step, rows - first)
         # They arrive while the masks are made, which reads and writes nothing beyond the caches.
-        _prefetch_rows(x, first, first + some)
-        _prefetch_rows(masked, first, first + some)
+        prefetch_rows(x, first, first + some)
+        prefetch_rows(masked, first, first + some)
         for k in range(len(states)):
             expand_rows(states[k], uint64(first), masks[k, :some])
         for i in range(some):
@@ -62,14 +74,14 @@ def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, star
             if np.isnan(scales[r]):
                 return r
             row = masked[r : r + 1]
-            hide_rows(integers, masks[0, i : i + 1], row)
-            for k in range(1, len(states)):
-                add_rows(row, masks[k, i : i + 1], row)
-            if v is not None:
-                for k in range(len(states)):
-                    dots[k, r] = dot(masks[k, i], v)
-                dots[len(states), r] = dot(row[0], v)
-    return -1
+            if v is None:
+                hide_rows(integers, masks[0, i : i + 1], row)
+                for k in range(1, len(states)):
+                    add_rows(row, masks[k, i : i + 1], row)
+            else:
+                dots[0, r], dots[1, r] = hide_row(integers[0], masks[0, i], v, row[0])
+                for k in range(1, len(states)):
+                    dots[k, r], dots[k + 1, r] = hide_row(row[0], masks[k, i], v, row[0])
 
 
 def hide_reals(
@@ -105,23 +117,34 @@ def hide_reals(
     dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
     failed: list[int] = []
 
-    def block(start: int, stop: int) -> None:
-        bad = _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, start, stop)
+    def some(turn: NDArray[np.int64]) -> None:
+        bad = _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, turn)
         if bad >= 0:
             failed.append(bad)
 
-    for_row_blocks(rows, columns, block)
+    for_rows_in_turn(rows, columns, some, DRAWN)
     if failed:
         raise not_finite(min(failed), rows)
     return masked, scales, dots
 
 
 @kernel
-def _reveal(result, mask, scales, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
-    integers = np.empty((1, result.shape[1]), np.int32)
-    for r in range(start, stop):
-        subtract_and_centre_rows(result[r : r + 1], mask[r : r + 1], integers)
-        dequantize_row(integers[0], scales[r], column_scale, out[r])
+def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-untyped-def]
+    rows, columns = result.shape
+    whole, some = columns - columns % LANES, rows_at_once(columns)
+    while True:
+        start = take(turn, some)
+        if start >= rows:
+            return
+        for r in range(start, min(start + some, rows)):
+            y, m, to = result[r], mask[r], out[r]
+            inverse = 1.0 / scales[r]
+            factor = repeated_real(inverse)
+            for j in range(0, whole, LANES):
+                integers = centred_differences(load(y, j), load(m, j))
+                store_reals(to, j, real_values(integers, factor, column_scale, j))
+            for j in range(whole, columns):
+                to[j] = real_value(centred_difference(y[j], m[j]), inverse, column_scale[j])
 
 
 def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None) -> Float32:
@@ -144,5 +167,5 @@ def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale
         raise ValueError(f"the mask's answer or the scales do not fit a matrix of shape {result.shape}")
     arrays = [np.ascontiguousarray(array) for array in (result, mask, scales, column_scale)]
     out = large_matrix(rows, columns, np.float32)
-    for_row_blocks(rows, columns, lambda a, b: _reveal(*arrays, out, a, b))
+    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, out, turn))
     return out

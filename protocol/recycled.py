@@ -1,4 +1,4 @@
-"""Memory of large matrices that nobody refers to any more, for the next ones of the same size.
+"""Memory of large matrices that nobody refers to any more, for the next ones of about the same size.
 
 The operating system clears fresh memory page by page, which for a large matrix takes longer than writing it.
 A matrix counts as done with when it and all its views are gone, so whoever still reads it, a request under
@@ -25,11 +25,13 @@ def large_matrix(rows: int, columns: int, dtype: DTypeLike) -> NDArray[Any]:
     size = rows * columns * np.dtype(dtype).itemsize
     if not _SMALLEST <= size <= _LARGEST:
         return np.empty((rows, columns), dtype)
-    memory = _taken(size)
+    # Rounded up, so that sizes that are not quite the same share memory. What nobody writes to takes none.
+    whole = 1 << (size - 1).bit_length()
+    memory = _taken(whole)
     if memory is None:
-        memory = np.empty(size, np.uint8)
+        memory = np.empty(whole, np.uint8)
     # Views of an array that is made of a buffer refer to the array, and not to the buffer's owner.
-    array = np.frombuffer(memory.data, dtype)
+    array = np.frombuffer(memory.data, dtype, rows * columns)
     weakref.finalize(array, _keep, memory).atexit = False
     return array.reshape(rows, columns)
 

@@ -6,23 +6,27 @@ Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``.
 from collections.abc import Sequence
 
 import numpy as np
-from numba import uint32, uint64
+from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.reals import high_of_half, total_of_half
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.row_blocks import READ, for_row_blocks
 from blindtune.protocol.vectors import (
     LANES,
     even_words,
+    least,
     load,
     multiply,
     odd_words,
+    repeated,
     repeated_half,
+    store,
 )
 from blindtune.protocol.vectors import add as add_vectors
+from blindtune.protocol.vectors import subtract as subtract_vectors
 
 __all__ = [
     "Centred",
@@ -30,15 +34,19 @@ __all__ = [
     "add",
     "add_rows",
     "centre",
+    "centred_difference",
+    "centred_differences",
     "dot",
     "from_centred",
     "hide",
+    "hide_row",
     "hide_rows",
     "require_centred",
     "require_residues",
+    "residues_of",
     "subtract",
     "subtract_and_centre",
-    "subtract_and_centre_rows",
+    "sums_of",
 ]
 
 Residues = NDArray[np.uint32]
@@ -97,12 +105,39 @@ def hide_rows(x, mask, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def subtract_and_centre_rows(a, b, out):  # type: ignore[no-untyped-def]
+def _subtract_and_centre(a, b, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
-            t = uint32(a[r, i] - b[r, i])
-            t = min(t, uint32(t + uint32(MODULUS)))
-            out[r, i] = np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
+            out[r, i] = centred_difference(a[r, i], b[r, i])
+
+
+@njit(inline="always")
+def centred_difference(a, b):  # type: ignore[no-untyped-def]
+    """The representative of smallest magnitude of a - b, of two words."""
+    t = uint32(a - b)
+    t = min(t, uint32(t + uint32(MODULUS)))
+    return np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
+
+
+@njit(inline="always")
+def residues_of(words):  # type: ignore[no-untyped-def]
+    """Sixteen residues, of themselves or of what is above -q and below 0."""
+    return least(words, add_vectors(words, repeated(uint32(MODULUS))))
+
+
+@njit(inline="always")
+def sums_of(a, b):  # type: ignore[no-untyped-def]
+    """a + b mod q, sixteen times."""
+    total = add_vectors(a, b)
+    return least(total, subtract_vectors(total, repeated(uint32(MODULUS))))
+
+
+@njit(inline="always")
+def centred_differences(a, b):  # type: ignore[no-untyped-def]
+    """`centred_difference`, sixteen times."""
+    # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
+    half = repeated(uint32(_HALF))
+    return subtract_vectors(sums_of(residues_of(subtract_vectors(a, b)), half), half)
 
 
 @kernel
@@ -124,32 +159,79 @@ def _largest_from_lowest(x):  # type: ignore[no-untyped-def]
     return largest
 
 
+@njit(inline="always")
+def _products(a, b):  # type: ignore[no-untyped-def]
+    """Sums of two, of sixteen products."""
+    return add_vectors(multiply(even_words(a), even_words(b)), multiply(odd_words(a), odd_words(b)))
+
+
+# A dot product takes 32 words at a time, and adds up four products of them, which is below 2^64. The sum of
+# all fours is 2^32 high + low. Of it mod 2^64 and of high follows low, which is below 2^64.
+
+
 @kernel
-def _four_products(row, vector, i):  # type: ignore[no-untyped-def]
-    """Sums of four, of 32 products."""
-    a, b, c, d = load(row, i), load(row, i + LANES), load(vector, i), load(vector, i + LANES)
-    one = add_vectors(multiply(even_words(a), even_words(c)), multiply(odd_words(a), odd_words(c)))
-    other = add_vectors(multiply(even_words(b), even_words(d)), multiply(odd_words(b), odd_words(d)))
-    return add_vectors(one, other)
+def _reduced(sums, highs):  # type: ignore[no-untyped-def]
+    """Of the sums of fours and of their high words: 2^32 high + low mod q."""
+    high = total_of_half(highs)
+    low = uint64(total_of_half(sums) - (high << uint64(32)))
+    return (((high % uint64(MODULUS)) << uint64(32)) % uint64(MODULUS) + low % uint64(MODULUS)) % uint64(
+        MODULUS
+    )
+
+
+@kernel
+def _plus_rest(dot, row, vector, first):  # type: ignore[no-untyped-def]
+    """A dot product, and the words from ``first`` on."""
+    for i in range(first, row.shape[0]):
+        dot = (dot + uint64(row[i]) * uint64(vector[i])) % uint64(MODULUS)
+    return uint32(dot)
 
 
 @kernel
 def dot(row, vector):  # type: ignore[no-untyped-def]
-    """row . vector mod q, of contiguous uint32 words below q: four products of them are below 2^64."""
+    """row . vector mod q, of contiguous uint32 words below q."""
     whole = row.shape[0] - row.shape[0] % (2 * LANES)
-    # The sum of all fours is 2^32 high + low. Of it mod 2^64 and of high follows low, which is below 2^64.
     sums, highs = repeated_half(np.int64(0)), repeated_half(np.int64(0))
     for i in range(0, whole, 2 * LANES):
-        four = _four_products(row, vector, i)
+        a, b = load(row, i), load(row, i + LANES)
+        four = add_vectors(_products(a, load(vector, i)), _products(b, load(vector, i + LANES)))
         sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))
-    high = total_of_half(highs)
-    low = uint64(total_of_half(sums) - (high << uint64(32)))
-    for i in range(whole, row.shape[0]):
-        one = uint64(row[i]) * uint64(vector[i])
-        low += one & uint64(0xFFFFFFFF)
-        high += one >> uint64(32)
-    high = high % uint64(MODULUS)
-    return uint32((((high << uint64(32)) % uint64(MODULUS)) + low % uint64(MODULUS)) % uint64(MODULUS))
+    return _plus_rest(_reduced(sums, highs), row, vector, whole)
+
+
+@kernel
+def hide_row(x, mask, v, out):  # type: ignore[no-untyped-def]
+    """Adds a mask to a row, and returns two dot products.
+
+    Args:
+        x: int32 or uint32 [columns], centred residues or residues.
+        mask, v: uint32 [columns], below q.
+        out: uint32 [columns], receives x + mask mod q. It may be x.
+
+    Returns:
+        mask . v and out . v mod q.
+    """
+    whole = x.shape[0] - x.shape[0] % (2 * LANES)
+    zero = repeated_half(np.int64(0))
+    mask_sums, mask_highs, out_sums, out_highs = zero, zero, zero, zero
+    for i in range(0, whole, 2 * LANES):
+        a, b = load(mask, i), load(mask, i + LANES)
+        c, d = (sums_of(residues_of(load(x, i)), a), sums_of(residues_of(load(x, i + LANES)), b))
+        store(out, i, c)
+        store(out, i + LANES, d)
+        one, other = load(v, i), load(v, i + LANES)
+        four = add_vectors(_products(a, one), _products(b, other))
+        mask_sums, mask_highs = (add_vectors(mask_sums, four), add_vectors(mask_highs, high_of_half(four)))
+        four = add_vectors(_products(c, one), _products(d, other))
+        out_sums, out_highs = (add_vectors(out_sums, four), add_vectors(out_highs, high_of_half(four)))
+    for i in range(whole, x.shape[0]):
+        t = uint32(x[i])
+        t = uint32(min(t, uint32(t + uint32(MODULUS))) + mask[i])
+        out[i] = min(t, uint32(t - uint32(MODULUS)))
+    return (
+        _plus_rest(_reduced(mask_sums, mask_highs), mask, v, whole),
+        _plus_rest(_reduced(out_sums, out_highs), out, v, whole),
+    )
 
 
 def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]
@@ -173,7 +255,7 @@ def subtract(a: Residues, b: Residues) -> Residues:
 
 def subtract_and_centre(a: Residues, b: Residues) -> Centred:
     """The representative of smallest magnitude of a - b, for matrices of the same shape."""
-    return _elementwise(subtract_and_centre_rows, a, b, np.empty(a.shape, np.int32))
+    return _elementwise(_subtract_and_centre, a, b, np.empty(a.shape, np.int32))
 
 
 def require_centred(x: Centred) -> None:
@@ -186,7 +268,7 @@ def require_centred(x: Centred) -> None:
         raise ValueError(f"centred residues are stored as int32, not {x.dtype}")
     rows, columns = x.shape
     largest: list[int] = []
-    for_row_blocks(rows, columns, lambda a, b: largest.append(_largest_from_lowest(x[a:b])))
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_largest_from_lowest(x[a:b])), READ)
     if max(largest, default=0) >= MODULUS:
         raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
 

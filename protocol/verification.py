@@ -15,7 +15,6 @@ side, and vectors that repeated would let two outputs swap unseen), backward one
 the public checkpoint.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,7 +28,8 @@ from blindtune.protocol.expansion import derive_key, expand
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import Residues, dot
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.row_blocks import READ, for_rows_in_turn
+from blindtune.protocol.shared_rows import rows_at_once, take
 
 __all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
 
@@ -101,21 +101,26 @@ def _largest(row):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _dots(operand, v, out, start, stop):  # type: ignore[no-untyped-def]
-    for r in range(start, stop):
-        for k in range(v.shape[0]):
-            out[k, r] = dot(operand[r], v[k])
+def _first_wrong_row(operand, v, expected, response, s, turn):  # type: ignore[no-untyped-def]
+    """Of the rows that this thread takes; those are in order, so the least of all threads' is the first.
 
-
-@kernel
-def _first_wrong_row(expected, response, s, start, stop):  # type: ignore[no-untyped-def]
-    for r in range(start, stop):
-        if _largest(response[r]) >= uint32(MODULUS):
-            return r
-        for k in range(s.shape[0]):
-            if dot(response[r], s[k]) != expected[k, r]:
+    With an operand, what is expected of its rows is computed first.
+    """
+    # Several at once, because memory is read fastest in order.
+    rows, some = response.shape[0], 4 * rows_at_once(response.shape[1])
+    while True:
+        start = take(turn, some)
+        if start >= rows:
+            return -1
+        for r in range(start, min(start + some, rows)):
+            if operand is not None:
+                for k in range(s.shape[0]):
+                    expected[k, r] = dot(operand[r], v[k])
+            if _largest(response[r]) >= uint32(MODULUS):
                 return r
-    return -1
+            for k in range(s.shape[0]):
+                if dot(response[r], s[k]) != expected[k, r]:
+                    return r
 
 
 @dataclass(frozen=True, eq=False)
@@ -154,13 +159,9 @@ class CheckVectors:
         rows, contraction = operand.shape
         if contraction != self.v.shape[1] or operand.dtype != np.uint32:
             raise ValueError(f"the operand is no uint32 matrix of {self.v.shape[1]} columns")
-        operand, v = np.ascontiguousarray(operand), self.v[:vectors]
+        v = self.v[:vectors]
         expected = np.empty((vectors, rows), np.uint32)
-
-        def expect(start: int, stop: int) -> None:
-            _dots(operand, v, expected, start, stop)
-
-        self._compare(expected, response, expect, contraction)
+        self._compare(np.ascontiguousarray(operand), v, expected, response)
 
     def verify_expected(self, expected: Residues, response: NDArray[np.uint32]) -> None:
         """Accepts a response by the first of the vectors, without the operand.
@@ -172,14 +173,10 @@ class CheckVectors:
         Raises:
             VerificationError: as `verify` does.
         """
-        self._compare(expected[np.newaxis], response, lambda start, stop: None, 0)
+        self._compare(None, None, expected[np.newaxis], response)
 
     def _compare(
-        self,
-        expected: Residues,
-        response: NDArray[np.uint32],
-        expect: Callable[[int, int], None],
-        columns: int,
+        self, operand: Residues | None, v: Residues | None, expected: Residues, response: NDArray[np.uint32]
     ) -> None:
         vectors, rows = expected.shape
         if response.dtype != np.uint32:
@@ -188,14 +185,14 @@ class CheckVectors:
         if response.shape != shape:
             raise VerificationError(f"the response has shape {response.shape}, not {shape}")
         response, s = np.ascontiguousarray(response), self.s[:vectors]
+        columns = 0 if operand is None else operand.shape[1]
         wrong: list[int] = []
 
-        def block(start: int, stop: int) -> None:
-            expect(start, stop)
-            row = _first_wrong_row(expected, response, s, start, stop)
+        def check(turn: NDArray[np.int64]) -> None:
+            row = _first_wrong_row(operand, v, expected, response, s, turn)
             if row >= 0:
                 wrong.append(row)
 
-        for_row_blocks(rows, columns + response.shape[1], block)
+        for_rows_in_turn(rows, columns + response.shape[1], check, READ)
         if wrong:
             raise VerificationError(f"row {min(wrong)} of {rows} is not the product that was asked for")

@@ -36,6 +36,8 @@ _SPARE_THREADS = _OTHER_CALLS + 4
 # How many of these may be taken by clients that watch the health, for as long as they like.
 _WATCHES = 4
 _CLOSING_SECONDS = 2.0
+# Freed memory, for the next product. A worker serves many clients, and leaves the rest to the system.
+_KEPT_BYTES = 256 << 20
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -129,7 +131,7 @@ def serve(
     Raises:
         ConfigurationError: it cannot listen there, or the file of tokens is unusable.
     """
-    keep_freed_memory()
+    keep_freed_memory(_KEPT_BYTES)
     limits = limits or Limits()
     gate = Gate(
         limits.max_concurrent, limits.max_concurrent_per_client, RateLimit(limits.max_requests_per_second)

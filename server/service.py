@@ -26,6 +26,7 @@ from blindtune.server.metrics import WorkerMetrics
 from blindtune.server.refusals import Refusal
 from blindtune.server.rows import block_rows, expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
+from blindtune.server.turns import TurnsOfConnections
 from blindtune.server.version import software_version
 from blindtune.server.watchdog import Watchdog
 from blindtune.server.wire import Request, parse_header
@@ -52,6 +53,7 @@ class WorkerService:
         identify: names the client of a request.
         watchdog: cancels requests of clients that stall, if somebody sweeps it.
         clock: monotonic seconds, for the log.
+        turns: order of the answers that share a connection.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class WorkerService:
         identify: Identify = by_certificate,
         watchdog: Watchdog | None = None,
         clock: Callable[[], float] = time.perf_counter,
+        turns: TurnsOfConnections | None = None,
     ) -> None:
         self._store = store
         self._limits = limits
@@ -77,6 +80,7 @@ class WorkerService:
         self._watchdog = watchdog or Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
         self._clock = clock
         self._manifest = _manifest(store, limits)
+        self._turns = turns or TurnsOfConnections()
 
     def add_to(self, server: grpc.Server) -> None:
         """Lets a server serve it."""
@@ -133,11 +137,14 @@ class WorkerService:
         else:
             self._observe(request, request.seed)
             blocks = expanded_blocks(messages, request, request.seed, size)
+        turns = self._turns.of(call.peer)
+        left = 4 * request.rows * request.outputs
         for block in blocks:
             if request.seed is None:
                 self._observe(request, block)
             for result in self._results(call, request.product, block):
-                yield from response_messages(result)
+                yield from turns.in_turn(response_messages(result), left)
+                left -= result.nbytes
 
     def _results(self, call: "_Call", product: Product, block: Residues) -> Iterator[Residues]:
         """The product of a block, in parts that memory suffices for.

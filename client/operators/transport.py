@@ -22,6 +22,7 @@ from blindtune.client.operators.messages import WorkRequest, read_rows, request_
 from blindtune.client.operators.policy import Failure
 from blindtune.client.tls_files import files_state, read_files
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
+from blindtune.proto.turns import Turns
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["GrpcTransport", "Transport", "TransportError", "transport_error"]
@@ -118,6 +119,7 @@ class _Connection:
         pid: of the process that may use it.
         stub: the calls of messages.
         multiply: the call of rows, which takes and gives bytes.
+        turns: of the requests' messages.
         files: state of the operator's files just before they were read.
         calls: how many run on it.
     """
@@ -126,6 +128,7 @@ class _Connection:
         self.pid = os.getpid()
         self.stub = worker_pb2_grpc.WorkerStub(channel)
         self.multiply: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_MULTIPLY)
+        self.turns = Turns()
         self.files = files
         self.calls = 0
         self.close = channel.close
@@ -242,7 +245,8 @@ class GrpcTransport:
         self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
     ) -> Generator[int, None, None]:
         with self._connected() as connection:
-            call = connection.multiply(request_messages(request), timeout=timeout)
+            messages = connection.turns.in_turn(request_messages(request), request.payload_bytes)
+            call = connection.multiply(messages, timeout=timeout)
             try:
                 yield from read_rows(request, call, answer)
             finally:

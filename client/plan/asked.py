@@ -107,16 +107,23 @@ def asked_products(
 
 
 class _Elsewhere(torch.autograd.Function):
-    """A product that workers compute, without numbers: like the real one, it keeps nothing of its input."""
+    """A product that workers compute, without numbers.
+
+    Like the real one, it keeps nothing of its input, and goes by float32.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
         ctx.shape = x.shape
-        return x.new_ones((*x.shape[:-1], outputs))
+        return _by_float32(x, (*x.shape[:-1], outputs))
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return gradients[0].new_ones(ctx.shape), None
+        return _by_float32(gradients[0], ctx.shape), None
+
+
+def _by_float32(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    return x.to(torch.float32).new_ones(shape).to(x.dtype)
 
 
 def make_remote(module: nn.Module, outputs: int) -> None:

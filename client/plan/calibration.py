@@ -1,5 +1,6 @@
 """Measures the constants of the cost model on this machine, with the code that training runs."""
 
+import gc
 import platform
 from collections.abc import Callable
 from pathlib import Path
@@ -7,10 +8,10 @@ from typing import TypeVar
 
 import torch
 
-from blindtune.client.memory import keep_freed_memory
 from blindtune.client.plan.measured_local import LocalRates, measure_local, measure_optimizer
 from blindtune.client.plan.measured_rounds import RoundRates, measure_rounds
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
+from blindtune.protocol.allocator import freed_bytes, keep_freed_memory
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["calibrate", "plausible"]
@@ -38,9 +39,12 @@ def calibrate() -> Profile:
         ConfigurationError: no worker can be started here, or the machine is too busy.
     """
     keep_freed_memory()  # as a client does
-    resident = _anonymous_bytes()
     rounds = plausible(measure_rounds)
     local = plausible(measure_local)
+    trained = measure_optimizer()
+    gc.collect()
+    # What the libraries took while they were used, such as compiled kernels, they keep.
+    resident = max(0, _anonymous_bytes() - freed_bytes())
     name = f"{_processor()}, {torch.get_num_threads()} threads"
     # Both ends of a transport are alike, and were measured together.
     byte, request = rounds.byte / 2, rounds.request / 2
@@ -56,11 +60,14 @@ def calibrate() -> Profile:
             lattice_block=rounds.lattice_block,
             byte=byte,
             request=request,
+            turn=rounds.turn,
             flop=local.flop,
             half_flop=local.half_flop,
             moved=local.moved,
             call=local.call,
-            trained=measure_optimizer(),
+            attended=local.attended,
+            half_attended=local.half_attended,
+            trained=trained,
             resident=resident,
         ),
         WorkerProfile(

@@ -8,6 +8,7 @@ For R rows, contraction c and outputs o (constants as in `blindtune.client.plan.
     client lattice  lattice_round + R c * lattice_up + R o * lattice_down
                     + B (c + o) * lattice_block * rank / 5
     client, both    + for each operator request + byte * payload
+    nobody          turn
 
 B counts the rows that masks are computed for: they come in blocks of 256, and rows left over wait for
 the next operand of the same product, as far as they fit the memory that is kept for them.
@@ -131,11 +132,12 @@ def product_stages(
         for seeded, sent, received in zip(_seeded(protocol), up, down, strict=True)
     ]
     if link is None:
-        return [Stage("client", before), Stage("workers", sum(times)), Stage("client", after)]
+        # What is waited for here is this machine all the same.
+        return [Stage("client", before), Stage("workers", client.turn + sum(times)), Stage("client", after)]
     return [
         Stage("client", before),
         Stage("upload", sum(up) / link.up),
-        Stage(LATENCY, link.latency),
+        Stage(LATENCY, link.latency + client.turn),
         Stage("workers", max(times)),
         Stage("download", sum(down) / link.down),
         Stage("client", after),

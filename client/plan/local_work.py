@@ -8,9 +8,13 @@ It is counted, not looked up: every operation of a step on the model without wei
     one call
 
 Attention is counted as one fused operation, as processors compute it, and not as the products that it
-consists of where there is no processor.
+consists of where there is no processor. Its backward pass takes a time for each query besides, which in
+bfloat16 is most of it.
+
+What the operations give is held in memory until nothing refers to it any more, and so it is followed.
 """
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +44,10 @@ class LocalWork:
         half_flops: of those in bfloat16.
         moved: bytes that operations read and write.
         calls: operations.
+        attended: queries, each of one head, in the backward pass of attention in float32.
+        half_attended: those in bfloat16.
         saved: bytes of activations that are kept for the backward pass.
+        held: bytes of activations, gradients and intermediate results that are there at once, at most.
         trained: parameters that are trained.
     """
 
@@ -48,7 +55,10 @@ class LocalWork:
     half_flops: float = 0.0
     moved: float = 0.0
     calls: int = 0
+    attended: int = 0
+    half_attended: int = 0
     saved: int = 0
+    held: int = 0
     trained: int = 0
 
     def add_product(self, flops: float, dtype: torch.dtype) -> None:
@@ -57,6 +67,13 @@ class LocalWork:
             self.half_flops += flops
         else:
             self.flops += flops
+
+    def add_attended(self, queries: int, dtype: torch.dtype) -> None:
+        """Counts queries of a backward pass in this type."""
+        if dtype.itemsize < torch.float32.itemsize:
+            self.half_attended += queries
+        else:
+            self.attended += queries
 
 
 class _Attention(torch.autograd.Function):
@@ -75,6 +92,7 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         ctx.work.add_product(_ATTENTION_BACKWARD * ctx.flops, gradients[0].dtype)
+        ctx.work.add_attended(gradients[0].shape[:-1].numel(), gradients[0].dtype)
         return None, *(torch.ones_like(x) for x in ctx.saved_tensors[:3])
 
 
@@ -93,9 +111,10 @@ class _FusedAttention(TorchFunctionMode):
 
 
 class _Counting(TorchDispatchMode):
-    def __init__(self, work: LocalWork) -> None:
+    def __init__(self, work: LocalWork, held: "_Held") -> None:
         super().__init__()
         self._work = work
+        self._held = held
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -109,6 +128,9 @@ class _Counting(TorchDispatchMode):
             gathers = func._overloadpacket.__name__ in _GATHERING
             read = written if gathers else sum(_bytes(x) for x in tree_leaves((args, kwargs)))
             self._work.moved += read + written
+            for x in tree_leaves(out):
+                if isinstance(x, torch.Tensor):
+                    self._held.hold(x)
         return out
 
 
@@ -122,12 +144,35 @@ def _bytes(x: Any) -> int:
     return x.numel() * x.element_size() if isinstance(x, torch.Tensor) else 0
 
 
+class _Held:
+    """Follows which storages are there, parameters left out."""
+
+    def __init__(self, work: LocalWork, model: nn.Module) -> None:
+        self._work = work
+        self._here = _storages(model)
+        self._bytes = 0
+
+    def hold(self, x: torch.Tensor) -> None:
+        """Counts a tensor's storage, until it is freed."""
+        storage = x.untyped_storage()
+        if storage._cdata in self._here:
+            return
+        self._here.add(storage._cdata)
+        self._bytes += storage.nbytes()
+        self._work.held = max(self._work.held, self._bytes)
+        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, number: int, nbytes: int) -> None:
+        self._here.discard(number)
+        self._bytes -= nbytes
+
+
 class _Saved:
     """Adds up the storages that are kept for the backward pass, each once, parameters left out."""
 
     def __init__(self, work: LocalWork, model: nn.Module) -> None:
         self._work = work
-        self._seen = {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
+        self._seen = _storages(model)
 
     def pack(self, x: torch.Tensor) -> torch.Tensor:
         storage = x.untyped_storage()
@@ -135,6 +180,10 @@ class _Saved:
             self._seen.add(storage._cdata)
             self._work.saved += storage.nbytes()
         return x
+
+
+def _storages(model: nn.Module) -> set[int]:
+    return {x.untyped_storage()._cdata for x in (*model.parameters(), *model.buffers())}
 
 
 @contextmanager
@@ -148,5 +197,5 @@ def counted(work: LocalWork, model: nn.Module) -> Iterator[None]:
     work.trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
     saved = _Saved(work, model)
     hooks = torch.autograd.graph.saved_tensors_hooks(saved.pack, lambda x: x)
-    with hooks, _FusedAttention(work), _Counting(work):
+    with hooks, _FusedAttention(work), _Counting(work, _Held(work, model)):
         yield

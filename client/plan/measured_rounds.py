@@ -1,8 +1,9 @@
 """How fast this machine masks and unmasks, multiplies as a worker, and moves bytes between the two.
 
 Products of a small random model go three ways: with the worker's product in this process, where client and
-worker are timed apart; the same under lattice masks; and through two worker processes on loopback over TLS.
-What the last takes longer than its parts is the transport.
+worker are timed apart; the same under lattice masks; and both through worker processes on loopback over
+TLS, shares through two and the lattice through one. What the last take longer than their parts is the
+transport.
 """
 
 import json
@@ -76,6 +77,7 @@ class RoundRates(NamedTuple):
         round: what the client takes for a product, however small, besides its requests.
         product: what a worker takes for one, besides the request.
         byte, request: of the transport, both ends together.
+        turn: of a round, besides its requests.
     """
 
     round: float
@@ -93,6 +95,7 @@ class RoundRates(NamedTuple):
     output: float
     byte: float
     request: float
+    turn: float
 
 
 class _InProcess(PrivateMultiplier):
@@ -169,15 +172,18 @@ def measure_rounds(repeats: int = 5) -> RoundRates:
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
         multiplier = Multiplier(layers, exact_method(lengths))
         shares = _samples(kit, _InProcess(kit, multiplier, ShareSource(_OPERATORS, Q31)), repeats)
-        lattice = _samples(kit, _InProcess(kit, multiplier, _lattice_source(kit)), repeats)
+        lattice_source = _lattice_source(kit)
+        lattice = _samples(kit, _InProcess(kit, multiplier, lattice_source), repeats)
         with _workers(checkpoint.folder, Path(folder)) as operators:
             config = BlindConfig(operators=operators, allow_one_machine=True, progress=False)
             remote = connect(config, kit)
             try:
-                loopback = _samples(kit, remote, repeats)
+                two = _samples(kit, remote, repeats)
+                remote.source = lattice_source
+                one = _samples(kit, remote, repeats)
             finally:
                 remote.close()
-    return _rates(shares, lattice, loopback)
+    return _rates(shares, lattice, two, one)
 
 
 def _checkpoint(folder: Path) -> Checkpoint:
@@ -231,8 +237,15 @@ def _timed(ask: Callable[[], object], multiplier: PrivateMultiplier) -> tuple[fl
     return total, after[0] - before[0], after[1] - before[1]
 
 
-def _rates(shares: Sequence[_Sample], lattice: Sequence[_Sample], loopback: Sequence[_Sample]) -> RoundRates:
-    """Constants from samples of the same products in the same order."""
+def _rates(
+    shares: Sequence[_Sample], lattice: Sequence[_Sample], two: Sequence[_Sample], one: Sequence[_Sample]
+) -> RoundRates:
+    """Constants from samples of the same products in the same order.
+
+    Args:
+        shares, lattice: in this process.
+        two, one: the same through two workers, and through one.
+    """
     seeds = _OPERATORS - 1
     shares_round, up, down = _fit(
         [x.client for x in shares],
@@ -258,9 +271,16 @@ def _rates(shares: Sequence[_Sample], lattice: Sequence[_Sample], loopback: Sequ
     )
     (expanded,) = _fit([x.expanding for x in shares], [(seeds * x.matrix.operand,) for x in shares])
     # What a round through processes takes besides its parts; never nothing, which could not be fitted.
-    byte, request = _fit(
-        [max(x.total - parts.total, 0.01 * x.total) for x, parts in zip(loopback, shares, strict=True)],
-        [(WORD_BYTES * (x.matrix.operand + _OPERATORS * x.matrix.answer), _OPERATORS) for x in loopback],
+    byte, request, turn = _fit(
+        [
+            max(x.total - parts.total, 0.01 * x.total)
+            for x, parts in zip((*two, *one), (*shares, *lattice), strict=True)
+        ],
+        [
+            (WORD_BYTES * (x.matrix.operand + operators * x.matrix.answer), operators, 1)
+            for samples, operators in ((two, _OPERATORS), (one, 1))
+            for x in samples
+        ],
     )
     return RoundRates(
         round=shares_round,
@@ -278,6 +298,7 @@ def _rates(shares: Sequence[_Sample], lattice: Sequence[_Sample], loopback: Sequ
         output=output,
         byte=byte,
         request=request,
+        turn=turn,
     )
 
 

@@ -124,7 +124,7 @@ class Memory:
         client: that the client must have: libraries, adapter and optimizer, activations, buffers of products.
         adapter: of that, what is trained, with gradients and moments of AdamW.
         activations: of that, what is kept for the backward pass, of all micro-batches in flight.
-        buffers: of that, operands, answers and masks of the largest products.
+        buffers: of that, operands, answers and masks of the largest products, and intermediate results.
         mapped: of files that are mapped into the client's memory and given back on demand: parameters that
             stay here, and hints.
         worker: of each worker: libraries, weights, and what requests take.
@@ -284,7 +284,8 @@ def _local_seconds(work: LocalWork, profile: Profile) -> float:
     """Of a micro-batch, without the optimizer."""
     client = profile.client
     products = work.flops * client.flop + work.half_flops * client.half_flop
-    return products + work.moved * client.moved + work.calls * client.call
+    attention = work.attended * client.attended + work.half_attended * client.half_attended
+    return products + attention + work.moved * client.moved + work.calls * client.call
 
 
 def _chain(matrices: Sequence[Matrix], local: float, settings: Settings, profile: Profile) -> list[Stage]:
@@ -315,6 +316,8 @@ def _memory(
     buffers = in_flight * max(
         WORD_BYTES * ((2 + shares) * x.operand + (2 + shares) * x.answer) for x in matrices
     )
+    # Of the micro-batches in flight, one computes.
+    buffers += max(0, work.held - work.saved)
     sizes = {x.name: (x.out_features, x.in_features) for x in skeleton.layers}
     buffers += sum(2 * WORD_BYTES * VECTORS * (a + b) for a, b in sizes.values())
     hints = 0

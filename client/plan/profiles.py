@@ -73,12 +73,15 @@ class ClientProfile:
         lattice_block: an element of A S or H S in a block of 256 rows, with a rank of 5.
         byte: of payload sent or received.
         request: a product's request to one operator, however small.
+        turn: a product's wait for threads and processes that its requests wake up, to however many operators.
         flop, half_flop: a floating-point operation of the local part's matrix products, in float32 and in
             bfloat16.
         moved: a byte that its operations read or write.
         call: one operation of it, however small.
+        attended, half_attended: a query of one head in the backward pass of attention, besides its
+            products, in float32 and in bfloat16.
         trained: a parameter in the optimizer's step.
-        resident: bytes of a process that has the libraries loaded and nothing else.
+        resident: bytes of a process that has the libraries loaded, has used them, and keeps nothing else.
     """
 
     name: str
@@ -91,10 +94,13 @@ class ClientProfile:
     lattice_block: float = _NOT_NEGATIVE
     byte: float = _NOT_NEGATIVE
     request: float = _NOT_NEGATIVE
+    turn: float = _NOT_NEGATIVE
     flop: float = _POSITIVE
     half_flop: float = _POSITIVE
     moved: float = _NOT_NEGATIVE
     call: float = _NOT_NEGATIVE
+    attended: float = _NOT_NEGATIVE
+    half_attended: float = _NOT_NEGATIVE
     trained: float = _NOT_NEGATIVE
     resident: int = _NOT_NEGATIVE
 
@@ -118,10 +124,13 @@ CPU_CLIENT = ClientProfile(
     lattice_block=2e-9,
     byte=0.4e-9,
     request=1e-3,
+    turn=1e-3,
     flop=1 / 120e9,
     half_flop=1 / 500e9,
     moved=1 / 8e9,
     call=15e-6,
+    attended=0.3e-6,
+    half_attended=1.7e-6,
     trained=2e-9,
     resident=500 << 20,
 )

@@ -16,36 +16,47 @@ Then tiles side by side meet the operand, so that its rows, which lie far apart,
 from typing import Any
 
 import numpy as np
-from numba import int64, njit, uint32
+from numba import int64, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
+from blindtune.protocol.fixed_point import Float32, Float64, real_value, real_values
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.lattice.transform import inverse, reduce_sums
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.residues import Centred, Residues
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.reals import repeated_real, store_reals
+from blindtune.protocol.residues import (
+    Centred,
+    Residues,
+    centred_difference,
+    centred_differences,
+    residues_of,
+    sums_of,
+)
+from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.vectors import (
     LANES,
     add,
     even_words,
     greatest,
-    least,
     load,
     load_bytes,
     multiply_signed,
     odd_words,
+    prefetch,
     repeated,
     repeated_half,
     store,
-    subtract,
 )
 
-__all__ = ["mask_rows", "mask_with", "unmask_rows", "unmask_with"]
+__all__ = ["Scales", "mask_rows", "mask_with", "unmask_rows", "unmask_with"]
+
+Scales = tuple[Float64, Float32]
 
 _Q = np.uint32(MODULUS)
 _HALF = np.uint32((MODULUS - 1) // 2)
 _TILES = 16  # side by side
+_AHEAD = 4  # rows: they lie too far apart for processors to see which one comes next
 _STRIDE = DEGREE * LANES + LANES  # between tiles, so that a coefficient of all of them fits the first cache
 
 
@@ -87,7 +98,7 @@ def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
     largest = uint32(0)
     for i in range(out.shape[0]):
         largest = max(largest, uint32(uint32(x[i]) + _HALF))
-        residue = uint32(np.int32(x[i] + np.int32(e[i])))
+        residue = uint32(x[i]) if e is None else uint32(np.int32(x[i] + np.int32(e[i])))
         residue = min(residue, uint32(residue + _Q))
         total = uint32(residue + mask[i])
         out[i] = min(total, uint32(total - _Q))
@@ -95,43 +106,28 @@ def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _unmask_row(y, mask, out):  # type: ignore[no-untyped-def]
+def _unmask_row(y, mask, inverse, column_scale, first, out):  # type: ignore[no-untyped-def]
+    """Integers, or real numbers with column scales, from ``first`` on, and 1 / the row's scale."""
     for i in range(out.shape[0]):
-        difference = uint32(y[i] - mask[i])
-        residue = min(difference, uint32(difference + _Q))
-        out[i] = np.int32(uint32(residue - _Q) if residue > _HALF else residue)
+        integer = centred_difference(y[i], mask[i])
+        if column_scale is None:
+            out[i] = integer
+        else:
+            out[i] = real_value(integer, inverse, column_scale[first + i])
 
 
 @kernel
 def _mask_some(x, e, mask, out, start, stop):  # type: ignore[no-untyped-def]
     largest = uint32(0)
     for r in range(start, stop):
-        largest = max(largest, _mask_row(x[r], e[r], mask[r], out[r]))
+        largest = max(largest, _mask_row(x[r], None if e is None else e[r], mask[r], out[r]))
     return largest
 
 
 @kernel
-def _unmask_some(y, mask, out, start, stop):  # type: ignore[no-untyped-def]
+def _unmask_some(y, mask, inverses, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        _unmask_row(y[r], mask[r], out[r])
-
-
-@njit(inline="always")
-def _masked(x, e, mask):  # type: ignore[no-untyped-def]
-    """What `_mask_row` does, for sixteen elements."""
-    residue = add(x, e)
-    total = add(least(residue, add(residue, repeated(_Q))), mask)
-    return least(total, subtract(total, repeated(_Q)))
-
-
-@njit(inline="always")
-def _unmasked(y, mask):  # type: ignore[no-untyped-def]
-    """What `_unmask_row` does, for sixteen elements."""
-    difference = subtract(y, mask)
-    residue = least(difference, add(difference, repeated(_Q)))
-    # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
-    moved = add(residue, repeated(_HALF))
-    return subtract(least(moved, subtract(moved, repeated(_Q))), repeated(_HALF))
+        _unmask_row(y[r], mask[r], inverses[r], column_scale, 0, out[r])
 
 
 @kernel
@@ -149,16 +145,18 @@ def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: 
             for r in range(runs[b, 2]):
                 coefficient, at = (first + r) * LANES, (row + r) * columns + i
                 for u in range(whole):
+                    prefetch(x, at + _AHEAD * columns + u * LANES)
+                    prefetch(out, at + _AHEAD * columns + u * LANES)
                     words = load(x, at + u * LANES)
                     largest = greatest(largest, add(words, repeated(_HALF)))
-                    noise = load_bytes(e, at + u * LANES)
-                    words = _masked(words, noise, load(tiles, u * _STRIDE + coefficient))
+                    if e is not None:
+                        words = add(words, load_bytes(e, at + u * LANES))
+                    words = sums_of(residues_of(words), load(tiles, u * _STRIDE + coefficient))
                     store(out, at + u * LANES, words)
                 if i + whole * LANES < k:
                     j, place = i + whole * LANES, whole * _STRIDE + coefficient
-                    part = _mask_row(
-                        x[row + r, j:k], e[row + r, j:k], tiles[place : place + LANES], out[row + r, j:k]
-                    )
+                    noise = None if e is None else e[row + r, j:k]
+                    part = _mask_row(x[row + r, j:k], noise, tiles[place : place + LANES], out[row + r, j:k])
                     most = max(most, part)
         for r in range(rest.shape[0]):
             _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
@@ -168,7 +166,7 @@ def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: 
 
 
 @kernel
-def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: ignore[no-untyped-def]
+def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, start, stop):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
     tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
     for t in range(start, stop, _TILES):
@@ -180,12 +178,27 @@ def _unmask(packed, factors, ranks, runs, y, out, rest, start, stop):  # type: i
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
                 coefficient, at = (first + r) * LANES, (row + r) * columns + i
+                factor = repeated_real(inverses[row + r])
                 for u in range(whole):
-                    words = _unmasked(load(y, at + u * LANES), load(tiles, u * _STRIDE + coefficient))
-                    store(out, at + u * LANES, words)
+                    prefetch(y, at + _AHEAD * columns + u * LANES)
+                    prefetch(out, at + _AHEAD * columns + u * LANES)
+                    mask_words = load(tiles, u * _STRIDE + coefficient)
+                    words = centred_differences(load(y, at + u * LANES), mask_words)
+                    if column_scale is None:
+                        store(out, at + u * LANES, words)
+                    else:
+                        values = real_values(words, factor, column_scale, i + u * LANES)
+                        store_reals(out, at + u * LANES, values)
                 if i + whole * LANES < k:
                     j, place = i + whole * LANES, whole * _STRIDE + coefficient
-                    _unmask_row(y[row + r, j:k], tiles[place : place + LANES], out[row + r, j:k])
+                    _unmask_row(
+                        y[row + r, j:k],
+                        tiles[place : place + LANES],
+                        inverses[row + r],
+                        column_scale,
+                        j,
+                        out[row + r, j:k],
+                    )
         for r in range(rest.shape[0]):
             _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
             rest[r, i:k] = mask[: k - i]
@@ -206,6 +219,7 @@ def _for_tiles(run_tiles, packed, factors, runs, *arrays):  # type: ignore[no-un
         packed.shape[0],
         len(runs) * DEGREE * LANES,
         lambda start, stop: returned.append(run_tiles(packed, factors, ranks, runs, *arrays, start, stop)),
+        DRAWN,
     )
     return returned
 
@@ -215,7 +229,7 @@ def mask_rows(
     factors: Centred,
     runs: NDArray[np.int64],
     operand: Centred,
-    noise: NDArray[np.int8],
+    noise: NDArray[np.int8] | None,
     out: Residues,
     rest: Residues,
 ) -> bool:
@@ -226,7 +240,7 @@ def mask_rows(
         factors: int32 [blocks, rank, 256], S of each block as `transformed` makes it.
         runs: int64 [blocks, 3]: first row of the operand, first row of the block, and how many.
         operand: int32 [rows, columns].
-        noise: E for the operand's rows, [rows, columns].
+        noise: E for the operand's rows, [rows, columns], unless the operand contains it.
         out: uint32 [rows, columns], contiguous, receives the masked rows.
         rest: uint32 [some, columns], receives the last rows of the last block's A S.
 
@@ -239,17 +253,28 @@ def mask_rows(
     tiles = -(-operand.shape[1] // LANES)
     if packed.shape[0] < tiles:
         raise ValueError(f"{packed.shape[0]} tiles of A do not cover {operand.shape[1]} columns")
-    x, e = _read_only(operand), _read_only(noise)
+    x, e = _read_only(operand), None if noise is None else _read_only(noise)
     return max(_for_tiles(_mask, packed[:tiles], factors, runs, x, e, out, rest), default=0) < MODULUS
 
 
-def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8], out: Residues) -> bool:
+def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8] | None, out: Residues) -> bool:
     """Masks rows with rows of A S that were computed before, all of one shape; returns as `mask_rows`."""
-    x, e, mask = _read_only(operand), _read_only(noise), _read_only(kept)
+    x, mask = _read_only(operand), _read_only(kept)
+    e = None if noise is None else _read_only(noise)
     rows, columns = out.shape
     largest: list[int] = []
     for_row_blocks(rows, columns, lambda a, b: largest.append(_mask_some(x, e, mask, out, a, b)))
     return max(largest, default=0) < MODULUS
+
+
+def _inverses(rows: int, columns: int, scales: Scales | None) -> tuple[Float64, Float32 | None]:
+    """What kernels take for scales: 1 / those of rows, and those of columns."""
+    if scales is None:
+        return np.ones(rows), None
+    of_rows, of_columns = scales
+    if of_rows.shape != (rows,) or of_columns.shape != (columns,):
+        raise ValueError(f"the row or column scales do not fit a matrix of shape {(rows, columns)}")
+    return 1.0 / of_rows, _read_only(of_columns)
 
 
 def unmask_rows(
@@ -257,8 +282,9 @@ def unmask_rows(
     factors: Centred,
     runs: NDArray[np.int64],
     response: Residues,
-    out: Centred,
+    out: Centred | Float32,
     rest: Residues,
+    scales: Scales | None = None,
 ) -> None:
     """Removes the masks from rows of a response.
 
@@ -266,14 +292,25 @@ def unmask_rows(
         packed: H, int32 [feature tiles, rank, 256, 16].
         factors, runs: as `mask_rows` had them.
         response: uint32 [rows, columns], all below q.
-        out: int32 [rows, columns], contiguous, receives the centred rows.
+        out: [rows, columns], contiguous, receives the centred rows as int32; or with scales, as float32, what
+            `dequantize_rows` makes of those.
         rest: uint32 [some, columns], receives the last rows of the last block's H S.
+        scales: of rows and of columns, as `dequantize_rows` takes them.
     """
-    _for_tiles(_unmask, packed, factors, runs, _read_only(response), out, rest)
+    rows, columns = out.shape
+    inverses, column_scale = _inverses(rows, columns, scales)
+    _for_tiles(_unmask, packed, factors, runs, _read_only(response), inverses, column_scale, out, rest)
 
 
-def unmask_with(kept: Residues, response: Residues, out: Centred) -> None:
-    """Unmasks rows with rows of H S that were computed before; all of one shape."""
+def unmask_with(
+    kept: Residues, response: Residues, out: Centred | Float32, scales: Scales | None = None
+) -> None:
+    """Unmasks rows with rows of H S that were computed before; all of one shape, and as `unmask_rows`."""
     y, mask = _read_only(response), _read_only(kept)
     rows, columns = out.shape
-    for_row_blocks(rows, columns, lambda start, stop: _unmask_some(y, mask, out, start, stop))
+    inverses, column_scale = _inverses(rows, columns, scales)
+
+    def block(start: int, stop: int) -> None:
+        _unmask_some(y, mask, inverses, column_scale, out, start, stop)
+
+    for_row_blocks(rows, columns, block)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, batch, initial_state
 from blindtune.protocol.compiled import kernel
-from blindtune.protocol.row_blocks import for_row_blocks
+from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.vectors import (
     LANES,
     add,
@@ -35,7 +35,7 @@ from blindtune.protocol.vectors import (
     subtract_bytes,
 )
 
-__all__ = ["centred_binomial"]
+__all__ = ["batches_of", "centred_binomial", "sample_row"]
 
 _GROUP = 4 * LANES  # samples side by side
 
@@ -48,31 +48,58 @@ def _places(eta: int) -> tuple[int, int, int]:
 
 
 @kernel
-def _sample(initial, first, places, eta, columns, out):  # type: ignore[no-untyped-def]
-    """Whole rows of so many samples from a batch on; all arrays have one dimension."""
+def sample_row(state, words, places, eta, out):  # type: ignore[no-untyped-def]
+    """One row of samples.
+
+    Args:
+        state: uint32 [16], of the row's first batch. Its counter moves on.
+        words: uint32 [256], used meanwhile.
+        places, eta: see `batches_of`.
+        out: int8 [columns], contiguous.
+    """
     whole, rest, groups = places
-    state = initial.copy()
-    state[12] = uint32(first * LANES)
-    words, samples = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty(_GROUP, np.int8)
+    columns = out.shape[0]
     mask = repeated(uint32(((1 << rest) - 1) * 0x01010101))
-    for row in range(0, out.shape[0], columns):
-        for start in range(0, columns, groups * _GROUP):
-            batch(state, words, 0)
-            for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
-                ones = count_ones(
-                    bits_and(shift_right(load(words, LANES * (BLOCK_WORDS - 1)), uint32(rest * i)), mask)
-                )
-                # A byte counts at most 64, so sums of bytes do not carry.
-                for j in range(whole * i, whole * i + whole):
-                    ones = add(ones, count_ones(load(words, LANES * j)))
-                ones = subtract_bytes(ones, eta)
-                column = start + _GROUP * i
-                if column + _GROUP <= columns:
-                    store(out, row + column, ones)
-                else:
-                    store(samples, 0, ones)
-                    for p in range(columns - column):
-                        out[row + column + p] = samples[p]
+    for start in range(0, columns, groups * _GROUP):
+        batch(state, words, 0)
+        for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
+            ones = count_ones(
+                bits_and(shift_right(load(words, LANES * (BLOCK_WORDS - 1)), uint32(rest * i)), mask)
+            )
+            # A byte counts at most 64, so sums of bytes do not carry.
+            for j in range(whole * i, whole * i + whole):
+                ones = add(ones, count_ones(load(words, LANES * j)))
+            ones = subtract_bytes(ones, eta)
+            column = start + _GROUP * i
+            if column + _GROUP <= columns:
+                store(out, column, ones)
+            else:
+                samples = np.empty(_GROUP, np.int8)
+                store(samples, 0, ones)
+                for p in range(columns - column):
+                    out[column + p] = samples[p]
+
+
+@kernel
+def _sample(initial, first, places, eta, out):  # type: ignore[no-untyped-def]
+    """Rows of samples from a batch on."""
+    state, words = initial.copy(), np.empty(BLOCK_WORDS * LANES, np.uint32)
+    state[12] = uint32(first * LANES)
+    for r in range(out.shape[0]):
+        sample_row(state, words, places, eta, out[r])
+
+
+def batches_of(rows: int, columns: int, eta: int) -> tuple[tuple[int, int, int], int]:
+    """b, r and g of the definition, and how many batches hold a row.
+
+    Raises:
+        ValueError: so many rows are larger than a key stream.
+    """
+    places = _places(eta)
+    width = -(-columns // (places[2] * _GROUP))
+    if rows * width * LANES > 1 << 32:
+        raise ValueError(f"{rows} rows of {columns} samples are more than one key stream")
+    return places, width
 
 
 def centred_binomial(
@@ -97,26 +124,16 @@ def centred_binomial(
     """
     if len(key) != KEY_BYTES:
         raise ValueError(f"a key has {KEY_BYTES} bytes, not {len(key)}")
-    places = _places(eta)
-    width = -(-columns // (places[2] * _GROUP))  # in batches
-    if (first_row + rows) * width * LANES > 1 << 32:
-        raise ValueError(f"{first_row + rows} rows of {columns} samples are more than one key stream")
+    places, width = batches_of(first_row + rows, columns, eta)
     if out is None:
         out = np.empty((rows, columns), np.int8)
     if out.shape != (rows, columns) or out.dtype != np.int8 or not out.flags.c_contiguous:
         raise ValueError(f"{rows} rows of {columns} samples do not fit the array for them")
-    initial, flat = initial_state(key), out.reshape(-1)
+    initial, result = initial_state(key), out
 
     def some_rows(start: int, stop: int) -> None:
-        _sample(
-            initial,
-            (first_row + start) * width,
-            places,
-            eta,
-            columns,
-            flat[start * columns : stop * columns],
-        )
+        _sample(initial, (first_row + start) * width, places, eta, result[start:stop])
 
     if out.size:
-        for_row_blocks(rows, columns, some_rows)
+        for_row_blocks(rows, columns, some_rows, DRAWN)
     return out

@@ -12,18 +12,22 @@ Vaikuntanathan, Waters 2008).
 
 import os
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import RandomBytes
+from blindtune.protocol.fixed_point import Float32, Float64
 from blindtune.protocol.lattice.hint import PublicMatrix, packed_shape
-from blindtune.protocol.lattice.kernels import mask_rows, mask_with, unmask_rows, unmask_with
+from blindtune.protocol.lattice.kernels import Scales, mask_rows, mask_with, unmask_rows, unmask_with
+from blindtune.protocol.lattice.noisy import largest_budget, noisy_integers
 from blindtune.protocol.lattice.parameters import LatticeParameters
-from blindtune.protocol.lattice.stock import Run, Stock
+from blindtune.protocol.lattice.stock import Run, Stock, bounds
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.products import Product
+from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Centred, Residues, require_centred
 
 __all__ = ["LatticeSource"]
@@ -42,29 +46,49 @@ class _LatticeMasked(MaskedOperand):
         self._runs: list[Run] | None = runs
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
+        out = np.empty(self._shape(responses), np.int32)
+        self._remove_masks(responses[0], out, None)
+        return out
+
+    def reveal(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
+    ) -> Float32:
+        rows, columns = self._shape(responses)
+        if column_scale is None:
+            column_scale = np.ones(columns, np.float32)
+        if scales.shape != (rows,) or column_scale.shape != (columns,):
+            raise ValueError(f"the row or column scales do not fit a matrix of shape {(rows, columns)}")
+        out = large_matrix(rows, columns, np.float32)
+        self._remove_masks(responses[0], out, (scales, column_scale))
+        return out
+
+    def _shape(self, responses: Sequence[Residues]) -> tuple[int, int]:
+        """Of the response, if it fits."""
         if len(responses) != 1:
             raise ValueError(f"one response is needed, not {len(responses)}")
-        response, hint = responses[0], self._hint
+        response = responses[0]
         rows, columns = response.shape
-        fits = rows == len(self.shares[0].residues) and -(-columns // LANES) == len(hint)
+        fits = rows == len(self.shares[0].residues) and -(-columns // LANES) == len(self._hint)
         if not fits or response.dtype != np.uint32:
             raise ValueError(
                 f"a response of type {response.dtype} and shape {response.shape} does not fit "
                 f"{self._product.label}"
             )
+        return rows, columns
+
+    def _remove_masks(self, response: Residues, out: Centred | Float32, scales: Scales | None) -> None:
         runs, self._runs = self._runs, None
         if runs is None:
             raise ValueError(f"an operand of {self._product.label} was unmasked before")
-        out = np.empty((rows, columns), np.int32)
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            unmask_rows(hint, factors, bounds, response, out, rest)
+            unmask_rows(self._hint, factors, bounds, response, out, rest, scales)
 
         def serve(rows: slice, kept: Residues) -> None:
-            unmask_with(kept, response[rows], out[rows])
+            part = None if scales is None else (scales[0][rows], scales[1])
+            unmask_with(kept, response[rows], out[rows], part)
 
-        self._stock.for_rows("hint", runs, columns, compute, serve)
-        return out
+        self._stock.for_rows("hint", runs, out.shape[1], compute, serve)
 
 
 class LatticeSource(MaskSource):
@@ -110,32 +134,78 @@ class LatticeSource(MaskSource):
 
     def mask(self, operand: Centred, product: Product) -> MaskedOperand:
         rows, columns = operand.shape
-        if columns != product.contraction or operand.dtype != np.int32:
+        self._require(product, operand, np.int32)
+        hint, packed = self._hint(product), self._public.packed(columns)
+        stock, runs = self._draw(product, rows)
+        noise = np.empty((rows, columns), np.int8)
+        for run in runs:
+            run.noise(noise[run.rows])
+        return self._masked(operand, noise, product, hint, packed, stock, runs)
+
+    def hide(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        v: Residues | None = None,
+    ) -> tuple[MaskedOperand, Float64]:
+        rows, columns = x.shape
+        eta = self.lattice.eta
+        if rows == 0 or budget > largest_budget(eta):
+            return super().hide(x, product, budget, column_scale, v)
+        self._require(product, x, np.float32)
+        hint, packed = self._hint(product), self._public.packed(columns)
+        stock, runs = self._draw(product, rows)
+        keys = [run.block.noise_key for run in runs]
+        noisy, scales = noisy_integers(x, budget, column_scale, keys, bounds(runs), eta)
+        return self._masked(noisy, None, product, hint, packed, stock, runs), scales
+
+    def _require(self, product: Product, operand: NDArray[Any], dtype: type[Any]) -> None:
+        columns = operand.shape[1]
+        if columns != product.contraction or operand.dtype != dtype:
             raise ValueError(
-                f"{product.label} takes int32 operands of {product.contraction} columns, "
+                f"{product.label} takes {np.dtype(dtype)} operands of {product.contraction} columns, "
                 f"not {operand.dtype} of {columns}"
             )
+
+    def _hint(self, product: Product) -> Centred:
         hint = self._hints(product)
         if hint.shape[1:] != packed_shape(self.lattice, 0)[1:] or hint.dtype != np.int32:
             raise ValueError(
                 f"the hint of {product.label} has type {hint.dtype} and shape {hint.shape}, "
                 f"not that of parameter set {self.lattice.name}"
             )
-        packed = self._public.packed(columns)
+        return hint
+
+    def _draw(self, product: Product, rows: int) -> tuple[Stock, list[Run]]:
         self._stock = stock = self._stock.of_this_process()
-        runs = stock.draw(product, rows)
-        masked, noise = np.empty((rows, columns), np.uint32), np.empty((rows, columns), np.int8)
-        for run in runs:
-            run.noise(noise[run.rows])
+        return stock, stock.draw(product, rows)
+
+    def _masked(
+        self,
+        operand: Centred,
+        noise: NDArray[np.int8] | None,
+        product: Product,
+        hint: Centred,
+        packed: Centred,
+        stock: Stock,
+        runs: list[Run],
+    ) -> MaskedOperand:
+        """Adds A S, and the noise that the operand does not contain."""
+        masked = np.empty(operand.shape, np.uint32)
         hidden: list[bool] = []
+
+        def noise_of(rows: slice) -> NDArray[np.int8] | None:
+            return None if noise is None else noise[rows]
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
             hidden.append(mask_rows(packed, factors, bounds, operand, noise, masked, rest))
 
         def serve(rows: slice, kept: Residues) -> None:
-            hidden.append(mask_with(kept, operand[rows], noise[rows], masked[rows]))
+            hidden.append(mask_with(kept, operand[rows], noise_of(rows), masked[rows]))
 
-        stock.for_rows("mask", runs, columns, compute, serve)
+        stock.for_rows("mask", runs, operand.shape[1], compute, serve)
         if not all(hidden):
             require_centred(operand)
             raise ValueError("the operand changed while it was masked")

@@ -28,7 +28,7 @@ from blindtune.protocol.lattice.transform import transformed
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
-__all__ = ["Run", "Stock"]
+__all__ = ["Run", "Stock", "bounds"]
 
 Side = Literal["mask", "hint"]
 """Which product of S: A S or H S."""
@@ -91,6 +91,11 @@ class Run:
     def noise(self, out: NDArray[np.int8]) -> None:
         """Draws E for these rows into int8 [count, columns]."""
         centred_binomial(self.block.noise_key, self.first, self.count, out.shape[1], self.block.eta, out)
+
+
+def bounds(runs: Sequence[Run]) -> NDArray[np.int64]:
+    """Runs as kernels take them, int64 [runs, 3]: the operand's first row, the block's, and how many."""
+    return np.array([(run.row, run.first, run.count) for run in runs], np.int64)
 
 
 class Stock:
@@ -162,7 +167,7 @@ class Stock:
             last = missing[-1]
             rest = self._room(DEGREE - last.first - last.count, columns)
             factors = np.stack([run.block.factors for run in missing])
-            compute(factors, np.array([(x.row, x.first, x.count) for x in missing], np.int64), rest)
+            compute(factors, bounds(missing), rest)
             last.block.keep(side, rest)
 
     def _room(self, rows: int, columns: int) -> Residues:

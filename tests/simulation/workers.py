@@ -14,6 +14,7 @@ from blindtune.server.limits import Limits
 from blindtune.server.rate import RateLimit
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
+from blindtune.server.turns import TurnsOfConnections
 from blindtune.server.watchdog import Watchdog
 from simulation.network import Broken, DeadlineExceeded, Link, Stream
 from simulation.scheduler import Scheduler, Signal, Task
@@ -161,6 +162,8 @@ class SimulatedWorker:
             identify=lambda context: context.client,  # type: ignore[attr-defined]
             watchdog=self.watchdog,
             clock=self._clock,
+            # They would be waited for by the wall's clock.
+            turns=TurnsOfConnections(patience=0.0),
         )
 
     def _clock(self) -> float:

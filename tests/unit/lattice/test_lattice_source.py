@@ -23,7 +23,8 @@ from lattice_reference import (
 )
 from scipy.stats import chi2
 
-from blindtune.protocol.fixed_point import quantize_rows, square_budget
+from blindtune.protocol.errors import UnsupportedError
+from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
 from blindtune.protocol.lattice.hint import PublicMatrix
 from blindtune.protocol.lattice.kernels import mask_rows, unmask_rows
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
@@ -87,6 +88,40 @@ def test_the_masked_operand_is_the_operand_and_a_s_and_e(parameters: LatticePara
     share = source.mask(x, which).shares[0]
     masks = np.concatenate([block_of_masks(parameters, which, secret) for secret in randomness.drawn])
     assert np.array_equal(share.residues, (x + masks[:300].astype(np.int64)) % MODULUS)
+
+
+@pytest.mark.parametrize("outputs", [1, 16, 23, 300])
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 28])
+@pytest.mark.parametrize("scaled", [False, True])
+def test_real_values_are_those_of_the_unmasked_integers_bit_for_bit(
+    outputs: int, kept_bytes: int, scaled: bool
+) -> None:
+    generator = np.random.default_rng(outputs)
+    worker, which = Worker(matrix_of(outputs, 20)), product(20)
+    one, other = (source_for(TOY, worker, which, kept_bytes=kept_bytes)[0] for _ in range(2))
+    column_scale = generator.uniform(1e-3, 2, outputs).astype(np.float32) if scaled else None
+    for rows in (3, 100, 300, 5):  # of one block, of two, and kept ones
+        x = operand_of(rows, 20, seed=rows)
+        scales = 10.0 ** generator.integers(-30, 30, rows)
+        scales[::4] = np.inf
+        masked, same = one.mask(x, which), other.mask(x, which)
+        answer = worker.multiply(which, masked.shares[0].residues)
+        values = masked.reveal([answer], scales, column_scale)
+        assert values.dtype == np.float32
+        assert np.array_equal(values, dequantize_rows(same.unmask([answer]), scales, column_scale))
+        with pytest.raises(ValueError, match="before"):
+            masked.reveal([answer], scales, column_scale)
+
+
+def test_scales_that_do_not_fit_are_refused_and_the_operand_stays_masked() -> None:
+    worker, which = Worker(matrix_of(7, 20)), product(20)
+    source, _ = source_for(TOY, worker, which)
+    masked = source.mask(operand_of(4, 20), which)
+    answer = worker.multiply(which, masked.shares[0].residues)
+    for scales, column_scale in ((np.ones(3), np.ones(7, np.float32)), (np.ones(4), np.ones(6, np.float32))):
+        with pytest.raises(ValueError, match="scales"):
+            masked.reveal([answer], scales, column_scale)
+    masked.reveal([answer], np.ones(4))
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -383,3 +418,47 @@ def test_a_wrong_hint_is_not_close_to_right() -> None:
     error = masked.unmask([worker.multiply(which, masked.shares[0].residues)]) - x @ worker.integers.T
     wrong = np.abs(error.astype(np.int64)) > source.noise(int(np.abs(worker.integers).sum(1).max()))
     assert wrong[:, 3].mean() > 0.9 and not np.delete(wrong, 3, axis=1).any()
+
+
+@SETS
+@pytest.mark.parametrize("columns", [1, 18, 200, 450])
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 28])
+def test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to(
+    parameters: LatticeParameters, columns: int, kept_bytes: int
+) -> None:
+    generator = np.random.default_rng(columns)
+    worker, which = Worker(matrix_of(3, columns)), product(columns)
+    one, other = (source_for(parameters, worker, which, kept_bytes=kept_bytes)[0] for _ in range(2))
+    column_scale = generator.uniform(1e-3, 2, columns).astype(np.float32)
+    for rows in (3, 100, 600, 0, 5):  # of one block, of several, none, and kept ones
+        x = generator.standard_normal((rows, columns)).astype(np.float32)
+        x[1::7] = 0
+        hidden, scales = one.hide(x, which, 1 << 40, column_scale)
+        integers, same = quantize_rows(x, 1 << 40, column_scale)
+        expected = other.mask(integers, which)
+        assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
+        assert np.array_equal(scales, same)
+
+
+def test_a_budget_that_leaves_no_room_for_noise_hides_nothing_else() -> None:
+    worker, which = Worker(matrix_of(3, 1)), product(1)
+    one, other = (source_for(TOY, worker, which)[0] for _ in range(2))
+    x = np.linspace(-1, 1, 300, dtype=np.float32)[:, np.newaxis]
+    for budget in ((HALF - TOY.eta) ** 2, (HALF - TOY.eta) ** 2 + 1, HALF**2):
+        hidden, _ = one.hide(x, which, budget)
+        expected = other.mask(quantize_rows(x, budget)[0], which)
+        assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
+
+
+def test_rows_of_an_operand_that_is_not_finite_are_not_drawn_again() -> None:
+    worker, which = Worker(matrix_of(3, 5)), product(5)
+    one, other = (source_for(TOY, worker, which)[0] for _ in range(2))
+    x = np.ones((40, 5), np.float32)
+    bad = x.copy()
+    bad[17, 2] = np.inf
+    with pytest.raises(UnsupportedError, match="row 17 of 40"):
+        one.hide(bad, which, 1 << 40)
+    hidden, _ = one.hide(x, which, 1 << 40)
+    other.mask(np.zeros((40, 5), np.int32), which)
+    expected = other.mask(quantize_rows(x, 1 << 40)[0], which)
+    assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)

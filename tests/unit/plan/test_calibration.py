@@ -17,6 +17,7 @@ def test_local_work_takes_time_for_calls_and_bytes() -> None:
     rates = measure_local(repeats=1)
     assert rates.call > 0 and rates.moved > 0
     assert 0 <= rates.flop < 1e-6 and 0 <= rates.half_flop < 1e-6
+    assert 0 < rates.attended < 1e-3 and 0 < rates.half_attended < 1e-3
 
 
 @pytest.mark.slow
@@ -33,7 +34,7 @@ def test_a_calibration_is_one_that_can_be_planned_with(tmp_path: Path) -> None:
 
 
 def rates(flop: float) -> LocalRates:
-    return LocalRates(flop=flop, half_flop=1e-12, moved=1e-10, call=0.0)
+    return LocalRates(flop, half_flop=1e-12, moved=1e-10, call=0.0, attended=0.0, half_attended=0.0)
 
 
 def test_a_measurement_that_shows_no_time_for_products_is_taken_again() -> None:

@@ -65,6 +65,8 @@ def test_attention_is_fused_and_keeps_no_scores() -> None:
         lambda: functional.scaled_dot_product_attention(query=q, key=k, value=v).sum().backward(),
     )
     assert back.flops == 3.5 * work.flops
+    assert (back.attended, back.half_attended) == (heads * tokens, 0), "each query of each head once"
+    assert work.attended == 0, "not in the forward pass"
 
 
 def test_what_is_kept_for_the_backward_pass_counts_once_and_parameters_do_not() -> None:
@@ -72,6 +74,29 @@ def test_what_is_kept_for_the_backward_pass_counts_once_and_parameters_do_not() 
     x = torch.zeros(ROWS, WIDTH)
     work = counts(layer, lambda: (layer(x), layer(x).relu()))
     assert work.saved == x.nbytes + 4 * ROWS * OUT
+
+
+def test_what_is_held_at_once_is_the_most_that_was_alive_together() -> None:
+    size = 4 * ROWS * WIDTH
+
+    def one_after_the_other() -> torch.Tensor:
+        y = torch.zeros(ROWS, WIDTH, device="meta")
+        for _ in range(10):
+            y = y + 1
+        return y
+
+    def all_together() -> list[torch.Tensor]:
+        kept = [torch.zeros(ROWS, WIDTH, device="meta") for _ in range(10)]
+        return [x.view(-1) for x in kept]
+
+    assert counts(nn.Identity(), one_after_the_other).held == 2 * size
+    assert counts(nn.Identity(), all_together).held == 10 * size, "a view is no memory of its own"
+
+
+def test_parameters_are_not_among_what_is_held() -> None:
+    layer = nn.Linear(WIDTH, OUT, bias=False)
+    work = counts(layer, lambda: layer(torch.zeros(ROWS, WIDTH)))
+    assert work.held == 4 * ROWS * (WIDTH + OUT)
 
 
 def test_counting_changes_no_number() -> None:

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blindtune.protocol import modular_product
 from blindtune.protocol.modular_product import (
     FloatProduct,
     Int8Product,
@@ -284,6 +285,37 @@ def test_many_rows_by_many_outputs_are_exact_where_blocks_of_sums_meet(method: M
 
 
 @EACH_METHOD
+@pytest.mark.parametrize("exact_as_one", [True, False])
+def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
+    method: Method, exact_as_one: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked, lengths = [], []
+
+    def is_exact(_: Method, contraction: int, device: torch.device) -> bool:
+        checked.append(contraction)
+        return exact_as_one
+
+    def prepare(self: Method, operand: np.ndarray) -> object:
+        lengths.append(operand.shape[1])
+        return original(self, operand)
+
+    original = type(method).prepare
+    monkeypatch.setattr(modular_product, "_is_exact", is_exact)
+    monkeypatch.setattr(type(method), "prepare", prepare)
+    spans = (("a", 90), ("b", 33), ("c", 7))
+    layers = {name: weights(width, 70, seed=width)[0] for name, width in spans}
+    held = multiplier(method, layers)
+    (product,) = backward_products(spans)
+    operand = operands(300, 130, seed=16)[1]
+    for _ in range(2):
+        assert np.array_equal(
+            held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers))
+        )
+    assert checked == [130]
+    assert lengths == ([130] if exact_as_one else [90, 33, 7]) * 2
+
+
+@EACH_METHOD
 def test_products_at_the_same_time_do_not_disturb_each_other(method: Method) -> None:
     layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
     product = forward_products(["a", "b"], 70)[0]
@@ -299,7 +331,7 @@ def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
     edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
     centred = np.array([e + d for e in edges for d in range(-300, 301) if abs(e + d) <= HALF], np.int64)
     limbs = np.empty((1, 4, len(centred)), np.int8)
-    _split((centred % MODULUS).astype(np.uint32)[None], limbs, 0, 1)
+    _split((centred % MODULUS).astype(np.uint32)[None], len(centred), limbs, 0, 1)
     assert np.array_equal(sum(limbs[0, k].astype(np.int64) << (8 * k) for k in range(4)), centred)
 
 

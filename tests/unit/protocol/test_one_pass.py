@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable
+from queue import SimpleQueue
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from blindtune.protocol import recycled
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows
 from blindtune.protocol.masks import ShareSource
@@ -170,7 +172,8 @@ def test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to() ->
     assert not any(np.shares_memory(a, b) for a in others for b in (part, *others) if a is not b)
 
 
-def test_memory_is_used_again_once_nobody_refers_to_it() -> None:
+def test_memory_is_used_again_once_nobody_refers_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycled, "_kept", SimpleQueue())  # without what other tests left
     matrix = large_matrix(1111, 333, np.float32)
     address = matrix.ctypes.data
     del matrix

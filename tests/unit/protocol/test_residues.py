@@ -10,8 +10,10 @@ from blindtune.protocol.parameters import MODULUS, PARAMETER_SETS, Q31, Paramete
 from blindtune.protocol.residues import (
     add,
     centre,
+    dot,
     from_centred,
     hide,
+    hide_row,
     require_centred,
     require_residues,
     subtract,
@@ -153,3 +155,32 @@ def test_one_integer_that_no_mask_hides_is_noticed_anywhere(integer: int, place:
 def test_integers_of_another_type_are_refused_and_not_wrapped_around(dtype: type) -> None:
     with pytest.raises(ValueError, match="int32"):
         from_centred(np.full((2, 3), 5, dtype))
+
+
+def exact(a: np.ndarray, b: np.ndarray) -> int:
+    return sum(int(x) * int(y) for x, y in zip(a, b, strict=True)) % MODULUS
+
+
+@pytest.mark.parametrize("columns", [0, 1, 15, 16, 31, 32, 33, 64, 1021, 40_000])
+def test_dot_products_of_residues_are_exact(columns: int) -> None:
+    generator = np.random.default_rng(columns)
+    for fill in (None, MODULUS - 1, 0):
+        row = generator.integers(0, MODULUS, columns, dtype=np.uint32)
+        vector = generator.integers(0, MODULUS, columns, dtype=np.uint32)
+        if fill is not None:
+            row[:] = vector[:] = fill
+        assert dot(row, vector) == exact(row, vector)
+
+
+@pytest.mark.parametrize("columns", [1, 16, 31, 32, 33, 64, 1021])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_a_hidden_row_and_its_dot_products_are_exact(columns: int, in_place: bool) -> None:
+    generator = np.random.default_rng(columns)
+    mask, v = generator.integers(0, MODULUS, (2, columns), dtype=np.uint32)
+    mask.flat[:: max(1, columns // 9)] = np.resize(EXTREMES, mask.flat[:: max(1, columns // 9)].size)
+    residues = np.resize([*EXTREMES, 5], columns).astype(np.uint32)
+    for x in (residues, generator.integers(-HALF, HALF + 1, columns).astype(np.int32)):
+        wanted = (x.astype(np.int64) + mask) % MODULUS
+        out = x if in_place and x is residues else np.empty(columns, np.uint32)
+        assert hide_row(x, mask, v, out) == (exact(mask, v), exact(wanted, v))
+        assert np.array_equal(out, wanted)
