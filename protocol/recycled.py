@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-__all__ = ["large_matrix"]
+__all__ = ["give_back", "large_matrix"]
 
 _SMALLEST, _LARGEST = 1 << 20, 1 << 26
 _MOST = 8
@@ -48,10 +48,19 @@ def _taken(size: int) -> NDArray[np.uint8] | None:
     return None
 
 
+def give_back() -> None:
+    """Lets go of what nobody refers to, where memory has run short."""
+    _keep_at_most(0)
+
+
 def _keep(memory: NDArray[np.uint8]) -> None:
-    while _kept.qsize() >= _MOST:
+    _keep_at_most(_MOST - 1)
+    _kept.put(memory)
+
+
+def _keep_at_most(count: int) -> None:
+    while _kept.qsize() > count:
         try:
             _kept.get_nowait()
         except Empty:
             break
-    _kept.put(memory)

@@ -8,6 +8,7 @@ import torch
 
 from blindtune.checkpoint import FrozenLayer
 from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.recycled import give_back
 
 __all__ = [
     "Available",
@@ -137,7 +138,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back_cache() -> None:
-    """Hands back what torch keeps of a GPU's memory for later."""
+    """Hands back what is kept for later: matrices of earlier products, and by torch a GPU's memory."""
+    give_back()
     if torch.cuda.is_initialized():
         torch.cuda.empty_cache()
 

@@ -230,7 +230,9 @@ class Halvings(logging.Handler):
         Halvings.count += "fewer rows" in record.getMessage()
 logging.getLogger("blindtune").addHandler(Halvings())
 import ctypes
-ctypes.CDLL(None).malloc_trim(0)  # what was freed is no reserve
+from blindtune.protocol.recycled import give_back
+give_back()  # what was freed is no reserve
+ctypes.CDLL(None).malloc_trim(0)
 limit = used() + ({megabytes} << 20)
 resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 context = Context()

@@ -178,3 +178,13 @@ def test_memory_is_used_again_once_nobody_refers_to_it(monkeypatch: pytest.Monke
     address = matrix.ctypes.data
     del matrix
     assert large_matrix(333, 1111, np.uint32).ctypes.data == address
+
+
+def test_what_is_kept_is_given_back_when_memory_runs_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycled, "_kept", SimpleQueue())
+    held = large_matrix(1111, 333, np.float32)
+    held[:] = 7
+    del held
+    assert recycled._kept.qsize() == 1
+    recycled.give_back()
+    assert recycled._kept.qsize() == 0
