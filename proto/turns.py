@@ -58,11 +58,13 @@ class Turns:
         turn = left, next(self._numbers)
         with self._changed:
             self._ready.append(turn)
-            self._end(before)
-            self._changed.wait_for(
-                lambda: self._under_way is None and turn == min(self._ready), self._patience
-            )
-            self._ready.remove(turn)
+            try:
+                self._end(before)
+                self._changed.wait_for(
+                    lambda: self._under_way is None and turn == min(self._ready), self._patience
+                )
+            finally:
+                self._ready.remove(turn)
             # What is under way for too long is no longer waited for.
             self._under_way = turn
         return turn

@@ -54,6 +54,8 @@ _FEW_ROWS = 256
 _LONG_SPAN = 4096
 # Each takes up to seconds to check, and who asks chooses them.
 _MOST_CHECKED_LENGTHS = 16
+# Bytes that are copied for a product at most, since they may also name one layer many times.
+_MOST_STACKED = 1 << 27
 # int32 sums of one block of outputs on a processor: 8 MiB. Twice that from 8192 features on, where sums are
 # less of the work and limbs, which the library packs anew for each block, are more.
 _SUMS_AT_ONCE = 1 << 21
@@ -189,7 +191,7 @@ class Int8Product(Method):
         rows, columns = operand.shape
         limbs = large_matrix(rows * LIMBS, _pitch(columns), np.int8).reshape(rows, LIMBS, -1)
         if operand.strides[0] < operand.itemsize * columns or operand.strides[1] != operand.itemsize:
-            operand = np.ascontiguousarray(operand)
+            operand = operand.copy()  # of a single row, ascontiguousarray would keep any strides
         # Columns of a wider matrix are read where they lie, from rows of which only so many count.
         wide = as_strided(
             operand, (rows, operand.strides[0] // operand.itemsize), operand.strides, writeable=False
@@ -468,9 +470,16 @@ class Multiplier:
         length = product.contraction
         if length > MAX_CONTRACTION or min(map(len, product.spans)) >= _LONG_SPAN:
             return False
+        if length * self.outputs(product) > _MOST_STACKED:
+            return False
         if length not in self._exact_at:
             if len(self._exact_at) >= _MOST_CHECKED_LENGTHS:
                 return False
             device = self._layers[product.spans[0].layer].device
-            self._exact_at[length] = _is_exact(self.method, length, device)
+            try:
+                self._exact_at[length] = _is_exact(self.method, length, device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # the library refuses that length; layer by layer, it was seen to run
+                self._exact_at[length] = False
         return self._exact_at[length]

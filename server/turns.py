@@ -11,6 +11,8 @@ __all__ = ["TurnsOfConnections"]
 class TurnsOfConnections:
     """What orders the answers that share a connection, for as long as a request holds it.
 
+    Clients that reach the worker through one connection of a proxy share its turns as well.
+
     Args:
         patience: seconds that a message waits at most.
     """

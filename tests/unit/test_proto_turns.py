@@ -3,6 +3,8 @@
 import threading
 from collections.abc import Iterator
 
+import pytest
+
 from blindtune.proto.turns import Turns
 
 PATIENCE = 30.0
@@ -137,3 +139,17 @@ def test_an_error_of_the_messages_leaves_no_turn_taken() -> None:
         assert str(error) == "no more"
     assert taken == [b"one"]
     assert list(turns.in_turn([b"two"], 0)) == [b"two"]
+
+
+def test_a_wait_that_is_interrupted_leaves_nothing_to_wait_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = Turns(PATIENCE)
+    blocker = _under_way(turns)
+
+    def interrupted(*arguments: object) -> bool:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(turns._changed, "wait_for", interrupted)
+        next(turns.in_turn([b"short"], -1))
+    list(blocker)
+    assert not turns._ready and turns._under_way is None

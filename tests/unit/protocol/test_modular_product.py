@@ -316,6 +316,48 @@ def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
 
 
 @EACH_METHOD
+def test_a_layer_that_is_named_again_and_again_is_not_copied_as_often(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layers = {"a": weights(90, 70, seed=13)[0]}
+    (product,) = backward_products((("a", 90),) * 3)
+    lengths = []
+    original = type(method).prepare
+
+    def prepare(self: Method, operand: np.ndarray) -> object:
+        lengths.append(operand.shape[1])
+        return original(self, operand)
+
+    monkeypatch.setattr(modular_product, "_MOST_STACKED", 270 * 70 - 1)
+    held, operand = multiplier(method, layers), operands(300, 270, seed=16)[1]
+    monkeypatch.setattr(type(method), "prepare", prepare)
+    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    assert lengths == [90] * 3
+
+
+@EACH_METHOD
+def test_a_length_that_the_library_refuses_goes_layer_by_layer(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*arguments: object) -> bool:
+        raise RuntimeError("not this length")
+
+    layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
+    (product,) = backward_products((("a", 90), ("b", 40)))
+    held, operand = multiplier(method, layers), operands(300, 130, seed=16)[1]
+    monkeypatch.setattr(modular_product, "_is_exact", refused)
+    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+
+
+def test_a_single_row_may_be_of_any_strides() -> None:
+    operand = operands(2, 90, seed=3)[1][::-1][:1]
+    layers = {"a": weights(90, 70, seed=13)[0]}
+    (product,) = backward_products((("a", 90),))
+    held = multiplier(Int8Product(), layers)
+    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+
+
+@EACH_METHOD
 def test_products_at_the_same_time_do_not_disturb_each_other(method: Method) -> None:
     layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
     product = forward_products(["a", "b"], 70)[0]
