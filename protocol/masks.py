@@ -19,7 +19,7 @@ import numpy as np
 
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into
 from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows
-from blindtune.protocol.one_pass import ELEMENTS_AT_ONCE, hide_reals, reveal_reals
+from blindtune.protocol.one_pass import hide_reals, reveal_reals
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import (
@@ -33,6 +33,7 @@ from blindtune.protocol.residues import (
     subtract_and_centre,
 )
 from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
+from blindtune.protocol.shared_rows import rows_at_once
 
 __all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share", "ShareSource", "UnmaskedSource"]
 
@@ -280,7 +281,7 @@ class ShareSource(MaskSource):
         seeds = self._draw(rows, product)
         masked = np.empty((rows, columns), np.uint32)
         exposed: list[int] = []
-        step = max(1, ELEMENTS_AT_ONCE // max(columns, 1))
+        step = rows_at_once(columns)
 
         def block(start: int, stop: int) -> None:
             masks = [np.empty((step, columns), np.uint32) for _ in seeds]

@@ -38,10 +38,10 @@ from blindtune.protocol.residues import (
     hide_rows,
 )
 from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
-from blindtune.protocol.shared_rows import ELEMENTS_AT_ONCE, rows_at_once, take
+from blindtune.protocol.shared_rows import rows_at_once, take
 from blindtune.protocol.vectors import LANES, load, prefetch
 
-__all__ = ["ELEMENTS_AT_ONCE", "hide_reals", "prefetch_rows", "reveal_reals"]
+__all__ = ["hide_reals", "prefetch_rows", "reveal_reals"]
 
 
 @kernel

@@ -5,20 +5,20 @@ thread goes through Python once, which threads can do only one after the other, 
 than a few rows when the others are done.
 """
 
-from numba import njit, types
+from numba import types
 from numba.core.errors import TypingError
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
-__all__ = ["ELEMENTS_AT_ONCE", "rows_at_once", "take"]
+__all__ = ["rows_at_once", "take"]
 
-ELEMENTS_AT_ONCE = 1 << 13
-"""Of each matrix: they stay in the first two caches of today's processors."""
+# Of each matrix: they stay in the first two caches of today's processors.
+_ELEMENTS_AT_ONCE = 1 << 13
 
 
-@njit(inline="always")
-def rows_at_once(columns):  # type: ignore[no-untyped-def]
-    """How many rows to take."""
-    return max(1, ELEMENTS_AT_ONCE // max(columns, 1))
+@register_jitable
+def rows_at_once(columns: int) -> int:
+    """How many rows to take, in kernels and outside."""
+    return max(1, _ELEMENTS_AT_ONCE // max(columns, 1))
 
 
 @intrinsic
