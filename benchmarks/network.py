@@ -130,7 +130,13 @@ def workers(names: Sequence[str], folder: Path, link: Link | None) -> Iterator[d
 
 
 def recipe(
-    masking: str, in_flight: int, shape: Shape, folder: Path, addresses: dict[str, str], output: Path
+    masking: str,
+    in_flight: int,
+    ahead: str,
+    shape: Shape,
+    folder: Path,
+    addresses: dict[str, str],
+    output: Path,
 ) -> Recipe:
     """The run, as a user would write it."""
     return Recipe.model_validate(
@@ -140,6 +146,7 @@ def recipe(
                 "mode": masking,
                 "allow_one_machine": True,
                 "micro_batches_in_flight": in_flight,
+                "ask_ahead": ahead == "on",
             },
             "operators": [
                 {
@@ -255,20 +262,21 @@ def measure(
         else:
             proxy = stack.enter_context(proxied(addresses, bandwidth, one_way))
             addresses, watched["link"] = proxy.addresses, [proxy.pid]
-        ways = list(itertools.product(options.masking, options.in_flight))
-        taken: dict[tuple[str, int], list[list[dict[str, Any]]]] = {way: [] for way in ways}
+        ways = list(itertools.product(options.masking, options.in_flight, options.ask_ahead))
+        taken: dict[tuple[str, int, str], list[list[dict[str, Any]]]] = {way: [] for way in ways}
         for turn in range(options.turns):
-            for masking, in_flight in ways:
+            for masking, in_flight, ahead in ways:
                 asked = {name: addresses[name] for name in OPERATORS[masking]}
-                output = folder / f"output-{masking}-{in_flight}-{turn}"
-                made = recipe(masking, in_flight, shape, folder, asked, output)
+                output = folder / f"output-{masking}-{in_flight}-{ahead}-{turn}"
+                made = recipe(masking, in_flight, ahead, shape, folder, asked, output)
                 samples = client.train(made, watched)
-                taken[masking, in_flight].append(samples)
+                taken[masking, in_flight, ahead].append(samples)
                 share = figures([samples], bandwidth)["share"]
                 print(f"{masking}, {in_flight} in flight, {round_trip:g} ms: {share:.0%}", file=sys.stderr)
     return [
-        {"masking": masking, "in flight": in_flight, "round trip": round_trip} | figures(runs, bandwidth)
-        for (masking, in_flight), runs in taken.items()
+        {"masking": masking, "in flight": in_flight, "ahead": ahead, "round trip": round_trip}
+        | figures(runs, bandwidth)
+        for (masking, in_flight, ahead), runs in taken.items()
     ]
 
 
@@ -276,6 +284,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--masking", nargs="+", choices=OPERATORS, default=list(OPERATORS))
     parser.add_argument("--in-flight", nargs="+", type=int, default=[1, 2, 4])
+    parser.add_argument(
+        "--ask-ahead", nargs="+", choices=["on", "off"], default=["off"], help="for masks, in shares"
+    )
     parser.add_argument("--mbits", type=float, default=1000, help="bandwidth of each direction")
     parser.add_argument("--round-trip", nargs="+", type=float, default=[20, 40], help="milliseconds")
     parser.add_argument("--congestion-control", help="of TCP: cubic, bbr; the kernel's own unless given")
@@ -304,7 +315,7 @@ def main() -> None:
 
 def show(results: Sequence[dict[str, Any]]) -> None:
     """Prints the table."""
-    headings = ["masking", "in flight", "round trip, ms", "MB up", "MB down", "limit, s", "step, s"]
+    headings = ["masking", "in flight", "ahead", "round trip, ms", "MB up", "MB down", "limit, s", "step, s"]
     headings += ["share of limit", "client", "workers", "link", "cores busy"]
     print_table(
         headings,
@@ -312,6 +323,7 @@ def show(results: Sequence[dict[str, Any]]) -> None:
             [
                 x["masking"],
                 x["in flight"],
+                x["ahead"],
                 f"{x['round trip']:g}",
                 f"{x['up'] / 1e6:.1f}",
                 f"{x['down'] / 1e6:.1f}",

@@ -84,6 +84,8 @@ class BlindConfig(QuantizationConfigMixin):
             independent, so nothing is private: for demonstrations and tests only.
         request_timeout: seconds that one request may take.
         retry_seconds: how long to keep trying when no worker of an operator answers.
+        ask_ahead: in ``"shares"``, ask for the product of the next operand's mask while the workers compute
+            the current one. Steps over slow networks get shorter, and the last mask of a run is in vain.
         progress: show progress while the kit of a checkpoint is made at first use.
     """
 
@@ -97,6 +99,7 @@ class BlindConfig(QuantizationConfigMixin):
         allow_one_machine: bool = False,
         request_timeout: float = 300.0,
         retry_seconds: float = 60.0,
+        ask_ahead: bool = False,
         progress: bool = True,
         **unknown: Any,
     ) -> None:
@@ -112,6 +115,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.allow_one_machine = allow_one_machine
         self.request_timeout = request_timeout
         self.retry_seconds = retry_seconds
+        self.ask_ahead = ask_ahead
         self.progress = progress
         self._validate()
 

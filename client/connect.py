@@ -38,7 +38,8 @@ def connect(
     if config.masking == "lattice":
         multiplier = _lattice(config, kit, operators, progress)
     else:
-        multiplier = RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit)
+        source = ShareSource(len(operators), Q31)
+        multiplier = RemoteMultiplier(source, operators, kit, ask_ahead=config.ask_ahead)
     try:
         for client in operators:
             client.connect()

@@ -11,12 +11,13 @@ from functools import cache
 from typing import NoReturn, Self, TypeVar
 
 from blindtune.checkpoint import Checkpoint
+from blindtune.client.ahead import AnswersAhead, ProductOrder
 from blindtune.client.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
-from blindtune.client.operators.operator import OperatorClient, OperatorStatistics
+from blindtune.client.operators.operator import OperatorClient, OperatorStatistics, Pending
 from blindtune.client.overlap import waiting
 from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
-from blindtune.protocol.masks import MaskedOperand, MaskSource, UnmaskedSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Share, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
@@ -67,6 +68,11 @@ class _RoundClock:
                 self._under_way -= 1
                 seconds = 0.0 if self._under_way else time.monotonic() - self._since
                 self._done = Rounds(self._done.count + count, self._done.seconds + seconds)
+
+    def only_one(self) -> bool:
+        """Whether a single round is under way."""
+        with self._lock:
+            return self._under_way == 1
 
     def rounds(self) -> Rounds:
         """Those so far, and the time of those that are under way."""
@@ -151,6 +157,7 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: in the order of the shares.
         kit: gives the verification vectors.
         ready: obtains what the source needs for some products.
+        ask_ahead: whether to ask for shares before their operand is known, where the source can draw them.
     """
 
     def __init__(
@@ -159,6 +166,8 @@ class RemoteMultiplier(PrivateMultiplier):
         operators: Sequence[OperatorClient],
         kit: Kit,
         ready: Callable[[Sequence[Product]], None] = lambda products: None,
+        *,
+        ask_ahead: bool = False,
     ) -> None:
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
@@ -170,6 +179,9 @@ class RemoteMultiplier(PrivateMultiplier):
         self._check_vectors = cache(kit.check_vectors)
         self._ready = ready
         self._clock = _RoundClock()
+        self._ask_ahead = ask_ahead
+        self._order = ProductOrder()
+        self._ahead = AnswersAhead()
 
     def ready(self, products: Sequence[Product]) -> None:
         self._ready(products)
@@ -194,17 +206,13 @@ class RemoteMultiplier(PrivateMultiplier):
         self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
     ) -> Decoded:
         """Sends a masked operand to the operators, and decodes their verified answers."""
-        check = self._check_vectors(product)
-        fingerprint, parameter_set = self._kit.description.fingerprint, self.source.parameters.name
-        requests = [
-            WorkRequest(fingerprint, parameter_set, product, share, outputs=check.s.shape[1])
-            for share in masked.shares
-        ]
         with waiting(), self._clock.round():
             answers = []
             try:
-                for request in requests:
-                    answers.append(self._operators[request.share.recipient].start(request, check))
+                for share in masked.shares:
+                    answers.append(self._ahead.take(share) or self._start(product, share))
+                if self._ask_ahead:
+                    self._start_next(product, masked.shares[-1].shape[0])
             finally:
                 # Verified answers only. All are awaited before any error is raised, so that no request of
                 # this operand is still under way when the caller goes on.
@@ -215,6 +223,27 @@ class RemoteMultiplier(PrivateMultiplier):
         for answer in answers:
             answer.release()
         return result
+
+    def _start(self, product: Product, share: Share) -> Pending:
+        """Asks the share's operator."""
+        check = self._check_vectors(product)
+        request = WorkRequest(
+            self._kit.description.fingerprint,
+            self.source.parameters.name,
+            product,
+            share,
+            outputs=check.s.shape[1],
+        )
+        return self._operators[share.recipient].start(request, check)
+
+    def _start_next(self, product: Product, rows: int) -> None:
+        """Asks for the shares of the next operand that do not depend on it."""
+        following = self._order.following(product, rows)
+        # Next to other rounds it would take bandwidth from answers that somebody waits for.
+        if following is not None and self._clock.only_one():
+            v = self._check_vectors(following).v[0]
+            for share in self.source.draw_ahead(following, rows, v):
+                self._ahead.put(share, self._start(following, share))
 
     def statistics(self) -> dict[str, OperatorStatistics]:
         return {operator.name: operator.statistics for operator in self._operators}

@@ -20,10 +20,20 @@ from numba import uint32, uint64
 from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_state, key_stream
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.residues import Residues
-from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
+from blindtune.protocol.residues import Residues, dot
+from blindtune.protocol.row_blocks import DRAWN, for_row_blocks, for_rows_in_turn
+from blindtune.protocol.shared_rows import rows_at_once, take
 
-__all__ = ["KEY_BYTES", "RandomBytes", "Seed", "derive_key", "expand", "expand_into", "expand_rows"]
+__all__ = [
+    "KEY_BYTES",
+    "RandomBytes",
+    "Seed",
+    "derive_key",
+    "expand",
+    "expand_into",
+    "expand_rows",
+    "expanded_dots",
+]
 
 RandomBytes = Callable[[int], bytes]
 """A source of secret random bytes: ``os.urandom`` everywhere but in tests."""
@@ -115,4 +125,35 @@ def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
     """
     out = np.empty((rows, columns), np.uint32)
     for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a), DRAWN)
+    return out
+
+
+@kernel
+def _dots(initial, vector, out, turn):  # type: ignore[no-untyped-def]
+    step = rows_at_once(vector.shape[0])
+    rows = np.empty((step, vector.shape[0]), np.uint32)
+    while True:
+        first = take(turn, step)
+        if first >= out.shape[0]:
+            return
+        some = min(step, out.shape[0] - first)
+        expand_rows(initial, uint64(first), rows[:some])
+        for i in range(some):
+            out[first + i] = dot(rows[i], vector)
+
+
+def expanded_dots(key: bytes, rows: int, vector: Residues) -> Residues:
+    """The dot products mod q of an expansion's rows with a vector; the rows themselves are kept nowhere.
+
+    Args:
+        key: 32 bytes.
+        rows: number of rows, from the first one on.
+        vector: uint32 [columns], below q.
+
+    Returns:
+        uint32 [rows].
+    """
+    initial, vector = initial_state(key), np.ascontiguousarray(vector)
+    out = np.empty(rows, np.uint32)
+    for_rows_in_turn(rows, len(vector), lambda turn: _dots(initial, vector, out, turn), DRAWN)
     return out

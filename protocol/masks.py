@@ -17,7 +17,15 @@ from typing import NoReturn, Self, cast
 
 import numpy as np
 
-from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into
+from blindtune.protocol.ahead import MasksAhead
+from blindtune.protocol.expansion import (
+    KEY_BYTES,
+    RandomBytes,
+    Seed,
+    derive_key,
+    expand_into,
+    expanded_dots,
+)
 from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows
 from blindtune.protocol.one_pass import hide_reals, reveal_reals
 from blindtune.protocol.parameters import ParameterSet
@@ -216,6 +224,20 @@ class MaskSource(ABC):
         operand, scales = quantize_rows(x, budget, column_scale)
         return self.mask(operand, product), scales
 
+    def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
+        """Draws the mask of an operand that is not known yet: the next one of a product and number of rows.
+
+        Args:
+            product: what the operand will be multiplied by.
+            rows: of the operand.
+            v: uint32 [product.contraction], the product's first verification vector.
+
+        Returns:
+            The shares that do not depend on the operand, for operators to multiply already. The masked
+            operand will hold these very objects. None, where every share depends on it.
+        """
+        return ()
+
     def __reduce__(self) -> NoReturn:
         raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")
 
@@ -268,6 +290,7 @@ class ShareSource(MaskSource):
         self.operators = operators
         self.parameters = parameters
         self._random_bytes = random_bytes
+        self._ahead: MasksAhead[tuple[Share, ...]] = MasksAhead()
 
     def noise(self, column_absolute_sum: int) -> int:
         return 0
@@ -278,7 +301,7 @@ class ShareSource(MaskSource):
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
         if operand.dtype != np.int32:
             raise ValueError(f"an operand has elements of type int32, not {operand.dtype}")
-        seeds = self._draw(rows, product)
+        seeds, ahead = self._drawn(rows, product)
         masked = np.empty((rows, columns), np.uint32)
         exposed: list[int] = []
         step = rows_at_once(columns)
@@ -297,7 +320,7 @@ class ShareSource(MaskSource):
         if exposed:
             require_centred(operand)
             raise ValueError("the operand changed while it was masked")
-        return self._shared(seeds, masked, None)
+        return self._shared(seeds, ahead, masked, None)
 
     def hide(
         self,
@@ -310,9 +333,25 @@ class ShareSource(MaskSource):
         rows, columns = x.shape
         if columns != product.contraction:
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
-        seeds = self._draw(rows, product)
+        seeds, ahead = self._drawn(rows, product)
         masked, scales, expected = hide_reals(x, budget, column_scale, [seed.key for seed in seeds], v)
-        return self._shared(seeds, masked, expected), scales
+        return self._shared(seeds, ahead, masked, expected), scales
+
+    def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
+        shape = rows, product.contraction
+        shares = tuple(
+            Share(i, None, seed, shape=shape, expected=expanded_dots(seed.key, rows, v))
+            for i, seed in enumerate(self._draw(rows, product))
+        )
+        self._ahead = self._ahead.of_this_process()
+        self._ahead.put(product, rows, shares)
+        return shares
+
+    def _drawn(self, rows: int, product: Product) -> tuple[list[Seed], tuple[Share, ...]]:
+        """Seeds that nobody has used, and their shares if they were drawn ahead."""
+        self._ahead = self._ahead.of_this_process()
+        ahead = self._ahead.take(product, rows) or ()
+        return [share.seed for share in ahead if share.seed] or self._draw(rows, product), ahead
 
     def _draw(self, rows: int, product: Product) -> list[Seed]:
         secret = self._random_bytes(KEY_BYTES)
@@ -321,10 +360,14 @@ class ShareSource(MaskSource):
             for recipient in range(self.operators - 1)
         ]
 
-    def _shared(self, seeds: Sequence[Seed], masked: Residues, expected: Residues | None) -> MaskedOperand:
+    def _shared(
+        self, seeds: Sequence[Seed], ahead: tuple[Share, ...], masked: Residues, expected: Residues | None
+    ) -> MaskedOperand:
         # What the masks expand to is left to whoever asks for it: workers get the seeds.
         dots = [None] * self.operators if expected is None else list(expected)
-        shares = [Share(i, None, seed, shape=masked.shape, expected=dots[i]) for i, seed in enumerate(seeds)]
+        shares = ahead or tuple(
+            Share(i, None, seed, shape=masked.shape, expected=dots[i]) for i, seed in enumerate(seeds)
+        )
         return _Shared((*shares, Share(self.operators - 1, masked, expected=dots[-1])))
 
 

@@ -105,6 +105,16 @@ class Pending:
         self._answer = answer
         self._buffers = buffers
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the answer, which it takes from the start."""
+        return self._answer.nbytes
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether something went wrong already."""
+        return self._under_way.has_failed
+
     def exception(self) -> BaseException | None:
         """Waits until nothing of it is under way any more, and returns what went wrong."""
         return self._under_way.exception()

@@ -112,6 +112,13 @@ class MaskingSection(Section):
         "to the last bit whatever the number. Each keeps its activations in the client's memory, so 1 needs "
         "the least. Where the client computes on a GPU, it is 1.",
     )
+    ask_ahead: bool = Field(
+        False,
+        description="In shares: ask for the product of the next operand's mask, which does not depend on the "
+        "operand, while the workers compute the current one and no other micro-batch waits. Over a slow "
+        "network steps get shorter; the client computes a little more, and masks whose operand never comes are "
+        "traffic beyond what --dry-run says. What is trained is the same to the last bit.",
+    )
 
 
 class OperatorSection(Section):

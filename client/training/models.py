@@ -52,6 +52,7 @@ def blind_config(recipe: Recipe) -> BlindConfig:
         insecure=masking.insecure,
         allow_one_machine=masking.allow_one_machine,
         request_timeout=masking.request_timeout,
+        ask_ahead=masking.ask_ahead,
         retry_seconds=masking.retry_seconds,
     )
 

@@ -11,7 +11,6 @@ the next operand: slower for short ones, equal in result. E is drawn for the row
 Stock lives in memory only. Rows are drawn under a lock, and a forked process draws none of its parent's.
 """
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,6 +24,7 @@ from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, derive_key
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import transformed
+from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
@@ -32,17 +32,6 @@ __all__ = ["Run", "Stock", "bounds"]
 
 Side = Literal["mask", "hint"]
 """Which product of S: A S or H S."""
-
-_process = object()
-
-
-def _forget_parent() -> None:
-    global _process
-    _process = object()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_parent)
 
 
 class _Block:
@@ -114,11 +103,11 @@ class Stock:
         self._kept: list[weakref.ref[Residues]] = []
         self._blocks: dict[Product, _Block] = {}
         self._lock = threading.Lock()
-        self._process = _process
+        self._process = this_process()
 
     def of_this_process(self) -> "Stock":
         """This stock, or an empty one if this one was inherited through a fork."""
-        if self._process is _process:
+        if self._process is this_process():
             return self
         return Stock(self._parameters, self._random_bytes, self._kept_bytes)
 

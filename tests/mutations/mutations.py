@@ -14,6 +14,8 @@ _SOURCE = "tests/unit/lattice/test_lattice_source.py"
 _OPERATOR = "tests/unit/client/test_operator.py"
 _BLOCKS = "tests/unit/client/test_operator_blocks.py"
 _POLICY = "tests/unit/client/test_policy.py"
+_AHEAD = "tests/unit/protocol/test_masks_ahead.py"
+_ASKED_AHEAD = "tests/unit/client/test_ahead.py"
 _HINTS = "tests/unit/client/test_hints.py"
 _KIT = "tests/unit/client/test_kit.py"
 _CONFIG = "tests/unit/client/test_config.py"
@@ -53,10 +55,10 @@ _SHARES = (
         "shares-seed-of-the-operand",
         "the secret is a hash of the operand, so equal operands look equal",
         "protocol/masks.py",
-        "        seeds = self._draw(rows, product)\n        masked = np.empty(",
+        "        seeds, ahead = self._drawn(rows, product)\n        masked = np.empty(",
         '        secret = __import__("hashlib").sha256(operand.tobytes()).digest()\n'
         "        self._random_bytes = lambda size: secret\n"
-        "        seeds = self._draw(rows, product)\n        masked = np.empty(",
+        "        seeds, ahead = self._drawn(rows, product)\n        masked = np.empty(",
         f"{_MASKS}::test_seeds_do_not_depend_on_the_operand_and_the_last_share_is_operand_plus_masks",
         f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
     ),
@@ -68,6 +70,48 @@ _SHARES = (
         "        fetched = [random_bytes(KEY_BYTES) for _ in range(100)]\n"
         "        self._random_bytes = lambda size: fetched.pop() if fetched else random_bytes(size)\n",
         f"{_MASKS}::test_a_forked_child_and_its_parent_draw_different_masks",
+    ),
+    _one(
+        "shares-ahead-mask-stays",
+        "a mask drawn ahead stays in stock and hides the next operand too",
+        "protocol/ahead.py",
+        "                    del self._waiting[place]\n",
+        "",
+        f"{_AHEAD}::test_a_mask_drawn_ahead_hides_one_operand",
+        f"{_AHEAD}::test_threads_never_get_the_same_mask",
+    ),
+    _one(
+        "shares-ahead-mask-of-any-product",
+        "a mask drawn ahead for one product hides an operand of another",
+        "protocol/ahead.py",
+        "if (its_product, its_rows) == (product, rows):",
+        "if its_rows == rows:",
+        f"{_AHEAD}::test_an_operand_of_another_product_or_number_of_rows_gets_another_mask",
+    ),
+    _one(
+        "shares-ahead-mask-of-any-rows",
+        "a mask drawn ahead for some rows hides an operand of others",
+        "protocol/ahead.py",
+        "if (its_product, its_rows) == (product, rows):",
+        "if its_product == product:",
+        f"{_AHEAD}::test_an_operand_of_another_product_or_number_of_rows_gets_another_mask",
+    ),
+    _one(
+        "shares-ahead-survives-a-fork",
+        "a forked child hides an operand under a mask that its parent drew ahead",
+        "protocol/ahead.py",
+        "return self if self._process is this_process() else MasksAhead(self._most)",
+        "return self",
+        f"{_AHEAD}::test_another_process_has_none_of_the_masks",
+        f"{_AHEAD}::test_a_forked_child_and_its_parent_never_use_the_same_mask_drawn_ahead",
+    ),
+    _one(
+        "shares-ahead-answer-of-any-share",
+        "the answer to whatever share was asked for last is taken for this one's",
+        "client/ahead.py",
+        "pending = self._pending.pop(share, None)",
+        "pending = self._pending.popitem()[1] if self._pending else None",
+        f"{_ASKED_AHEAD}::test_a_mask_for_other_rows_waits_for_an_operand_that_has_as_many",
     ),
     _one(
         "shares-numpy-randomness",
@@ -472,15 +516,15 @@ _LATTICE = (
         "lattice-stock-survives-a-fork",
         "a forked child takes rows out of its parent's blocks",
         "protocol/lattice/stock.py",
-        "if self._process is _process:",
+        "if self._process is this_process():",
         "if self._process:",
         f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
     ),
     _one(
         "lattice-fork-goes-unnoticed",
         "nothing tells a forked child from its parent",
-        "protocol/lattice/stock.py",
-        "    os.register_at_fork(after_in_child=_forget_parent)\n",
+        "protocol/process.py",
+        "    os.register_at_fork(after_in_child=_become_another)\n",
         "    pass\n",
         f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
     ),
@@ -608,8 +652,8 @@ _RETRIES = (
             ),
             Edit(
                 "client/multiplier.py",
-                "self._operators[request.share.recipient].start",
-                "self._operators[-1 - request.share.recipient].start",
+                "self._operators[share.recipient].start",
+                "self._operators[-1 - share.recipient].start",
             ),
         ),
         (f"{_OPERATOR}::test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows",),
@@ -623,7 +667,7 @@ _RETRIES = (
             ),
             Edit(
                 "client/multiplier.py",
-                "self._operators[request.share.recipient].start",
+                "self._operators[share.recipient].start",
                 "self._operators[0].start",
             ),
         ),
@@ -697,8 +741,8 @@ _RETRIES = (
         "scales-in-the-parameter-set",
         "what is expected of an answer is appended to a name that travels anyway",
         "client/multiplier.py",
-        "            WorkRequest(fingerprint, parameter_set, product, share,",
-        "            WorkRequest(fingerprint, f'{parameter_set}:{share.expected[0]}', product, share,",
+        "            self.source.parameters.name,",
+        "            f'{self.source.parameters.name}:{share.expected[0]}',",
         f"{_WIRE}::test_a_request_says_what_the_contract_says_and_no_more",
     ),
     _one(
@@ -1003,16 +1047,16 @@ _WORKER = (
         "worker-takes-any-word-in-the-last-block",
         "the worker multiplies words of q and more in the last block of an operand",
         "server/rows.py",
-        'rows} rows")\n    yield block.checked()\n',
-        'rows} rows")\n    yield block._rows\n',
+        '        require_residues(rows, "the operand")\n',
+        '        if len(chunk) > taken:\n            require_residues(rows, "the operand")\n',
         f"{_SERVICE}::test_a_word_that_is_no_residue_is_refused_before_any_arithmetic",
     ),
     _one(
         "worker-takes-any-word-in-earlier-blocks",
         "the worker multiplies words of q and more in all blocks but the last",
         "server/rows.py",
-        "                yield block.checked()\n",
-        "                yield block._rows\n",
+        '        require_residues(rows, "the operand")\n',
+        '        if len(chunk) == taken:\n            require_residues(rows, "the operand")\n',
         "tests/unit/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
     ),
     _one(

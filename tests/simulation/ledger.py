@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.proto import worker_pb2
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.masks import MaskedOperand, MaskSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
@@ -78,7 +78,9 @@ class Ledger:
         self._mask_rows: set[bytes] = set()
         self._rows: dict[bytes, _Drawn] = {}
         self._keys: dict[bytes, _Drawn] = {}
+        self._ahead: set[Share] = set()
         self._operands = 0
+        self._masks_ahead = 0
         self._asked = 0
         self._sent: dict[tuple[int, int, int], bytes] = {}
 
@@ -91,20 +93,36 @@ class Ledger:
         """The client multiplies an operand: one mask may be drawn."""
         self._asked += 1
 
+    def drew_ahead(self, product: Product, shares: Sequence[Share]) -> None:
+        """A mask was drawn for an operand to come. Until then it has a number of its own, below 0."""
+        self._masks_ahead += 1
+        for share in shares:
+            self._enter_key(share, _Drawn(-self._masks_ahead, share.recipient, product.label, 0))
+        self._ahead.update(shares)
+
+    def _enter_key(self, share: Share, drawn: _Drawn) -> None:
+        assert share.seed is not None
+        if share.seed.key in self._keys:
+            self.broken("fresh masks", f"a seed was used twice ({drawn.product})")
+        self._keys[share.seed.key] = drawn
+
     def drew(self, operand: Centred, product: Product, masked: MaskedOperand) -> None:
         """A mask was drawn."""
         self._operands += 1
         if self._operands > self._asked:
             self.broken("one mask", f"a second mask was drawn for an operand of {product.label}")
         for share in masked.shares:
+            if share in self._ahead:
+                self._ahead.remove(share)
+                if self._keys[share.seed.key].product != product.label:  # type: ignore[union-attr]
+                    self.broken("fresh masks", f"an operand of {product.label} has another product's mask")
+                continue
             drawn = [
                 _Drawn(self._operands, share.recipient, product.label, row)
                 for row in range(len(share.residues))
             ]
             if share.seed is not None:
-                if share.seed.key in self._keys:
-                    self.broken("fresh masks", f"a seed was used twice ({product.label})")
-                self._keys[share.seed.key] = drawn[0]
+                self._enter_key(share, drawn[0])
                 continue
             mask = (share.residues.astype(np.int64) - operand) % MODULUS
             for entry, sent, row in zip(drawn, share.residues, mask, strict=True):
@@ -176,6 +194,11 @@ class WatchedSource(MaskSource):
         masked, scales = self._source.hide(x, product, budget, column_scale, v)
         self._ledger.drew(quantize_rows(x, budget, column_scale)[0], product, masked)
         return masked, scales
+
+    def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
+        shares = self._source.draw_ahead(product, rows, v)
+        self._ledger.drew_ahead(product, shares)
+        return shares
 
 
 def _digest(row: Residues | NDArray[np.int64]) -> bytes:

@@ -18,6 +18,7 @@ from blindtune.client import multiplier
 from blindtune.client.operators import operator, policy, transport
 from blindtune.client.operators.policy import Failure, WorkerPolicy
 from blindtune.proto import worker_pb2
+from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.lattice.stock import Stock
 from blindtune.protocol.masks import Share, ShareSource
@@ -73,6 +74,7 @@ def _schedule(
     lattice: bool = False,
     job: Job = Job(steps=1, micro_batches=2, rows=5, data=0),  # noqa: B008 - frozen
     max_concurrent: int = 8,
+    ahead: bool = False,
 ) -> Callable[[int], Schedule]:
     """A schedule whose faults strike a little later with each number."""
 
@@ -88,6 +90,7 @@ def _schedule(
             max_concurrent,
             protected,
             moved,
+            ahead,
         )
 
     return of
@@ -278,6 +281,13 @@ def _rows_handed_out_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Stock, "draw", draw)
 
 
+def _mask_ahead_used_twice(patch: pytest.MonkeyPatch) -> None:
+    def take(self: MasksAhead[Any], product: Any, rows: int) -> Any:
+        return next((mask for *key, mask in self._waiting if key == [product, rows]), None)
+
+    patch.setattr(MasksAhead, "take", take)
+
+
 def _zero_rows_in_the_clear(patch: pytest.MonkeyPatch) -> None:
     real = ShareSource.hide
 
@@ -410,6 +420,8 @@ PLANTS: tuple[Plant, ...] = (
           _checkpoint_ahead_of_its_adapter, _schedule(_at("client killed", operator=None), job=_STEPS)),
     Plant("short operands", "a lattice mask's row is handed out twice", "fresh masks",
           _rows_handed_out_twice, _schedule(lattice=True)),
+    Plant("masks ahead", "a mask drawn ahead hides two operands", "fresh masks", _mask_ahead_used_twice,
+          _schedule(job=replace(_STEPS, steps=4), ahead=True)),
     Plant("rows of zeros", "they travel in the clear", "fresh masks", _zero_rows_in_the_clear,
           _schedule(job=Job(2, 3, 5, 0))),
 )  # fmt: skip

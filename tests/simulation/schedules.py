@@ -67,6 +67,7 @@ class Schedule:
         max_rows, max_concurrent: the workers' limits.
         protected: whether the first worker of each operator is spared, so that nothing may fail.
         faults: in order of time.
+        ahead: whether the client asks for shares before their operand is known.
     """
 
     seed: int
@@ -77,6 +78,7 @@ class Schedule:
     max_concurrent: int
     protected: bool
     faults: tuple[Fault, ...]
+    ahead: bool = False
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
@@ -101,6 +103,7 @@ class Schedule:
             max_concurrent,
             protected,
             tuple(faults),
+            ahead=seed % 2 == 0,
         )
 
 

@@ -139,8 +139,8 @@ class Client:
             WatchedSource(world.source(), world.ledger),
             self.operators,
             world.assets.kit,
+            ask_ahead=world.schedule.ahead,
         )
-
         self.judged = _Judged(world, self.multiplier)
 
     def clock(self) -> float:
@@ -159,6 +159,8 @@ class Client:
             world.save,
             world.together,
         )
+        for asked in list(self.multiplier._ahead._pending.values()):
+            asked.exception()  # nobody needs its answer, and yet it has to come to an end
 
 
 class _Judged(PrivateMultiplier):

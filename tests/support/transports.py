@@ -118,7 +118,10 @@ class LocalWorker(Transport):
 
 
 def remote_multiplier(
-    kit: Kit, workers: Sequence[Sequence[Transport]], retry_seconds: float = 60.0
+    kit: Kit,
+    workers: Sequence[Sequence[Transport]],
+    retry_seconds: float = 60.0,
+    ask_ahead: bool = False,
 ) -> RemoteMultiplier:
     """A multiplier whose operators, alpha, beta, ..., have these workers."""
     time = VirtualTime()
@@ -137,4 +140,4 @@ def remote_multiplier(
                 index, name, addresses, expected, retry_seconds, 60.0, clock=time.clock, sleep=time.sleep
             )
         )
-    return RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit)
+    return RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit, ask_ahead=ask_ahead)

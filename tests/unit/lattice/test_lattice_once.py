@@ -5,7 +5,6 @@ import gc
 import math
 import multiprocessing
 import os
-import select
 import threading
 import time
 from collections.abc import Callable
@@ -22,8 +21,9 @@ from lattice_reference import (
     product,
     secrets_of,
 )
+from support.forked import in_a_child
 
-from blindtune.protocol.lattice import stock as stock_module
+from blindtune.protocol import process
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.products import Product, forward_products
@@ -239,35 +239,6 @@ def test_rows_drawn_for_an_operand_that_failed_are_lost_and_not_reused() -> None
 # Forks.
 
 
-def in_a_child(work: Callable[[], bytes]) -> bytes:
-    """What ``work`` returns in a forked child; less than that if it failed or hung."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.close(reading)
-            with os.fdopen(writing, "wb") as pipe:
-                pipe.write(work())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    answer, end = b"", time.monotonic() + 60
-    try:
-        while select.select([reading], [], [], max(0, end - time.monotonic()))[0]:
-            part = os.read(reading, 1 << 16)
-            if not part:
-                break
-            answer += part
-        else:
-            os.kill(child, 9)
-    finally:
-        os.close(reading)
-        os.waitpid(child, 0)
-    return answer
-
-
 def split(answer: bytes) -> list[bytes]:
     size = 4 * COLUMNS
     return [answer[i : i + size] for i in range(0, len(answer), size)]
@@ -432,10 +403,10 @@ def test_a_process_is_told_from_its_parent_by_more_than_its_number() -> None:
     source, _ = toy_source()
     stock = source._stock
     assert stock.of_this_process() is stock
-    mark = stock_module._process
+    mark = process._process
     try:
-        stock_module._forget_parent()
+        process._become_another()
         assert stock.of_this_process() is not stock
     finally:
-        stock_module._process = mark
+        process._process = mark
     assert stock.of_this_process() is stock

@@ -4,8 +4,6 @@ import copy
 import itertools
 import os
 import pickle
-import select
-import time
 from collections.abc import Callable
 
 import numpy as np
@@ -13,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.forked import in_a_child
 
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
@@ -348,34 +347,6 @@ def test_the_residues_held_for_a_retry_cannot_be_changed(operators: int) -> None
         for held in (share.residues, share.rows(1, 3).residues):
             with pytest.raises(ValueError, match="read-only"):
                 held[0, 0] = 0
-
-
-def in_a_child(work: Callable[[], bytes]) -> bytes:
-    """What ``work`` returns in a forked child; b"" if it failed or hung."""
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.write(writing, work())
-            status = 0
-        finally:
-            os._exit(status)
-    os.close(writing)
-    answer = b""
-    try:
-        end = time.monotonic() + 60
-        while select.select([reading], [], [], max(0, end - time.monotonic()))[0]:
-            part = os.read(reading, 65536)
-            if not part:
-                break
-            answer += part
-        else:
-            os.kill(child, 9)
-    finally:
-        os.close(reading)
-        os.waitpid(child, 0)
-    return answer
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")

@@ -1,0 +1,21 @@
+"""Which process this is, so that what was drawn before a fork belongs to the parent alone."""
+
+import os
+
+__all__ = ["this_process"]
+
+_process = object()
+
+
+def this_process() -> object:
+    """An object that is another one in each forked child."""
+    return _process
+
+
+def _become_another() -> None:
+    global _process
+    _process = object()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_become_another)
