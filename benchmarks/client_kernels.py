@@ -10,8 +10,9 @@ to masked residues and what is expected of answers, ``down`` from verified answe
 medians; all steps take turns with a copy of the same float32 matrix in memory and with the layer that is
 handed away, computed here in bf16. ``core-ns`` is processor time of this process, over all its threads.
 
-The second table says from which width on handing the layer away saves the client work: its cost of a
-product, relative to the local one. Both tables count one direction of one layer.
+The second table compares the steps with what bounds them, see `client_bounds`; ``bound`` is the longer of the
+two. The third says from which width on handing the layer away saves the client work: its cost of a product,
+relative to the local one. All count one direction of one layer.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from client_bounds import bounds
 from measuring import machine, print_table, write_json
 
 from blindtune.protocol.allocator import keep_freed_memory
@@ -40,6 +42,7 @@ from blindtune.protocol.verification import VECTORS, CheckVectors
 MODES = ("shares", "lattice")
 STEPS = ("up", "verify", "down")
 _LEAST_ROUNDS = 5
+_BOUNDED = (1024, 2048)
 
 
 class Client:
@@ -89,7 +92,7 @@ def _source(mode: str, width: int, generator: np.random.Generator) -> MaskSource
 
 
 def measure(rows: int, width: int, seconds: float) -> dict[str, dict[str, tuple[float, float]]]:
-    """Median wall and processor ns an element of each mode's steps, and of what they are compared with."""
+    """Median wall and processor ns an element of steps, of what they are compared with, and of bounds."""
     x = np.random.default_rng(1).standard_normal((rows, width)).astype(np.float32)
     copied = np.empty_like(x)
     activation = torch.from_numpy(x).bfloat16()
@@ -101,6 +104,8 @@ def measure(rows: int, width: int, seconds: float) -> dict[str, dict[str, tuple[
     }
     for mode, client in clients.items():
         functions |= {(mode, step): getattr(client, step) for step in STEPS}
+    if (rows, width) == _BOUNDED:
+        functions |= bounds(rows, width)
     samples: dict[tuple[str, str], list[tuple[float, float]]] = {name: [] for name in functions}
     begun, rounds = time.perf_counter(), 0
     while rounds <= _LEAST_ROUNDS or time.perf_counter() - begun < seconds:
@@ -109,7 +114,7 @@ def measure(rows: int, width: int, seconds: float) -> dict[str, dict[str, tuple[
             function()
             samples[name].append((time.perf_counter() - wall, time.process_time() - core))
         rounds += 1
-    found: dict[str, dict[str, tuple[float, float]]] = {"compared": {}} | {mode: {} for mode in MODES}
+    found: dict[str, dict[str, tuple[float, float]]] = {group: {} for group, _ in functions}
     for (group, step), values in samples.items():
         # The first round compiles kernels and expands the lattice's public matrix.
         wall, core = (statistics.median(column) / x.size * 1e9 for column in zip(*values[1:], strict=True))
@@ -131,8 +136,24 @@ def _lines(rows: int, width: int, found: dict[str, dict[str, tuple[float, float]
     return lines
 
 
+def _bound_lines(found: dict[str, dict[str, tuple[float, float]]]) -> list[list[object]]:
+    lines: list[list[object]] = []
+    for mode in MODES:
+        totals = [0.0, 0.0]
+        for step in STEPS:
+            name = f"{mode} {step}"
+            memory, arithmetic = (found[part].get(name, (0.0,))[0] for part in ("memory", "arithmetic"))
+            bound, taken = max(memory, arithmetic), found[mode][step][0]
+            totals = [totals[0] + bound, totals[1] + taken]
+            figures = (f"{x:.2f}" for x in (memory, arithmetic, bound, taken, bound / taken))
+            lines.append([mode, step, *figures])
+        bound, taken = totals
+        lines.append([mode, "all", "", "", f"{bound:.2f}", f"{taken:.2f}", f"{bound / taken:.2f}"])
+    return lines
+
+
 def main() -> None:
-    """Prints both tables."""
+    """Prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="fewer shapes")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each shape")
@@ -146,12 +167,17 @@ def main() -> None:
         shapes, widths = [(64, 2048), (256, 2048), (1024, 2048)], (384, 1024, 2048)
     results = []
     lines = []
+    bound_lines: list[list[object]] = []
     for rows, width in shapes:
         found = measure(rows, width, options.seconds)
         results.append({"rows": rows, "width": width, "ns": found})
         lines += _lines(rows, width, found)
+        if (rows, width) == _BOUNDED:
+            bound_lines = _bound_lines(found)
     print("\nns an element of the operand\n")
     print_table(["mode", "width", "rows", "step", "ns", "core-ns", "x copy", "x local bf16"], lines)
+    print(f"\n{_BOUNDED[0]} x {_BOUNDED[1]}: ns an element, and what bounds it\n")
+    print_table(["mode", "step", "memory", "arithmetic", "bound", "step's ns", "bound / step"], bound_lines)
     crossover = []
     for width in widths:
         found = measure(1024, width, options.seconds)

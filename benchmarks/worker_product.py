@@ -4,7 +4,7 @@
         [--rows 64 256 1024 4096] [--json FILE]
 
 Times operand . M mod q for the layer groups of Llama models, from uint32 rows in the host's memory to
-uint32 rows in the host's memory, as a worker does it, against
+uint32 rows in the host's memory, as a worker does it, with layers that it loaded one after another, against
 
 - limit: `torch._int_mm` on four times the rows, both operands contiguous, written to memory that is there
   already. The product cannot do without these four passes. limit / product is 1 where nothing is lost, and
@@ -12,8 +12,8 @@ uint32 rows in the host's memory, as a worker does it, against
 - bf16 and fp32 products of the same shape.
 
 All four take turns in one process, and the figures are medians. Before anything is timed, rows of the product
-are compared with 64-bit integers. Weights are random; the layers of a group are separate matrices, as in a
-worker. Where the layers of a group contract more than a product may, backward, one product is timed.
+are compared with 64-bit integers. Weights are random. Where the layers of a group contract more than a
+product may, backward, one product is timed.
 """
 
 import argparse
@@ -26,10 +26,12 @@ import torch
 from measuring import in_turns, machine, print_table, write_json
 
 from blindtune.protocol.allocator import keep_freed_memory
-from blindtune.protocol.modular_product import Multiplier, exact_method
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.daemon import KEPT_BYTES
+from blindtune.server.store import LayerStore
 
 # Hidden size, features of k and v, features of gate and up.
 MODELS = {"1b": (2048, 512, 8192), "8b": (4096, 1024, 14336), "70b": (8192, 1024, 28672)}
@@ -78,15 +80,14 @@ def measure(
     """Seconds of the worker's product and of what it is compared with."""
     generator = np.random.default_rng(0)
     product = product_of(direction, *shape)
-    layers = {
-        span.layer: torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8)).to(
-            device
-        )
-        for span, width in zip(product.spans, shape[1], strict=False)
-    }
-    held = list(layers.values())
+    layers = []
+    for span, width in zip(product.spans, shape[1], strict=False):
+        integers = torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8))
+        layers.append((span.layer, IntegerLayer(integers, np.ones(width, np.float32))))
+    store = LayerStore.from_layers(layers, device, model="random")
+    held = [store.layers[name].integers for name, _ in layers]
     matrix = torch.cat(held).t().contiguous() if direction is Direction.FORWARD else torch.cat(held)
-    multiplier = Multiplier(layers, exact_method({len(span) for span in product.spans}, device))
+    multiplier = store.multiplier()
     operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
     require_exact(multiplier.multiply(product, operand), operand, matrix)
 
@@ -115,7 +116,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
-    keep_freed_memory(256 << 20)  # as a worker does
+    keep_freed_memory(KEPT_BYTES)  # as a worker does
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     results = []
     for model in options.models:

@@ -14,38 +14,41 @@ from blindtune.protocol.products import Product
 
 __all__ = ["AnswersAhead", "ProductOrder"]
 
-_MOST_BYTES = 128 << 20
+_MOST, _MOST_BYTES = 64, 128 << 20
 
 
 class ProductOrder:
     """In which order products are asked for, as each thread goes through a model by itself."""
 
     def __init__(self) -> None:
-        self._after: dict[Product, Product | None] = {}
+        self._after: dict[Product, tuple[Product, bool]] = {}
         self._thread = threading.local()
 
     def following(self, product: Product, rows: int) -> Product | None:
         """Notes that this thread asks for a product.
 
         Returns:
-            What came after it the last time, if that had as many rows as the product itself.
+            What came after it the last time, with as many rows as the product itself, unless it was something
+            else the time before: with gradient checkpointing, forward products are asked for in two orders.
         """
         last: tuple[Product, int] | None = getattr(self._thread, "last", None)
         self._thread.last = product, rows
         if last is not None:
-            self._after[last[0]] = product if last[1] == rows else None
-        return self._after.get(product)
+            before, _ = self._after.get(last[0], (product, True))
+            self._after[last[0]] = product, before == product and last[1] == rows
+        following, is_sure = self._after.get(product, (None, False))
+        return following if is_sure else None
 
 
 class AnswersAhead:
     """Answers that shares wait for before their operand is known.
 
     Args:
-        most_bytes: of answers. Beyond it the older ones are let go of, and have to be asked for again.
+        most, most_bytes: of answers. Beyond it the older ones are let go of, and have to be asked for again.
     """
 
-    def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
-        self._most_bytes = most_bytes
+    def __init__(self, most: int = _MOST, most_bytes: int = _MOST_BYTES) -> None:
+        self._most, self._most_bytes = most, most_bytes
         self._lock = threading.Lock()
         self._pending: OrderedDict[Share, Pending] = OrderedDict()
 
@@ -53,14 +56,19 @@ class AnswersAhead:
         """Keeps what was asked for."""
         with self._lock:
             self._pending[share] = pending
-            while len(self._pending) > 1 and self._bytes() > self._most_bytes:
+            while len(self._pending) > 1 and self._are_too_many():
                 self._pending.popitem(last=False)
 
     def take(self, share: Share) -> Pending | None:
-        """What was asked for with this very share. None, too, if that failed: it may be asked for again."""
+        """What was asked for with this very share, or None."""
         with self._lock:
-            pending = self._pending.pop(share, None)
-        return None if pending is None or pending.has_failed else pending
+            return self._pending.pop(share, None)
 
-    def _bytes(self) -> int:
-        return sum(x.nbytes for x in self._pending.values())
+    def clear(self) -> None:
+        """Lets go of all."""
+        with self._lock:
+            self._pending.clear()
+
+    def _are_too_many(self) -> bool:
+        size = sum(x.nbytes for x in self._pending.values())
+        return len(self._pending) > self._most or size > self._most_bytes

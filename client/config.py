@@ -85,7 +85,8 @@ class BlindConfig(QuantizationConfigMixin):
         request_timeout: seconds that one request may take.
         retry_seconds: how long to keep trying when no worker of an operator answers.
         ask_ahead: in ``"shares"``, ask for the product of the next operand's mask while the workers compute
-            the current one. Steps over slow networks get shorter, and the last mask of a run is in vain.
+            the current one. Steps over slow networks get shorter. Masks whose operand never comes are in
+            vain, and a process that ends before the last one has come waits for it.
         progress: show progress while the kit of a checkpoint is made at first use.
     """
 

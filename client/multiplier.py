@@ -16,6 +16,7 @@ from blindtune.client.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics, Pending
 from blindtune.client.overlap import waiting
+from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier, exact_method
@@ -179,9 +180,8 @@ class RemoteMultiplier(PrivateMultiplier):
         self._check_vectors = cache(kit.check_vectors)
         self._ready = ready
         self._clock = _RoundClock()
-        self._ask_ahead = ask_ahead
         self._order = ProductOrder()
-        self._ahead = AnswersAhead()
+        self._ahead = AnswersAhead() if ask_ahead else None
 
     def ready(self, products: Sequence[Product]) -> None:
         self._ready(products)
@@ -207,12 +207,16 @@ class RemoteMultiplier(PrivateMultiplier):
     ) -> Decoded:
         """Sends a masked operand to the operators, and decodes their verified answers."""
         with waiting(), self._clock.round():
-            answers = []
+            early = [self._ahead.take(share) if self._ahead else None for share in masked.shares]
+            answers: list[Pending] = []
             try:
-                for share in masked.shares:
-                    answers.append(self._ahead.take(share) or self._start(product, share))
-                if self._ask_ahead:
-                    self._start_next(product, masked.shares[-1].shape[0])
+                for share, asked in zip(masked.shares, early, strict=True):
+                    answers.append(asked or self._start(product, share))
+                self._start_next(product, masked.shares[-1].shape[0])
+                # What failed before anybody waited for it is asked for again, and tried for as long as any.
+                for place, (share, asked) in enumerate(zip(masked.shares, early, strict=True)):
+                    if asked is not None and asked.exception():
+                        answers[place] = self._start(product, share)
             finally:
                 # Verified answers only. All are awaited before any error is raised, so that no request of
                 # this operand is still under way when the caller goes on.
@@ -237,13 +241,20 @@ class RemoteMultiplier(PrivateMultiplier):
         return self._operators[share.recipient].start(request, check)
 
     def _start_next(self, product: Product, rows: int) -> None:
-        """Asks for the shares of the next operand that do not depend on it."""
+        """Asks for the shares of the next operand that do not depend on it, if that is wanted."""
+        if self._ahead is None:
+            return
         following = self._order.following(product, rows)
         # Next to other rounds it would take bandwidth from answers that somebody waits for.
-        if following is not None and self._clock.only_one():
+        if following is None or not self._clock.only_one():
+            return
+        try:
             v = self._check_vectors(following).v[0]
             for share in self.source.draw_ahead(following, rows, v):
                 self._ahead.put(share, self._start(following, share))
+        except (MemoryError, BlindtuneError) as error:
+            # It is for the next operand to fail, if it must.
+            _logger.debug("nothing was asked ahead for %s: %s", following.label, error)
 
     def statistics(self) -> dict[str, OperatorStatistics]:
         return {operator.name: operator.statistics for operator in self._operators}
@@ -254,6 +265,8 @@ class RemoteMultiplier(PrivateMultiplier):
     def close(self) -> None:
         for operator in self._operators:
             operator.close()
+        if self._ahead is not None:
+            self._ahead.clear()
 
 
 class ReferenceMultiplier(PrivateMultiplier):

@@ -57,17 +57,21 @@ class Turns:
         """Ends a turn, and waits for another, for which the same request is ready at that moment."""
         turn = left, next(self._numbers)
         with self._changed:
-            self._ready.append(turn)
-            try:
-                self._end(before)
-                self._changed.wait_for(
-                    lambda: self._under_way is None and turn == min(self._ready), self._patience
-                )
-            finally:
-                self._ready.remove(turn)
+            if self._ready or self._under_way not in (None, before):
+                self._wait_for(turn, before)
             # What is under way for too long is no longer waited for.
             self._under_way = turn
         return turn
+
+    def _wait_for(self, turn: tuple[int, int], before: tuple[int, int] | None) -> None:
+        self._ready.append(turn)
+        try:
+            self._end(before)
+            self._changed.wait_for(
+                lambda: self._under_way is None and turn == min(self._ready), self._patience
+            )
+        finally:
+            self._ready.remove(turn)
 
     def _end(self, turn: tuple[int, int] | None) -> None:
         with self._changed:

@@ -29,13 +29,14 @@ from blindtune.protocol.vectors import (
     bits_xor,
     load,
     numbered,
+    prefetch,
     repeated,
     rotate_left,
     store,
     transpose,
 )
 
-__all__ = ["BLOCK_WORDS", "KEY_BYTES", "batch", "initial_state", "key_stream"]
+__all__ = ["BLOCK_WORDS", "KEY_BYTES", "ask", "batch", "initial_state", "key_stream"]
 
 if sys.byteorder != "little":
     raise ImportError("Blindtune needs a little-endian processor: words travel as they lie in memory")
@@ -46,6 +47,14 @@ BLOCK_WORDS = 16
 _BATCH_WORDS = LANES * BLOCK_WORDS
 _DOUBLE_ROUNDS = 10
 _CONSTANTS = np.frombuffer(b"expand 32-byte k", np.uint32)
+
+
+@kernel
+def ask(read, written, at, count):  # type: ignore[no-untyped-def]
+    """Asks for the memory of some elements of two arrays."""
+    for i in range(at, at + count, LANES):
+        prefetch(read, i)
+        prefetch(written, i)
 
 
 @njit(inline="always")
@@ -93,15 +102,19 @@ def batch(state, out, at):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def key_stream(state, out):  # type: ignore[no-untyped-def]
+def key_stream(state, out, read=None, written=None, at=0):  # type: ignore[no-untyped-def]
     """Fills an array with the key stream from the state's block on, in the standard's order.
 
     Args:
         state: uint32 [16]. Its counter moves on by a multiple of 16.
         out: uint32, contiguous, of any length.
+        read, written, at: two arrays, of which as many elements from ``at`` on are needed next. They come
+            from memory meanwhile, which the rounds leave alone.
     """
     whole = out.shape[0] - out.shape[0] % _BATCH_WORDS
     for i in range(0, whole, _BATCH_WORDS):
+        if read is not None:
+            ask(read, written, at + i, _BATCH_WORDS)
         batch(state, out, i)
         transpose(out, i)
     if whole < out.shape[0]:

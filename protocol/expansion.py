@@ -75,8 +75,8 @@ def derive_key(secret: bytes, *label: str) -> bytes:
 
 
 @kernel
-def expand_rows(initial, first_row, out):  # type: ignore[no-untyped-def]
-    """See `expand_into`, for the key's `initial_state`."""
+def expand_rows(initial, first_row, out, read=None, written=None):  # type: ignore[no-untyped-def]
+    """See `expand_into`, for the key's `initial_state`. Two matrices are as for `key_stream`."""
     state = initial.copy()
     block = np.empty(BLOCK_WORDS, np.uint32)
     for r in range(out.shape[0]):
@@ -84,7 +84,7 @@ def expand_rows(initial, first_row, out):  # type: ignore[no-untyped-def]
         row = uint64(first_row) + uint64(r)
         state[12], state[13] = uint32(0), uint32(0)
         state[14], state[15] = uint32(row), uint32(row >> uint64(32))
-        key_stream(state, words)
+        key_stream(state, words, read, written, np.int64(row) * words.shape[0])
         largest = uint32(0)
         for i in range(words.shape[0]):
             words[i] = words[i] & uint32(0x7FFFFFFF)

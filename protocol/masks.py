@@ -170,8 +170,8 @@ class MaskedOperand(ABC):
 class MaskSource(ABC):
     """Draws masks. Guarantees that no mask is ever used for two operands.
 
-    A source can't be pickled, a copy of it is itself, and it keeps nothing that a forked child could
-    use a second time.
+    A source can't be pickled, a copy of it is itself, and a forked child uses nothing of what its parent
+    keeps.
 
     Attributes:
         operators: how many operators it needs.

@@ -27,6 +27,9 @@ from numba import float64, int8, uint32, uint64
 from numpy.lib.stride_tricks import as_strided
 
 from blindtune.protocol.compiled import kernel
+from blindtune.protocol.expansion_probes import PROBES
+from blindtune.protocol.layer_memory import joined, row_bytes
+from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.recycled import large_matrix
@@ -49,24 +52,33 @@ _HALF = (MODULUS - 1) // 2
 LIMBS = 4
 _BYTES_OF_128 = 0x80808080
 _ROWS_AT_ONCE = 1024
-# Products of few rows, or of this many features, are as fast layer by layer as after layers have been copied.
+# Products of few rows, or of this many features, are as fast layer by layer as after layers have been copied,
+# which is necessary where they are no neighbours.
 _FEW_ROWS = 256
 _LONG_SPAN = 4096
 # Each takes up to seconds to check, and who asks chooses them.
 _MOST_CHECKED_LENGTHS = 16
 # Bytes that are copied for a product at most, since they may also name one layer many times.
 _MOST_STACKED = 1 << 27
-# int32 sums of one block of outputs on a processor: 8 MiB. Twice that from 8192 features on, where sums are
-# less of the work and limbs, which the library packs anew for each block, are more.
-_SUMS_AT_ONCE = 1 << 21
-_LONG_CONTRACTION = 8192
+# int32 sums of one block of outputs on a processor: about 4 MiB. Twice that from 4096 features on, where sums
+# are less of the work and limbs, which the library packs anew for each block, are more.
+_SUMS_AT_ONCE = 1 << 20
+_LONG_CONTRACTION = 4096
+_INT32 = 4
 _FLOATS_AT_ONCE = 1 << 24
 
 
 class Method(ABC):
-    """One way to compute operand . M mod q on one device."""
+    """One way to compute operand . M mod q on one device.
+
+    Attributes:
+        name: of the method.
+        expand: brings rows of a seed into the form that `multiply` takes, as `prepare` does with their
+            residues; None where seeds are expanded on the host.
+    """
 
     name: str
+    expand: Callable[[SeededRows], Any] | None = None
 
     @abstractmethod
     def prepare(self, operand: Residues) -> Any:
@@ -158,22 +170,13 @@ def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
 
 
-def _pitch(columns: int) -> int:
-    """Bytes from one row of an int8 matrix to the next: an odd number of cache lines.
-
-    With a large power of two, as layers are wide, all elements of a column would fall into the same few sets
-    of a cache, and the library, which packs a matrix before it multiplies, would take a tenth longer.
-    """
-    return 64 * (-(-columns // 64) | 1)
-
-
 def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Matrices on top of each other, int8 [features, outputs], copied if there are several."""
     if len(matrices) == 1:
         return matrices[0]
     outputs = matrices[0].shape[1]
     features = sum(len(matrix) for matrix in matrices)
-    stack = torch.from_numpy(large_matrix(features, _pitch(outputs), np.int8))[:, :outputs]
+    stack = torch.from_numpy(large_matrix(features, row_bytes(outputs), np.int8))[:, :outputs]
     return torch.cat(list(matrices), out=stack)
 
 
@@ -189,7 +192,7 @@ class Int8Product(Method):
 
     def prepare(self, operand: Residues) -> torch.Tensor:
         rows, columns = operand.shape
-        limbs = large_matrix(rows * LIMBS, _pitch(columns), np.int8).reshape(rows, LIMBS, -1)
+        limbs = large_matrix(rows * LIMBS, row_bytes(columns), np.int8).reshape(rows, LIMBS, -1)
         if operand.strides[0] < operand.itemsize * columns or operand.strides[1] != operand.itemsize:
             operand = operand.copy()  # of a single row, ascontiguousarray would keep any strides
         # Columns of a wider matrix are read where they lie, from rows of which only so many count.
@@ -212,13 +215,14 @@ class Int8Product(Method):
         matrix = _stacked(matrices)
         outputs = matrix.shape[1]
         most = _SUMS_AT_ONCE if contraction < _LONG_CONTRACTION else 2 * _SUMS_AT_ONCE
-        step = min(outputs, max(1, most // (rows * LIMBS)))
+        step = min(outputs, row_bytes(_INT32 * most // (rows * LIMBS)) // _INT32)
         buffer = large_matrix(1, rows * LIMBS * step, np.int32)[0]
         for start in range(0, outputs, step):
             stop = min(start + step, outputs)
             sums = buffer[: rows * LIMBS * (stop - start)].reshape(rows, LIMBS, stop - start)
             torch._int_mm(limbs, matrix[:, start:stop], out=torch.from_numpy(sums).view(len(limbs), -1))
-            for_row_blocks(rows, stop - start, partial(_recombine, sums, out, column + start, adding))
+            recombine = partial(_recombine, sums, out, column + start, adding)
+            for_row_blocks(rows, LIMBS * (stop - start), recombine)
 
 
 class TorchInt8Product(Method):
@@ -361,9 +365,31 @@ def exact_method(
         except (RuntimeError, AttributeError) as error:
             reason = f"does not run ({error})"
         if reason is None:
+            _expand_on_host_unless_exact(method, device, log)
             return method
         log(f"the {method.name} product on {device} {reason}; trying a slower exact method")
     raise RuntimeError(f"no exact modular product on {device}: the hardware or its libraries are faulty")
+
+
+def _expand_on_host_unless_exact(method: Method, device: torch.device, log: Callable[[str], None]) -> None:
+    """Compares a method's expansion of seeds with the host's, through products with unit matrices."""
+    expand = method.expand
+    if expand is None:
+        return
+    reason = None
+    try:
+        for rows in PROBES:
+            unit = torch.eye(rows.columns, dtype=torch.int8, device=device)
+            if not np.array_equal(method.multiply(expand(rows), unit), rows.residues()):
+                reason = f"differs from the host's in the rows from {rows.seed.row_offset} on"
+                break
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # a compiler's errors have no class in common
+        reason = f"does not run ({(str(error) or type(error).__name__).splitlines()[0]})"
+    if reason is not None:
+        log(f"the {method.name} product's expansion of seeds on {device} {reason}; the host expands them")
+        method.expand = None
 
 
 def _int8_methods(device: torch.device) -> list[Method]:
@@ -421,11 +447,11 @@ class Multiplier:
             raise ValueError("the layers of a product do not read the same features")
         return sum(widths) if forward else widths[0]
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Operand) -> Residues:
         """operand . M mod q, for the product's matrix M.
 
         Args:
-            operand: uint32 [rows, product.contraction], all below q.
+            operand: uint32 [rows, product.contraction], all below q; or rows of a seed, of that shape.
 
         Returns:
             uint32 [rows, outputs].
@@ -433,51 +459,70 @@ class Multiplier:
         outputs = self.outputs(product)
         if operand.shape[1] != product.contraction:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
-        if len(product.spans) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
-            return self.method.multiply(self.method.prepare(operand), self._matrix(product, 0))
+        matrices = self._matrices(product)
+        if len(matrices) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
+            return self.method.multiply(self._prepared(operand), matrices[0])
         out = large_matrix(len(operand), outputs, np.uint32)
         for start in range(0, len(operand), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            self._multiply_rows(product, operand[rows], out[rows])
+            self._multiply_rows(product.direction, matrices, operand[rows], out[rows])
         return out
 
-    def _matrix(self, product: Product, index: int) -> torch.Tensor:
-        """One span's part of the product's matrix, int8 [features of the span, outputs of the layer]."""
-        span = product.spans[index]
-        if product.direction is Direction.FORWARD:
-            return self._layers[span.layer][:, span.start : span.stop].t()
-        return self._layers[span.layer][span.start : span.stop]
+    def _matrices(self, product: Product) -> list[torch.Tensor]:
+        """The product's matrix in parts, int8 [features, outputs]: one for each span, or one for all.
 
-    def _multiply_rows(self, product: Product, operand: Residues, out: Residues) -> None:
-        matrices = [self._matrix(product, index) for index in range(len(product.spans))]
+        Backward, neighbours are one contraction only where that is exact.
+        """
+        spans = [(self._layers[span.layer], slice(span.start, span.stop)) for span in product.spans]
         if product.direction is Direction.FORWARD:
-            prepared = self.method.prepare(operand)
+            return [part.t() for part in joined([layer[:, features] for layer, features in spans])]
+        parts = [layer[features] for layer, features in spans]
+        together = joined(parts)
+        return together if len(together) == len(parts) or self._is_exact_as_one(parts) else parts
+
+    def _prepared(self, operand: Operand) -> Any:
+        if not isinstance(operand, SeededRows):
+            return self.method.prepare(operand)
+        if self.method.expand is None:
+            return self.method.prepare(operand.residues())
+        return self.method.expand(operand)
+
+    def _multiply_rows(
+        self, direction: Direction, matrices: list[torch.Tensor], operand: Operand, out: Residues
+    ) -> None:
+        if isinstance(operand, SeededRows) and self.method.expand is None:
+            operand = operand.residues()  # once for all layers
+        if direction is Direction.FORWARD:
+            prepared = self._prepared(operand)
             column = 0
             for matrix in matrices:
                 self.method.multiply_into(out, column, prepared, matrix)
                 column += matrix.shape[1]
-        elif len(operand) >= _FEW_ROWS and self._should_stack(product):
-            self.method.multiply_into(out, 0, self.method.prepare(operand), *matrices)
+        elif len(matrices) == 1 or (len(operand) >= _FEW_ROWS and self._should_stack(matrices)):
+            self.method.multiply_into(out, 0, self._prepared(operand), *matrices)
         else:
             column = 0
             for index, matrix in enumerate(matrices):
-                prepared = self.method.prepare(operand[:, column : column + len(matrix)])
+                prepared = self._prepared(operand[:, column : column + len(matrix)])
                 self.method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
                 column += len(matrix)
 
-    def _should_stack(self, product: Product) -> bool:
-        """Whether all spans are faster as one contraction, and exact, which is checked the first time."""
-        length = product.contraction
-        if length > MAX_CONTRACTION or min(map(len, product.spans)) >= _LONG_SPAN:
+    def _should_stack(self, matrices: list[torch.Tensor]) -> bool:
+        """Whether matrices are faster as one contraction although they must be copied for it, and exact."""
+        if min(map(len, matrices)) >= _LONG_SPAN or sum(map(torch.numel, matrices)) > _MOST_STACKED:
             return False
-        if length * self.outputs(product) > _MOST_STACKED:
+        return self._is_exact_as_one(matrices)
+
+    def _is_exact_as_one(self, matrices: list[torch.Tensor]) -> bool:
+        """Whether the method is exact at the length of all of them together, checked the first time."""
+        length = sum(map(len, matrices))
+        if length > MAX_CONTRACTION:
             return False
         if length not in self._exact_at:
             if len(self._exact_at) >= _MOST_CHECKED_LENGTHS:
                 return False
-            device = self._layers[product.spans[0].layer].device
             try:
-                self._exact_at[length] = _is_exact(self.method, length, device)
+                self._exact_at[length] = _is_exact(self.method, length, matrices[0].device)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # the library refuses that length; layer by layer, it was seen to run

@@ -39,17 +39,9 @@ from blindtune.protocol.residues import (
 )
 from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.shared_rows import rows_at_once, take
-from blindtune.protocol.vectors import LANES, load, prefetch
+from blindtune.protocol.vectors import AHEAD, LANES, load, prefetch
 
-__all__ = ["hide_reals", "prefetch_rows", "reveal_reals"]
-
-
-@kernel
-def prefetch_rows(matrix, start, stop):  # type: ignore[no-untyped-def]
-    """Asks for the memory of some rows."""
-    columns = matrix.shape[1]
-    for at in range(start * columns, stop * columns, LANES):
-        prefetch(matrix, at)
+__all__ = ["hide_reals", "reveal_reals"]
 
 
 @kernel
@@ -63,10 +55,8 @@ def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, turn
         if first >= rows:
             return -1
         some = min(step, rows - first)
-        # They arrive while the masks are made, which reads and writes nothing beyond the caches.
-        prefetch_rows(x, first, first + some)
-        prefetch_rows(masked, first, first + some)
-        for k in range(len(states)):
+        expand_rows(states[0], uint64(first), masks[0, :some], x, masked)
+        for k in range(1, len(states)):
             expand_rows(states[k], uint64(first), masks[k, :some])
         for i in range(some):
             r = first + i
@@ -131,7 +121,8 @@ def hide_reals(
 @kernel
 def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-untyped-def]
     rows, columns = result.shape
-    whole, some = columns - columns % LANES, rows_at_once(columns)
+    # Several at once, because memory is read fastest in order.
+    whole, some = columns - columns % LANES, 8 * rows_at_once(columns)
     while True:
         start = take(turn, some)
         if start >= rows:
@@ -141,6 +132,9 @@ def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-u
             inverse = 1.0 / scales[r]
             factor = repeated_real(inverse)
             for j in range(0, whole, LANES):
+                prefetch(y, j + AHEAD)
+                prefetch(m, j + AHEAD)
+                prefetch(to, j + AHEAD)
                 integers = centred_differences(load(y, j), load(m, j))
                 store_reals(to, j, real_values(integers, factor, column_scale, j))
             for j in range(whole, columns):

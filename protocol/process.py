@@ -4,17 +4,19 @@ import os
 
 __all__ = ["this_process"]
 
-_process = object()
+_process, _number = object(), os.getpid()
 
 
 def this_process() -> object:
     """An object that is another one in each forked child."""
+    if os.getpid() != _number:  # a fork that Python knows nothing of
+        _become_another()
     return _process
 
 
 def _become_another() -> None:
-    global _process
-    _process = object()
+    global _process, _number
+    _process, _number = object(), os.getpid()
 
 
 if hasattr(os, "register_at_fork"):

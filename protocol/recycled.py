@@ -14,24 +14,28 @@ from numpy.typing import DTypeLike, NDArray
 
 __all__ = ["give_back", "large_matrix"]
 
-_SMALLEST, _LARGEST = 1 << 20, 1 << 26
-_MOST = 8
+_SMALLEST, _LARGEST = 1 << 20, 1 << 27
+_MOST, _MOST_BYTES = 8, 1 << 29
+_LINE = 64
 # Its `put` may be called while the same thread is in another of its methods, as happens to finalizers.
 _kept: SimpleQueue[NDArray[np.uint8]] = SimpleQueue()
 
 
 def large_matrix(rows: int, columns: int, dtype: DTypeLike) -> NDArray[Any]:
-    """A matrix of any content, in C order, which nobody else has."""
+    """A matrix of any content, in C order, which nobody else has.
+
+    It begins with a cache line if it is large: vectors that lie across two are slow to write.
+    """
     size = rows * columns * np.dtype(dtype).itemsize
     if not _SMALLEST <= size <= _LARGEST:
         return np.empty((rows, columns), dtype)
     # Rounded up, so that sizes that are not quite the same share memory. What nobody writes to takes none.
-    whole = 1 << (size - 1).bit_length()
+    whole = (1 << (size - 1).bit_length()) + _LINE
     memory = _taken(whole)
     if memory is None:
         memory = np.empty(whole, np.uint8)
     # Views of an array that is made of a buffer refer to the array, and not to the buffer's owner.
-    array = np.frombuffer(memory.data, dtype, rows * columns)
+    array = np.frombuffer(memory.data, dtype, rows * columns, -memory.ctypes.data % _LINE)
     weakref.finalize(array, _keep, memory).atexit = False
     return array.reshape(rows, columns)
 
@@ -54,7 +58,7 @@ def give_back() -> None:
 
 
 def _keep(memory: NDArray[np.uint8]) -> None:
-    _keep_at_most(_MOST - 1)
+    _keep_at_most(min(_MOST, _MOST_BYTES // memory.nbytes) - 1)
     _kept.put(memory)
 
 

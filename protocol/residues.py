@@ -21,6 +21,7 @@ from blindtune.protocol.vectors import (
     load,
     multiply,
     odd_words,
+    prefetch,
     repeated,
     repeated_half,
     store,
@@ -188,11 +189,16 @@ def _plus_rest(dot, row, vector, first):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def dot(row, vector):  # type: ignore[no-untyped-def]
-    """row . vector mod q, of contiguous uint32 words below q."""
+def dot(row, vector, later=0):  # type: ignore[no-untyped-def]
+    """row . vector mod q, of contiguous uint32 words below q.
+
+    Meanwhile it asks for memory: half as much from element ``later`` of the row on, if there is one.
+    """
     whole = row.shape[0] - row.shape[0] % (2 * LANES)
     sums, highs = repeated_half(np.int64(0)), repeated_half(np.int64(0))
     for i in range(0, whole, 2 * LANES):
+        if later > 0:
+            prefetch(row, later + i // 2)
         a, b = load(row, i), load(row, i + LANES)
         four = add_vectors(_products(a, load(vector, i)), _products(b, load(vector, i + LANES)))
         sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))

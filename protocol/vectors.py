@@ -23,6 +23,7 @@ from numba.core.errors import TypingError
 from numba.extending import intrinsic, register_model
 
 __all__ = [
+    "AHEAD",
     "LANES",
     "add",
     "bits_and",
@@ -56,6 +57,10 @@ __all__ = [
 
 LANES = 16
 """Words in a vector."""
+
+AHEAD = 1 << 12
+"""How many elements ahead to ask for memory that is read or written in order. Left to itself, a processor
+does not look beyond a page."""
 
 _I32 = ir.IntType(32)
 _WORDS = ir.VectorType(_I32, LANES)

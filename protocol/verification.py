@@ -30,6 +30,7 @@ from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import Residues, dot
 from blindtune.protocol.row_blocks import READ, for_rows_in_turn
 from blindtune.protocol.shared_rows import rows_at_once, take
+from blindtune.protocol.vectors import AHEAD, LANES, greatest, load, prefetch, repeated, store
 
 __all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
 
@@ -93,9 +94,17 @@ def _apply(rows, s, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _largest(row):  # type: ignore[no-untyped-def]
-    largest = uint32(0)
-    for j in range(row.shape[0]):
+def _largest(row, words):  # type: ignore[no-untyped-def]
+    """The largest word of a row; ``words``, uint32 [16], are used meanwhile."""
+    whole = row.shape[0] - row.shape[0] % (2 * LANES)
+    of_columns = repeated(uint32(0))
+    for j in range(0, whole, 2 * LANES):
+        # Half of a row that is checked later; `dot` asks for the other half.
+        prefetch(row, AHEAD + j // 2)
+        of_columns = greatest(of_columns, greatest(load(row, j), load(row, j + LANES)))
+    store(words, 0, of_columns)
+    largest = words.max()
+    for j in range(whole, row.shape[0]):
         largest = max(largest, row[j])
     return largest
 
@@ -107,7 +116,8 @@ def _first_wrong_row(operand, v, expected, response, s, turn):  # type: ignore[n
     With an operand, what is expected of its rows is computed first.
     """
     # Several at once, because memory is read fastest in order.
-    rows, some = response.shape[0], 4 * rows_at_once(response.shape[1])
+    rows, some = response.shape[0], 8 * rows_at_once(response.shape[1])
+    words, later = np.empty(LANES, np.uint32), AHEAD + response.shape[1] // 2
     while True:
         start = take(turn, some)
         if start >= rows:
@@ -116,10 +126,10 @@ def _first_wrong_row(operand, v, expected, response, s, turn):  # type: ignore[n
             if operand is not None:
                 for k in range(s.shape[0]):
                     expected[k, r] = dot(operand[r], v[k])
-            if _largest(response[r]) >= uint32(MODULUS):
+            if _largest(response[r], words) >= uint32(MODULUS):
                 return r
             for k in range(s.shape[0]):
-                if dot(response[r], s[k]) != expected[k, r]:
+                if dot(response[r], s[k], later) != expected[k, r]:
                     return r
 
 

@@ -24,7 +24,7 @@ from blindtune.server.transport import Endpoint
 from blindtune.server.version import software_version
 from blindtune.server.watchdog import Watchdog
 
-__all__ = ["SERVICE_NAME", "RunningWorker", "serve"]
+__all__ = ["KEPT_BYTES", "SERVICE_NAME", "RunningWorker", "serve"]
 
 _MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
@@ -36,8 +36,9 @@ _SPARE_THREADS = _OTHER_CALLS + 4
 # How many of these may be taken by clients that watch the health, for as long as they like.
 _WATCHES = 4
 _CLOSING_SECONDS = 2.0
-# Freed memory, for the next product. A worker serves many clients, and leaves the rest to the system.
-_KEPT_BYTES = 256 << 20
+KEPT_BYTES = 256 << 20
+"""Freed memory that is kept for the next product. A worker serves many clients, and leaves the rest to the
+system."""
 
 _OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -131,7 +132,7 @@ def serve(
     Raises:
         ConfigurationError: it cannot listen there, or the file of tokens is unusable.
     """
-    keep_freed_memory(_KEPT_BYTES)
+    keep_freed_memory(KEPT_BYTES)
     limits = limits or Limits()
     gate = Gate(
         limits.max_concurrent, limits.max_concurrent_per_client, RateLimit(limits.max_requests_per_second)

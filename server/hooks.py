@@ -3,6 +3,7 @@
 from typing import Protocol
 
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.operands import Operand
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.wire import Request
@@ -23,8 +24,8 @@ class Multiplying(Protocol):
             ValueError: the product does not fit the layers.
         """
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
-        """operand . M mod q, for a block of an operand's rows."""
+    def multiply(self, product: Product, operand: Operand) -> Residues:
+        """operand . M mod q, for a block of an operand's rows, or of a seed's."""
 
 
 class Observer(Protocol):

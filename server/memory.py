@@ -8,6 +8,7 @@ import torch
 
 from blindtune.checkpoint import FrozenLayer
 from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.layer_memory import row_bytes
 from blindtune.protocol.recycled import give_back
 
 __all__ = [
@@ -26,7 +27,7 @@ Available = Callable[[torch.device], int]
 
 _CPU = torch.device("cpu")
 # How torch and CUDA's libraries report memory that they did not get, where they have no exception for it.
-_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "ALLOC_FAILED")
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "ALLOC_FAILED", "out of memory")
 # Where a container's own limit shows, for versions 2 and 1: limit, usage, and the line of
 # memory.stat for cached files that the kernel gives back on demand.
 _CGROUPS = (
@@ -97,8 +98,11 @@ def memory_needed(
         device: that holds them.
         workspace: bytes that requests take while they run, on the device and, if that is a GPU, on the host.
     """
+    layers = list(layers)
     sizes = [layer.out_features * layer.in_features for layer in layers]
     held, largest = sum(sizes), max(sizes, default=0)
+    if device == _CPU:
+        held = sum(layer.out_features * row_bytes(layer.in_features) for layer in layers)
     needed = {device: held + max(4 * largest, workspace)}
     if device != _CPU:
         needed[_CPU] = max(5 * largest, workspace)

@@ -14,6 +14,7 @@ from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.operands import Operand
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.hooks import Multiplying
@@ -92,7 +93,7 @@ class WorkerMetrics:
         )
         self._product_seconds = Histogram(
             "blindtune_worker_product_seconds",
-            "Seconds in the multiplier for one block of rows.",
+            "Seconds in the multiplier for one block of rows, a seed's expansion included.",
             ["direction"],
             buckets=_PRODUCT_SECONDS,
             registry=registry,
@@ -160,7 +161,7 @@ class _Timed:
     def outputs(self, product: Product) -> int:
         return self._multiplier.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Operand) -> Residues:
         started = time.perf_counter()
         result = self._multiplier.multiply(product, operand)
         self._seconds.labels(product.direction.name.lower()).observe(time.perf_counter() - started)

@@ -12,6 +12,7 @@ import numpy as np
 from blindtune.checkpoint import FrozenLayer
 from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.residues import Residues, require_residues
 from blindtune.server.limits import Limits
 from blindtune.server.refusals import MalformedRequest
@@ -65,37 +66,40 @@ def received_blocks(messages: Iterator[bytes], request: Request, size: int) -> I
             chunk = block.take(chunk)
             missing = remaining + len(chunk)
             if block.is_full and missing:
-                yield block.checked()
+                yield block.rows
                 block = _Block(min(most, missing), request)
     if remaining:
         rows = request.rows - remaining // (4 * request.columns)
         raise MalformedRequest(f"the stream ended after {rows} of {request.rows} rows")
-    yield block.checked()
+    yield block.rows
 
 
 class _Block:
-    """Rows on their way into one array."""
+    """Rows on their way into one array.
+
+    Attributes:
+        rows: uint32 [rows, columns]. Those that are there have been checked to be residues.
+    """
 
     def __init__(self, size: int, request: Request) -> None:
-        self._rows = np.empty((size // (4 * request.columns), request.columns), np.uint32)
-        self._left = np.frombuffer(self._rows.data, np.uint8)
+        self.rows = np.empty((size // (4 * request.columns), request.columns), np.uint32)
+        self._filled = 0
 
     @property
     def is_full(self) -> bool:
-        return not len(self._left)
+        return self._filled == len(self.rows)
 
     def take(self, chunk: memoryview) -> memoryview:
         """Copies what fits, and returns the rest."""
-        taken = min(len(chunk), len(self._left))
+        left = self.rows[self._filled :]
+        taken = min(len(chunk), left.nbytes)
+        rows = left[: taken // left[0].nbytes]
         # numpy lets other threads run meanwhile.
-        np.copyto(self._left[:taken], np.frombuffer(chunk[:taken], np.uint8))
-        self._left = self._left[taken:]
+        np.copyto(np.frombuffer(rows.data, np.uint8), np.frombuffer(chunk[:taken], np.uint8))
+        # At once: the words are in the processor's cache, and the next message is on its way.
+        require_residues(rows, "the operand")
+        self._filled += len(rows)
         return chunk[taken:]
-
-    def checked(self) -> Residues:
-        """The rows, once each word has been checked to be a residue."""
-        require_residues(self._rows, "the operand")
-        return self._rows
 
 
 def _chunk(message: bytes, columns: int) -> memoryview:
@@ -113,18 +117,22 @@ def _chunk(message: bytes, columns: int) -> memoryview:
     return data
 
 
-def expanded_blocks(messages: Iterator[bytes], request: Request, seed: Seed, size: int) -> Iterator[Residues]:
-    """The rows of a seed's expansion, in blocks of ``size`` (the first and the last may be shorter).
+def expanded_blocks(
+    messages: Iterator[bytes], request: Request, seed: Seed, size: int
+) -> Iterator[SeededRows]:
+    """The rows of a seed, in blocks of ``size`` (the first and the last may be shorter).
+
+    They are expanded where they are multiplied.
 
     Raises:
         MalformedRequest: rows arrived as well.
     """
     for _ in messages:
         raise MalformedRequest("the operand is a seed, and yet more messages follow the header")
+    whole = SeededRows(seed, request.rows, request.columns)
     start, rows = 0, min(size, _FIRST_BLOCK_ROWS)
     while start < request.rows:
-        rows = min(rows, request.rows - start)
-        yield Seed(seed.key, seed.row_offset + start).expand(rows, request.columns)
+        yield whole[start : start + rows]
         start, rows = start + rows, size
 
 

@@ -13,6 +13,7 @@ import grpc
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
@@ -132,6 +133,7 @@ class WorkerService:
         request = parse_header(next(messages, None), self._store, self._limits, self._multiplier.outputs)
         call.request = request
         size = block_rows(request)
+        blocks: Iterator[Operand]
         if request.seed is None:
             blocks = received_blocks(messages, request, size)
         else:
@@ -140,13 +142,13 @@ class WorkerService:
         turns = self._turns.of(call.peer)
         left = 4 * request.rows * request.outputs
         for block in blocks:
-            if request.seed is None:
+            if not isinstance(block, SeededRows):
                 self._observe(request, block)
             for result in self._results(call, request.product, block):
                 yield from turns.in_turn(response_messages(result), left)
                 left -= result.nbytes
 
-    def _results(self, call: "_Call", product: Product, block: Residues) -> Iterator[Residues]:
+    def _results(self, call: "_Call", product: Product, block: Operand) -> Iterator[Residues]:
         """The product of a block, in parts that memory suffices for.
 
         Raises:
@@ -174,7 +176,7 @@ class WorkerService:
                 give_back_cache()
                 raise MemoryError
 
-    def _multiply_if_it_fits(self, product: Product, operand: Residues) -> Residues | None:
+    def _multiply_if_it_fits(self, product: Product, operand: Operand) -> Residues | None:
         try:
             return self._multiplier.multiply(product, operand)
         except Exception as error:

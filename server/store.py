@@ -9,6 +9,7 @@ import torch
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.layer_memory import LayerMemory
 from blindtune.protocol.modular_product import Method, Multiplier, exact_method
 from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import IntegerLayer, model_fingerprint
@@ -116,13 +117,15 @@ class LayerStore:
             ResourceError: the device's memory does not suffice.
         """
         device = torch.device(device)
+        memory = LayerMemory() if device.type == "cpu" else None
         stored: dict[str, StoredLayer] = {}
         fingerprints: dict[str, str] = {}
         for name, layer in layers:
             fingerprints[name] = layer.fingerprint()
             if held is None or name in held:
                 try:
-                    stored[name] = StoredLayer(layer.integers.to(device), fingerprints[name])
+                    integers = memory.keep(layer.integers) if memory else layer.integers.to(device)
+                    stored[name] = StoredLayer(integers, fingerprints[name])
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     raise ResourceError(
                         f"{device} ran out of memory at layer {name} ({len(stored)} layers are loaded)"

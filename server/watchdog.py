@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -21,38 +22,41 @@ _Message = TypeVar("_Message", bytes, Message)
 
 
 class Patience:
-    """What one request may still spend on waiting. `Watchdog.watch` makes it."""
+    """What one request may still spend on waiting. `Watchdog.watch` makes it.
+
+    Only the request's own thread changes it. Whoever sweeps reads one attribute, for which no lock is needed.
+    """
 
     def __init__(self, watchdog: "Watchdog", cancel: Callable[[], object]) -> None:
         self.cancel = cancel
         self._watchdog = watchdog
         self._left = watchdog.patience_seconds
-        self._since: float | None = None
+        # Where the clock stands when it comes to an end, while the request waits.
+        self._end = inf
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """The block waits for the client."""
-        with self._watchdog.lock:
-            self._since = self._watchdog.clock()
+        self._wait()
         try:
             yield
         finally:
-            with self._watchdog.lock:
-                self._left -= self._watchdog.clock() - self._since
-                self._since = None
+            self._go_on()
 
     def moved(self, count: int) -> None:
         """So many bytes came or went."""
         watchdog = self._watchdog
-        with watchdog.lock:
-            self._left = min(watchdog.patience_seconds, self._left + count / watchdog.min_bytes_per_second)
+        self._left = min(watchdog.patience_seconds, self._left + count / watchdog.min_bytes_per_second)
 
     def incoming(self, messages: Iterable[_Message]) -> Iterator[_Message]:
         """The client's messages, with the time until each one counted as waiting."""
         iterator = iter(messages)
         while True:
-            with self.waiting():
+            self._wait()
+            try:
                 message = next(iterator, None)
+            finally:
+                self._go_on()
             if message is None:
                 return
             self.moved(_size(message))
@@ -62,13 +66,23 @@ class Patience:
         """Messages to the client, with the time until each one is taken counted as waiting."""
         for message in messages:
             size = _size(message)
-            with self.waiting():
+            self._wait()
+            try:
                 yield message
+            finally:
+                self._go_on()
             self.moved(size)
 
+    def _wait(self) -> None:
+        self._end = self._watchdog.clock() + self._left
+
+    def _go_on(self) -> None:
+        self._left = self._end - self._watchdog.clock()
+        self._end = inf
+
     def overdue(self, now: float) -> bool:
-        """Whether the client keeps the request waiting for too long. Asked under the watchdog's lock."""
-        return self._since is not None and now - self._since > self._left
+        """Whether the client keeps the request waiting for too long."""
+        return now > self._end
 
 
 def _size(message: bytes | Message) -> int:
@@ -93,7 +107,7 @@ class Watchdog:
         self.patience_seconds = patience_seconds
         self.min_bytes_per_second = min_bytes_per_second
         self.clock = clock
-        self.lock = threading.Lock()
+        self._lock = threading.Lock()
         self._watched: set[Patience] = set()
 
     @contextmanager
@@ -104,17 +118,17 @@ class Watchdog:
             cancel: cancels it, which must free the thread that waits. Called wherever `sweep` is.
         """
         patience = Patience(self, cancel)
-        with self.lock:
+        with self._lock:
             self._watched.add(patience)
         try:
             yield patience
         finally:
-            with self.lock:
+            with self._lock:
                 self._watched.discard(patience)
 
     def sweep(self) -> int:
         """Cancels the requests whose clients keep them waiting for too long; returns how many."""
-        with self.lock:
+        with self._lock:
             now = self.clock()
             overdue = {patience for patience in self._watched if patience.overdue(now)}
             self._watched -= overdue

@@ -14,6 +14,7 @@ from scipy.stats import chisquare
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.operands import Operand
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
@@ -79,7 +80,7 @@ class LyingMultiplier:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Operand) -> Residues:
         answer = self._honest.multiply(product, operand)
         if self._lie.is_set():
             self._lie.clear()

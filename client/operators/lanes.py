@@ -31,15 +31,29 @@ def cut(rows: int, most: int, least: int, parts: int) -> list[Block]:
     return list(pairwise(bounds))
 
 
-class _Queue:
-    """Hands out blocks, and none any more once one of them failed.
+@dataclass(frozen=True)
+class UnderWay:
+    """Blocks that are being asked for.
 
     Attributes:
-        stopped: whether one did.
+        lanes: futures, of which the first begins before the others.
     """
 
+    lanes: list[Any]
+
+    def exception(self) -> BaseException | None:
+        """Waits until nothing is under way any more; what went wrong first in order of lanes, or None."""
+        first, *others = self.lanes
+        errors = [first.exception()]
+        # Then all blocks are taken, and a lane that has not begun has nothing to do.
+        errors += [lane.exception() for lane in others if not lane.cancel()]
+        return next((error for error in errors if error is not None), None)
+
+
+class _Queue:
+    """Hands out blocks, and none any more once one of them failed."""
+
     def __init__(self, blocks: Iterable[Block]) -> None:
-        self.stopped = False
         self._blocks = iter(blocks)
         self._lock = threading.Lock()
 
@@ -53,34 +67,7 @@ class _Queue:
 
     def stop(self) -> None:
         with self._lock:
-            self.stopped = True
             self._blocks = iter(())
-
-
-@dataclass(frozen=True)
-class UnderWay:
-    """Blocks that are being asked for.
-
-    Attributes:
-        lanes: futures, of which the first begins before the others.
-        queue: where they take blocks from.
-    """
-
-    lanes: list[Any]
-    queue: _Queue
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether a block has failed already."""
-        return self.queue.stopped
-
-    def exception(self) -> BaseException | None:
-        """Waits until nothing is under way any more; what went wrong first in order of lanes, or None."""
-        first, *others = self.lanes
-        errors = [first.exception()]
-        # Then all blocks are taken, and a lane that has not begun has nothing to do.
-        errors += [lane.exception() for lane in others if not lane.cancel()]
-        return next((error for error in errors if error is not None), None)
 
 
 def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[int, int], None]) -> UnderWay:
@@ -112,6 +99,6 @@ def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[in
     except RuntimeError:  # it is being shut down
         queue.stop()
         if submitted:
-            UnderWay(submitted, queue).exception()
+            UnderWay(submitted).exception()
         raise
-    return UnderWay(submitted, queue)
+    return UnderWay(submitted)

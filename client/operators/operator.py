@@ -110,11 +110,6 @@ class Pending:
         """Bytes of the answer, which it takes from the start."""
         return self._answer.nbytes
 
-    @property
-    def has_failed(self) -> bool:
-        """Whether something went wrong already."""
-        return self._under_way.has_failed
-
     def exception(self) -> BaseException | None:
         """Waits until nothing of it is under way any more, and returns what went wrong."""
         return self._under_way.exception()
@@ -320,6 +315,11 @@ class OperatorClient:
                     self._policy.succeeded(worker)
                     self._statistics.verified_responses += 1
                 return
+            if failure is Failure.UNREACHABLE and self._closed.is_set():
+                # The worker did nothing wrong, and nobody waits for it.
+                with self._lock:
+                    self._policy.abandoned(worker)
+                raise OperatorUnavailableError(self._was_closed())
             self._note_failure(worker, request, failure, detail)
             with self._lock:
                 self._policy.failed(attempts, worker, failure, detail, self._clock())

@@ -116,8 +116,8 @@ class MaskingSection(Section):
         False,
         description="In shares: ask for the product of the next operand's mask, which does not depend on the "
         "operand, while the workers compute the current one and no other micro-batch waits. Over a slow "
-        "network steps get shorter; the client computes a little more, and masks whose operand never comes are "
-        "traffic beyond what --dry-run says. What is trained is the same to the last bit.",
+        "network steps get shorter; the client computes a little more, and masks whose operand never comes "
+        "are traffic beyond what --dry-run says. What is trained is the same to the last bit.",
     )
 
 

@@ -10,7 +10,8 @@ below 7 * 2^60 < 2^63, which fits the accumulator, and below 2^32 q, which `redu
 
 A tile gets its pointwise sums, one reduction each, and the inverse transform within the first cache.
 Then tiles side by side meet the operand, so that its rows, which lie far apart, are read and written
-1 KiB at a time. All blocks of an operand use a part of A or H while it is in the cache.
+1 KiB at a time. A and H are five times as large as an operand of 256 rows and come from memory, a tile while
+the one before it is transformed, once for several blocks of an operand.
 """
 
 from typing import Any
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.fixed_point import Float32, Float64, real_value, real_values
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.lattice.transform import inverse, reduce_sums
+from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.reals import repeated_real, store_reals
 from blindtune.protocol.residues import (
@@ -55,33 +56,50 @@ Scales = tuple[Float64, Float32]
 
 _Q = np.uint32(MODULUS)
 _HALF = np.uint32((MODULUS - 1) // 2)
-_TILES = 16  # side by side
+_BLOCKS = 4  # that share a tile of A or H when it is in the cache
+_TILES = 16  # side by side, of several blocks; of one alone, twice as many
 _AHEAD = 4  # rows: they lie too far apart for processors to see which one comes next
 _STRIDE = DEGREE * LANES + LANES  # between tiles, so that a coefficient of all of them fits the first cache
 
 
 @kernel
-def _ring_tiles(packed, factors, ranks, tiles):  # type: ignore[no-untyped-def]
-    """The products of some tiles with one block's S."""
-    for t in range(packed.shape[0]):
-        tile = packed[t]
-        for j in range(DEGREE):
-            even, odd = repeated_half(int64(0)), repeated_half(int64(0))
-            # The length of a tuple belongs to its type, so the compiler unrolls this loop.
-            for rank in range(len(ranks)):
-                words = load(tile, (rank * DEGREE + j) * LANES)
-                factor = repeated_half(int64(factors[rank, j]))
-                even = add(even, multiply_signed(even_words(words), factor))
-                odd = add(odd, multiply_signed(odd_words(words), factor))
-            store(tiles, t * _STRIDE + j * LANES, reduce_sums(even, odd))
-        inverse(tiles, t * _STRIDE)
+def _ring_tile(tile, later, factors, ranks, tiles, at, b, blocks):  # type: ignore[no-untyped-def]
+    """The product of a tile with one block's S. Meanwhile its share of a later tile comes from memory."""
+    for j in range(DEGREE):
+        even, odd = repeated_half(int64(0)), repeated_half(int64(0))
+        # The length of a tuple belongs to its type, so the compiler unrolls this loop.
+        for rank in range(len(ranks)):
+            words = load(tile, (rank * DEGREE + j) * LANES)
+            factor = repeated_half(int64(factors[rank, j]))
+            even = add(even, multiply_signed(even_words(words), factor))
+            odd = add(odd, multiply_signed(odd_words(words), factor))
+        store(tiles, at + j * LANES, reduce_sums(even, odd))
+        if b == 0:
+            prefetch(later, ASKED + j * LANES)
+    inverse(tiles, at, later, b, blocks)
 
 
 @kernel
-def _row_of(tiles, count, r, row):  # type: ignore[no-untyped-def]
+def _ring_tiles(packed, t, end, factors, first, last, ranks, tiles, side):  # type: ignore[no-untyped-def]
+    """The products of some tiles with the S of some blocks."""
+    for u in range(t, end):
+        later = packed[min(u + 1, len(packed) - 1)]
+        for b in range(first, last):
+            at = ((b - first) * side + u - t) * _STRIDE
+            _ring_tile(packed[u], later, factors[b], ranks, tiles, at, b - first, last - first)
+
+
+@kernel
+def _together(blocks):  # type: ignore[no-untyped-def]
+    """How many blocks, and how many tiles side by side, are computed before their rows meet the operand."""
+    return min(blocks, _BLOCKS), _TILES if blocks > 1 else 2 * _TILES
+
+
+@kernel
+def _row_of(tiles, place, count, r, row):  # type: ignore[no-untyped-def]
     """Puts coefficient r of some tiles side by side."""
     for t in range(count):
-        store(row, t * LANES, load(tiles, t * _STRIDE + r * LANES))
+        store(row, t * LANES, load(tiles, place + t * _STRIDE + r * LANES))
 
 
 @kernel
@@ -133,17 +151,20 @@ def _unmask_some(y, mask, inverses, column_scale, out, start, stop):  # type: ig
 @kernel
 def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
-    tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
+    blocks, side = _together(runs.shape[0])
+    tiles, mask = _aligned(blocks * side * _STRIDE), _aligned(side * LANES)
     largest, most = repeated(uint32(0)), uint32(0)
-    for t in range(start, stop, _TILES):
-        end = min(t + _TILES, stop)
+    for t in range(start, stop, side):
+        end = min(t + side, stop)
         i, k = t * LANES, min(end * LANES, columns)
-        whole = (k - i) // LANES
+        whole, place = (k - i) // LANES, 0
         for b in range(runs.shape[0]):
-            _ring_tiles(packed[t:end], factors[b], ranks, tiles)
+            if b % blocks == 0:
+                _ring_tiles(packed, t, end, factors, b, min(b + blocks, runs.shape[0]), ranks, tiles, side)
+            place = b % blocks * side * _STRIDE
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                coefficient, at = (first + r) * LANES, (row + r) * columns + i
+                coefficient, at = place + (first + r) * LANES, (row + r) * columns + i
                 for u in range(whole):
                     prefetch(x, at + _AHEAD * columns + u * LANES)
                     prefetch(out, at + _AHEAD * columns + u * LANES)
@@ -154,12 +175,12 @@ def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: 
                     words = sums_of(residues_of(words), load(tiles, u * _STRIDE + coefficient))
                     store(out, at + u * LANES, words)
                 if i + whole * LANES < k:
-                    j, place = i + whole * LANES, whole * _STRIDE + coefficient
+                    j, last = i + whole * LANES, whole * _STRIDE + coefficient
                     noise = None if e is None else e[row + r, j:k]
-                    part = _mask_row(x[row + r, j:k], noise, tiles[place : place + LANES], out[row + r, j:k])
+                    part = _mask_row(x[row + r, j:k], noise, tiles[last : last + LANES], out[row + r, j:k])
                     most = max(most, part)
         for r in range(rest.shape[0]):
-            _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
+            _row_of(tiles, place, end - t, DEGREE - rest.shape[0] + r, mask)
             rest[r, i:k] = mask[: k - i]
     store(mask, 0, largest)
     return max(most, mask[:LANES].max())
@@ -168,16 +189,19 @@ def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: 
 @kernel
 def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, start, stop):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
-    tiles, mask = _aligned(_TILES * _STRIDE), _aligned(_TILES * LANES)
-    for t in range(start, stop, _TILES):
-        end = min(t + _TILES, stop)
+    blocks, side = _together(runs.shape[0])
+    tiles, mask = _aligned(blocks * side * _STRIDE), _aligned(side * LANES)
+    for t in range(start, stop, side):
+        end = min(t + side, stop)
         i, k = t * LANES, min(end * LANES, columns)
-        whole = (k - i) // LANES
+        whole, place = (k - i) // LANES, 0
         for b in range(runs.shape[0]):
-            _ring_tiles(packed[t:end], factors[b], ranks, tiles)
+            if b % blocks == 0:
+                _ring_tiles(packed, t, end, factors, b, min(b + blocks, runs.shape[0]), ranks, tiles, side)
+            place = b % blocks * side * _STRIDE
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
-                coefficient, at = (first + r) * LANES, (row + r) * columns + i
+                coefficient, at = place + (first + r) * LANES, (row + r) * columns + i
                 factor = repeated_real(inverses[row + r])
                 for u in range(whole):
                     prefetch(y, at + _AHEAD * columns + u * LANES)
@@ -190,17 +214,17 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, 
                         values = real_values(words, factor, column_scale, i + u * LANES)
                         store_reals(out, at + u * LANES, values)
                 if i + whole * LANES < k:
-                    j, place = i + whole * LANES, whole * _STRIDE + coefficient
+                    j, last = i + whole * LANES, whole * _STRIDE + coefficient
                     _unmask_row(
                         y[row + r, j:k],
-                        tiles[place : place + LANES],
+                        tiles[last : last + LANES],
                         inverses[row + r],
                         column_scale,
                         j,
                         out[row + r, j:k],
                     )
         for r in range(rest.shape[0]):
-            _row_of(tiles, end - t, DEGREE - rest.shape[0] + r, mask)
+            _row_of(tiles, place, end - t, DEGREE - rest.shape[0] + r, mask)
             rest[r, i:k] = mask[: k - i]
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, batch, initial_state
+from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, ask, batch, initial_state
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.vectors import (
@@ -48,7 +48,7 @@ def _places(eta: int) -> tuple[int, int, int]:
 
 
 @kernel
-def sample_row(state, words, places, eta, out):  # type: ignore[no-untyped-def]
+def sample_row(state, words, places, eta, out, read=None, written=None, at=0):  # type: ignore[no-untyped-def]
     """One row of samples.
 
     Args:
@@ -56,11 +56,14 @@ def sample_row(state, words, places, eta, out):  # type: ignore[no-untyped-def]
         words: uint32 [256], used meanwhile.
         places, eta: see `batches_of`.
         out: int8 [columns], contiguous.
+        read, written, at: as for `key_stream`.
     """
     whole, rest, groups = places
     columns = out.shape[0]
     mask = repeated(uint32(((1 << rest) - 1) * 0x01010101))
     for start in range(0, columns, groups * _GROUP):
+        if read is not None:
+            ask(read, written, at + start, groups * _GROUP)
         batch(state, words, 0)
         for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
             ones = count_ones(

@@ -14,7 +14,6 @@ from blindtune.protocol.chacha20 import BLOCK_WORDS, initial_state
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.fixed_point import Float32, Float64, not_finite, quantize_row, radius_of
 from blindtune.protocol.lattice.noise import batches_of, sample_row
-from blindtune.protocol.one_pass import prefetch_rows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Centred
@@ -29,7 +28,7 @@ __all__ = ["largest_budget", "noisy_integers"]
 def _noisy_rows(x, column_scale, budget, radius, states, runs, batches, eta, out, scales, turn):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     whole, some, (places, width) = columns - columns % LANES, rows_at_once(columns), batches
-    words, noise = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty(columns, np.int8)
+    words, noise = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty((some, columns), np.int8)
     partial, state = np.empty(LANES, np.float64), np.empty(BLOCK_WORDS, np.uint32)
     run = 0
     while True:
@@ -37,22 +36,21 @@ def _noisy_rows(x, column_scale, budget, radius, states, runs, batches, eta, out
         if start >= rows:
             return -1
         stop = min(start + some, rows)
-        prefetch_rows(x, start, stop)
-        prefetch_rows(out, start, stop)
         for r in range(start, stop):
             while r >= runs[run, 0] + runs[run, 2]:
                 run += 1
             state[:] = states[run]
             state[12] = uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)
-            sample_row(state, words, places, eta, noise)
-            row = out[r]
+            sample_row(state, words, places, eta, noise[r - start], x, out, r * columns)
+        for r in range(start, stop):
+            row, e = out[r], noise[r - start]
             scales[r] = quantize_row(x[r], column_scale, budget, radius, row, partial)
             if np.isnan(scales[r]):
                 return r
             for i in range(0, whole, LANES):
-                store(row, i, add(load(row, i), load_bytes(noise, i)))
+                store(row, i, add(load(row, i), load_bytes(e, i)))
             for i in range(whole, columns):
-                row[i] += np.int32(noise[i])
+                row[i] += np.int32(e[i])
 
 
 def largest_budget(eta: int) -> int:

@@ -42,17 +42,21 @@ from blindtune.protocol.vectors import (
     multiply,
     multiply_low,
     odd_words,
+    prefetch,
     repeated,
     repeated_half,
     store,
     subtract,
 )
 
-__all__ = ["LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
+__all__ = ["ASKED", "LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
 
 _GENERATOR = 11  # of the multiplicative group mod q, whose order is 2^12 * 3 * 5 * 7 * 4993
 PSI = pow(_GENERATOR, (MODULUS - 1) // (2 * DEGREE), MODULUS)
 """A primitive 512th root of unity mod q."""
+
+ASKED = DEGREE // 2 * (DEGREE.bit_length() - 1) * LANES
+"""The words of as many vectors as a transform has butterflies."""
 
 _WORD = 1 << 32
 _INVERSE = np.uint32(pow(MODULUS, -1, _WORD))
@@ -143,25 +147,35 @@ def forward(tile):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def inverse(tile, at):  # type: ignore[no-untyped-def]
+def inverse(tile, at, later=None, share=0, shares=1):  # type: ignore[no-untyped-def]
     """Transforms a tile back in place, and leaves it n times too large.
 
     Args:
         tile: uint32, of one dimension.
         at: where the tile's 256 times 16 words begin.
+        later: int32, contiguous. Its first `ASKED` words, or one share of them, come from memory meanwhile,
+            which the transform leaves alone.
+        share, shares: which of how many.
     """
-    length = 1
+    length, level = 1, 0
     while length < DEGREE:
+        asks = level % shares == share
+        word = level * (DEGREE // 2) * LANES
         groups = DEGREE // (2 * length)
         for g in range(groups):
             z, z1 = _Z[groups + g], _Z1[groups + g]
             first = at + 2 * length * LANES * g
             for j in range(first, first + length * LANES, LANES):
+                if later is not None:
+                    if asks:
+                        prefetch(later, word)
+                        word += LANES
                 a, b = load(tile, j), load(tile, j + length * LANES)
                 store(tile, j, _once_less(add(a, b)))
                 # a - b + q lies in 1 ... 2 q - 1, which a product with a constant takes as it is.
                 store(tile, j + length * LANES, _vector_times(add(subtract(a, b), repeated(_Q)), z, z1))
         length *= 2
+        level += 1
 
 
 @kernel

@@ -109,8 +109,8 @@ _SHARES = (
         "shares-ahead-answer-of-any-share",
         "the answer to whatever share was asked for last is taken for this one's",
         "client/ahead.py",
-        "pending = self._pending.pop(share, None)",
-        "pending = self._pending.popitem()[1] if self._pending else None",
+        "return self._pending.pop(share, None)",
+        "return self._pending.popitem()[1] if self._pending else None",
         f"{_ASKED_AHEAD}::test_a_mask_for_other_rows_waits_for_an_operand_that_has_as_many",
     ),
     _one(
@@ -264,8 +264,8 @@ _ONE_PASS = (
         "one-pass-mask-of-the-first-rows",
         "from floating point, all rows that are expanded together begin at the mask's first row",
         "protocol/one_pass.py",
-        "uint64(first)",
-        "uint64(0)",
+        "expand_rows(states[0], uint64(first),",
+        "expand_rows(states[0], uint64(0),",
         f"{_PASS}::test_many_rows_in_threads_give_the_same",
     ),
     _one(
@@ -513,6 +513,14 @@ _LATTICE = (
         (f"{_ONCE}::test_every_product_has_blocks_of_its_own",),
     ),
     _one(
+        "seed-rows-of-the-first-block",
+        "a worker multiplies a seed's first rows in place of later ones",
+        "protocol/operands.py",
+        "row_offset=self.seed.row_offset + (start if stop > start else 0)",
+        "row_offset=self.seed.row_offset",
+        f"{_SERVICE}::test_4097_rows_of_a_seed_are_those_of_one_expansion",
+    ),
+    _one(
         "lattice-stock-survives-a-fork",
         "a forked child takes rows out of its parent's blocks",
         "protocol/lattice/stock.py",
@@ -520,13 +528,18 @@ _LATTICE = (
         "if self._process:",
         f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
     ),
-    _one(
+    Mutation(
         "lattice-fork-goes-unnoticed",
         "nothing tells a forked child from its parent",
-        "protocol/process.py",
-        "    os.register_at_fork(after_in_child=_become_another)\n",
-        "    pass\n",
-        f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",
+        (
+            Edit(
+                "protocol/process.py",
+                "    os.register_at_fork(after_in_child=_become_another)\n",
+                "    pass\n",
+            ),
+            Edit("protocol/process.py", "if os.getpid() != _number:", "if False:"),
+        ),
+        (f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",),
     ),
     Mutation(
         "lattice-stock-copied",
@@ -835,16 +848,16 @@ _CHECKS = (
         "words-beyond-q-accepted",
         "the client accepts answers with words of q and more",
         "protocol/verification.py",
-        "if _largest(response[r]) >= uint32(MODULUS):",
-        "if _largest(response[r]) > uint32(0xFFFFFFFF):",
+        "if _largest(response[r], words) >= uint32(MODULUS):",
+        "if _largest(response[r], words) > uint32(0xFFFFFFFF):",
         f"{_VERIFICATION}::test_a_residue_plus_q_is_caught_though_it_is_congruent",
     ),
     _one(
         "q-accepted",
         "the client accepts q where 0 is right",
         "protocol/verification.py",
-        "if _largest(response[r]) >= uint32(MODULUS):",
-        "if _largest(response[r]) > uint32(MODULUS):",
+        "if _largest(response[r], words) >= uint32(MODULUS):",
+        "if _largest(response[r], words) > uint32(MODULUS):",
         f"{_VERIFICATION}::test_q_in_place_of_zero_is_caught",
     ),
     _one(

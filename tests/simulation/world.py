@@ -159,7 +159,8 @@ class Client:
             world.save,
             world.together,
         )
-        for asked in list(self.multiplier._ahead._pending.values()):
+        ahead = self.multiplier._ahead
+        for asked in [] if ahead is None else list(ahead._pending.values()):
             asked.exception()  # nobody needs its answer, and yet it has to come to an end
 
 

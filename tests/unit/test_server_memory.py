@@ -15,6 +15,7 @@ from support.tiny_layer import tiny_header
 from blindtune.checkpoint import FrozenLayer
 from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import ResourceError
+from blindtune.protocol.layer_memory import row_bytes
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -191,7 +192,7 @@ def test_the_work_space_grows_with_requests_and_is_bounded_for_each() -> None:
 def test_too_little_memory_for_all_requests_names_the_option_that_helps() -> None:
     kept, workspace = layers((1024, 1024)), 8 << 20
     needed = memory_needed(kept, CPU, workspace)
-    assert needed == {CPU: (1 << 20) + workspace}
+    assert needed == {CPU: 1024 * row_bytes(1024) + workspace}
     require_memory(needed, lambda device: needed[CPU], workspace)
     with pytest.raises(ResourceError, match="lower --max-concurrent") as caught:
         require_memory(needed, lambda device: needed[CPU] - 1, workspace)

@@ -62,7 +62,7 @@ def test_the_first_block_is_a_small_one_with_rows_and_with_a_seed(monkeypatch: p
     request = Request(PRODUCT, 9, COLUMNS, outputs=3, seed=None)
     for blocks in (
         list(received_blocks(_messages(operand, 3), request, 4)),
-        list(expanded_blocks(iter(()), request, seed, 4)),
+        [block.residues() for block in expanded_blocks(iter(()), request, seed, 4)],
     ):
         assert [len(block) for block in blocks] == [2, 4, 3]
         assert np.array_equal(np.concatenate(blocks), operand)

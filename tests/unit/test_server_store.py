@@ -8,6 +8,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.layer_memory import joined, row_bytes
 from blindtune.protocol.weights import model_fingerprint
 from blindtune.server.memory import available_bytes, cgroup_bytes, memory_needed, usable_device
 from blindtune.server.store import LayerStore, layer_fingerprints
@@ -49,6 +50,17 @@ def test_a_store_holds_the_integers_of_every_frozen_layer(checkpoint: Checkpoint
     assert (whole.model, whole.revision) == ("tiny-llama", "")
 
 
+def test_layers_stand_behind_each_other_in_memory_in_the_checkpoints_order(whole: LayerStore) -> None:
+    names = [name for name in whole.layers if "layers.1." in name]
+    for group in (["q_proj", "k_proj", "v_proj"], ["gate_proj", "up_proj"]):
+        layers = [
+            whole.layers[name].integers for part in group for name in names if f".{part}." in f".{name}."
+        ]
+        assert len(layers) == len(group)
+        (stack,) = joined(layers)
+        assert torch.equal(stack, torch.cat(layers))
+
+
 def test_every_contraction_length_is_served_in_both_directions(whole: LayerStore) -> None:
     assert whole.contractions == {16, 32, 48, 99}
 
@@ -67,7 +79,8 @@ def test_a_part_of_the_layers_has_the_fingerprint_of_the_whole(
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint: Checkpoint) -> None:
     needed = memory_needed(checkpoint.layers, torch.device("cpu"))[torch.device("cpu")]
     sizes = [layer.out_features * layer.in_features for layer in checkpoint.layers]
-    assert needed == sum(sizes) + 4 * max(sizes)
+    held = sum(layer.out_features * row_bytes(layer.in_features) for layer in checkpoint.layers)
+    assert needed == held + 4 * max(sizes)
     LayerStore.load(checkpoint, available=lambda device: needed)
     unreadable = Checkpoint(Path("/nowhere"), "m", None, checkpoint.config, checkpoint.layers)
     with pytest.raises(ResourceError, match=r"need 0\.00 GiB on cpu.*use a larger machine"):

@@ -17,7 +17,7 @@ from blindtune.client.operators.transport import TransportError
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import square_budget
-from blindtune.protocol.masks import Share
+from blindtune.protocol.masks import Share, ShareSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
@@ -44,6 +44,7 @@ def _multiplier(kit: Kit, workers: list[LocalWorker], retry_seconds: float = 60.
 
 def _settle(multiplier: RemoteMultiplier) -> None:
     """Waits for what was asked for ahead, so that it has been seen by its worker."""
+    assert multiplier._ahead is not None
     for pending in list(multiplier._ahead._pending.values()):
         pending.exception()
 
@@ -125,7 +126,7 @@ def test_what_failed_ahead_is_asked_for_again_with_the_same_bytes(
     assert len(again) == 2 and again[1].product == BACKWARD
 
 
-def test_what_goes_wrong_ahead_shows_when_its_answer_is_needed(
+def test_what_fails_again_fails_the_operand(
     kit: Kit, honest: Multiplier, reference: ReferenceMultiplier
 ) -> None:
     workers = [LocalWorker(honest, manifest_of(kit)) for _ in range(2)]
@@ -140,6 +141,48 @@ def test_what_goes_wrong_ahead_shows_when_its_answer_is_needed(
     assert np.array_equal(found, reference.multiply_reals(x, BACKWARD, BUDGET))
     with pytest.raises(OperatorUnavailableError, match="alpha"):
         multiplier.multiply_reals(_x(FORWARD), FORWARD, BUDGET)
+
+
+def test_what_cannot_be_asked_ahead_does_not_fail_the_operand_before_it(
+    kit: Kit, honest: Multiplier, reference: ReferenceMultiplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers = [LocalWorker(honest, manifest_of(kit)) for _ in range(2)]
+    multiplier = _multiplier(kit, workers)
+    for product in (*STEP, *STEP):
+        multiplier.multiply_reals(_x(product), product, BUDGET)
+
+    def no_memory(*arguments: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(ShareSource, "draw_ahead", no_memory)
+    for product in STEP:
+        found = multiplier.multiply_reals(_x(product), product, BUDGET)
+        assert np.array_equal(found, reference.multiply_reals(_x(product), product, BUDGET))
+
+
+def test_a_closed_multiplier_keeps_no_answers_and_blames_no_worker(
+    kit: Kit, honest: Multiplier, caplog: pytest.LogCaptureFixture
+) -> None:
+    workers = [LocalWorker(honest, manifest_of(kit)) for _ in range(2)]
+    multiplier = _multiplier(kit, workers)
+    for product in (*STEP, *STEP[:1]):
+        multiplier.multiply_reals(_x(product), product, BUDGET)
+    _settle(multiplier)
+    (closing,) = {operator for operator in multiplier._operators if operator.index == 0}
+
+    def close_now(request: Any) -> None:
+        closing._closed.set()
+        raise TransportError(Failure.UNREACHABLE, "CANCELLED: Channel closed!")
+
+    inside = threading.Event()
+    workers[0].before = lambda request: (inside.set(), close_now(request))
+    multiplier.multiply_reals(_x(BACKWARD), BACKWARD, BUDGET)  # and FORWARD is asked for ahead
+    assert inside.wait(60)
+    multiplier.close()
+    assert multiplier._ahead is not None and not multiplier._ahead._pending
+    assert not caplog.records
+    assert closing.statistics.failures == {}
+    assert not any(state.in_flight for state in closing._policy._workers)
 
 
 def test_next_to_other_rounds_nothing_is_asked_ahead(kit: Kit, honest: Multiplier) -> None:
@@ -187,10 +230,16 @@ def test_the_order_of_products_is_each_threads_own_and_skips_changes_of_rows() -
     assert order.following(FORWARD, 4) is None
 
 
-def test_answers_that_take_too_much_memory_are_let_go_of_oldest_first() -> None:
-    class Answer:
-        has_failed = False
+def test_a_product_with_two_successors_has_none_to_rely_on() -> None:
+    # As with gradient checkpointing, where a block is computed again before its backward pass.
+    order, (other,) = ProductOrder(), forward_products(ATTENTION[:1], 32)
+    found = [order.following(x, 5) for _ in range(3) for x in (FORWARD, other, FORWARD, BACKWARD)]
+    assert found[4::4] == [None] * 2 and found[6::4] == [None, None]
+    assert found[5::4] == [FORWARD] * 2 and found[7::4] == [FORWARD] * 2
 
+
+def test_answers_that_are_too_many_or_take_too_much_memory_are_let_go_of_oldest_first() -> None:
+    class Answer:
         def __init__(self, nbytes: int) -> None:
             self.nbytes = nbytes
 
@@ -203,3 +252,7 @@ def test_answers_that_take_too_much_memory_are_let_go_of_oldest_first() -> None:
     kept = ahead.take(shares[3])
     assert kept is not None and kept.nbytes == 500
     assert ahead.take(shares[2]) is None and ahead.take(shares[3]) is None
+    few = AnswersAhead(most=2)
+    for share in shares:
+        few.put(share, Answer(1))  # type: ignore[arg-type]
+    assert [few.take(share) is None for share in shares] == [True, True, False, False]

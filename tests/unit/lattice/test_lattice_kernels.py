@@ -116,6 +116,25 @@ def test_rows_of_several_blocks_go_where_the_runs_say(columns: int) -> None:
     assert np.all(result[[0, -2, -1]] == 99)
 
 
+@pytest.mark.parametrize("columns", [40, 300, 530])
+@pytest.mark.parametrize("blocks", [2, 4, 5, 9])
+def test_blocks_computed_together_keep_to_their_own_rows(blocks: int, columns: int) -> None:
+    generator = np.random.default_rng(blocks)
+    rank = 5
+    packed = packed_of(generator.integers(0, MODULUS, (rank * DEGREE, columns)), rank)
+    factors = generator.integers(-HALF, HALF + 1, (blocks, rank, DEGREE)).astype(np.int32)
+    masks = np.concatenate([whole_block(packed, x, columns).astype(np.int64) for x in factors])[:-16]
+    runs = np.array([[b * DEGREE, 0, DEGREE - 16 * (b == blocks - 1)] for b in range(blocks)])
+    x = generator.integers(-HALF, HALF + 1, masks.shape).astype(np.int32)
+    out, rest = np.empty(x.shape, np.uint32), np.empty((16, columns), np.uint32)
+    mask_rows(packed, factors, runs, x, None, out, rest)
+    assert np.array_equal(out, (masks + x) % MODULUS)
+    assert np.array_equal(rest, whole_block(packed, factors[-1], columns)[-16:])
+    result = np.empty(x.shape, np.int32)
+    unmask_rows(packed, factors, runs, out, result, NOTHING)
+    assert np.array_equal(result, x)
+
+
 def test_a_matrix_packed_for_wider_operands_serves_narrow_ones() -> None:
     generator = np.random.default_rng(0)
     rows = generator.integers(0, MODULUS, (5 * DEGREE, 100))

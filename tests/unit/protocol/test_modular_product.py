@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindtune.protocol import modular_product
+from blindtune.protocol.layer_memory import LayerMemory
 from blindtune.protocol.modular_product import (
     FloatProduct,
     Int8Product,
@@ -274,9 +275,9 @@ def test_an_operand_in_received_bytes_is_multiplied_where_it_lies(method: Method
 
 @EACH_METHOD
 def test_many_rows_by_many_outputs_are_exact_where_blocks_of_sums_meet(method: Method) -> None:
-    # 1024 rows and 512 outputs make one block of sums on a processor.
-    layers = {name: weights(width, 40, seed=width)[0] for name, width in (("a", 1030), ("b", 7), ("c", 513))}
-    spans = (("a", 1030), ("b", 7), ("c", 513))
+    # 1024 rows and 272 outputs make one block of sums on a processor.
+    spans = (("a", 550), ("b", 7), ("c", 273))
+    layers = {name: weights(width, 40, seed=width)[0] for name, width in spans}
     for product in (forward_products([n for n, _ in spans], 40)[0], backward_products(spans)[0]):
         operand = operands(1025, product.contraction, seed=12)[1]
         result = multiplier(method, layers).multiply(product, operand)
@@ -313,6 +314,60 @@ def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
         )
     assert checked == [130]
     assert lengths == ([130] if exact_as_one else [90, 33, 7]) * 2
+
+
+@EACH_METHOD
+@pytest.mark.parametrize("exact_as_one", [True, False])
+@pytest.mark.parametrize("rows", [3, 300])
+def test_neighbours_in_memory_are_one_matrix_where_that_is_exact(
+    method: Method, exact_as_one: bool, rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    original = type(method).prepare
+
+    def prepare(self: Method, operand: np.ndarray) -> object:
+        lengths.append(operand.shape[1])
+        return original(self, operand)
+
+    monkeypatch.setattr(modular_product, "_is_exact", lambda *arguments: exact_as_one)
+    monkeypatch.setattr(modular_product, "_MOST_STACKED", 0)  # nothing is copied
+    monkeypatch.setattr(type(method), "prepare", prepare)
+    spans = (("a", 90), ("b", 33), ("c", 7))
+    layers = {name: weights(width, 70, seed=width)[0] for name, width in spans}
+    memory = LayerMemory()
+    held = Multiplier({name: memory.keep(torch.from_numpy(w)) for name, w in layers.items()}, method)
+    for product, expected in (
+        (forward_products(list(layers), 70)[0], [70]),
+        (backward_products(spans)[0], [130] if exact_as_one else [90, 33, 7]),
+    ):
+        lengths.clear()
+        operand = operands(rows, product.contraction, seed=16)[1]
+        result = held.multiply(product, operand)
+        assert np.array_equal(result, product_mod_q(operand, matrix_of(product, layers)))
+        assert lengths == expected
+
+
+@EACH_METHOD
+def test_neighbours_longer_than_a_contraction_may_be_stay_apart(
+    method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modular_product, "MAX_CONTRACTION", 100)
+    spans = (("a", 90), ("b", 33))
+    layers = {name: weights(width, 70, seed=width)[2] for name, width in spans}
+    memory = LayerMemory()
+    held = Multiplier({name: memory.keep(torch.from_numpy(w)) for name, w in layers.items()}, method)
+    (product,) = backward_products(spans)
+    lengths: list[int] = []
+    original = type(method).prepare
+
+    def prepare(self: Method, operand: np.ndarray) -> object:
+        lengths.append(operand.shape[1])
+        return original(self, operand)
+
+    monkeypatch.setattr(type(method), "prepare", prepare)
+    operand = operands(3, 123, seed=16)[1]
+    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    assert lengths == [90, 33]
 
 
 @EACH_METHOD

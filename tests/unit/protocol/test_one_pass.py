@@ -180,6 +180,21 @@ def test_memory_is_used_again_once_nobody_refers_to_it(monkeypatch: pytest.Monke
     assert large_matrix(333, 1111, np.uint32).ctypes.data == address
 
 
+@pytest.mark.parametrize("shape", [(1024, 256), (1023, 1111), (4000, 8192)])
+def test_large_matrices_begin_with_a_cache_line(shape: tuple[int, int]) -> None:
+    others = [large_matrix(*shape, np.uint32) for _ in range(3)]
+    assert [matrix.ctypes.data % 64 for matrix in others] == [0] * 3
+    assert [matrix.shape for matrix in others] == [shape] * 3
+
+
+def test_of_the_largest_matrices_fewer_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recycled, "_kept", SimpleQueue())
+    for rows, most in ((1 << 18, 8), (1 << 25, 3)):
+        matrices = [large_matrix(rows, 1, np.uint32) for _ in range(10)]
+        del matrices
+        assert recycled._kept.qsize() == most
+
+
 def test_what_is_kept_is_given_back_when_memory_runs_short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recycled, "_kept", SimpleQueue())
     held = large_matrix(1111, 333, np.float32)

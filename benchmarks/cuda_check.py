@@ -1,0 +1,202 @@
+"""Is everything that a worker computes on this GPU exact, and what does it take?
+
+    python benchmarks/cuda_check.py [--device cuda:0] [--models 1b 8b 70b] [--rows 256 1024] [--json FILE]
+
+First each method for GPUs is compared, as a worker does before it serves, with 64-bit integers at the
+contraction lengths of the models, and its expansion of seeds with the host's; and then, for whole blocks of
+rows, so are the limbs of seeds. After that, for layer groups of Llama models in both directions, these take
+turns in one process:
+
+- product: from rows in the host's memory to rows in the host's memory, as a worker does it
+- limit: `torch._int_mm` on four times the rows, without which there is no product
+- bf16: a product of the same shape, all of it on the GPU
+- seed and host seed: the product of rows of a seed that the GPU expands, and that the host expands
+- expansion and host expansion: of those rows, to limbs on the GPU
+
+Figures are ratios of medians, and the JSON has the seconds. Ends with status 1 if anything was not exact, and
+with 2 where there is no GPU.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import in_turns, machine, print_table, write_json
+from worker_product import MODELS, groups, product_of, require_exact
+
+from blindtune.protocol.expansion import Seed
+from blindtune.protocol.modular_product import (
+    FloatProduct,
+    Method,
+    Multiplier,
+    _expand_on_host_unless_exact,
+    _int8_methods,
+    _is_exact,
+    exact_method,
+)
+from blindtune.protocol.operands import SeededRows
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.products import Direction, contraction_lengths
+
+KEY = bytes(range(32))
+# Blocks of rows as workers take them, with words that are rejected once and twice; and where 32 bits of the
+# row, or the first column of a part, are easily lost.
+BLOCKS = (
+    SeededRows(Seed(KEY, 74_000), 1024, 4096),
+    SeededRows(Seed(KEY, 2**32 - 500), 1024, 8192),
+    SeededRows(Seed(KEY, 2**63 - 1000), 1000, 1537, first_column=152_007),
+    SeededRows(Seed(KEY, 2**40), 255, 28_672),
+    SeededRows(Seed(KEY, 3), 8, 512, first_column=15),
+)
+
+
+def checks(device: torch.device, lengths: list[int]) -> Iterator[dict[str, Any]]:
+    """What was compared, and how it ended."""
+    for method in (*_int8_methods(device), FloatProduct(device)):
+        for length in lengths:
+            exact = partial(_is_exact, method, length, device)
+            yield {"method": method.name, "what": f"product, {length:,} terms", "outcome": outcome(exact)}
+        if method.expand is None:
+            continue
+        expand = method.expand
+        yield {"method": method.name, "what": "expansion, probes", "outcome": _probed(method, device)}
+        for rows in BLOCKS:
+            what = f"expansion, {rows.rows:,} x {rows.columns:,} from row {rows.seed.row_offset:,}"
+            equal = partial(_same_limbs, method, expand, rows)
+            yield {"method": method.name, "what": what, "outcome": outcome(equal)}
+
+
+def outcome(check: Callable[[], bool]) -> str:
+    try:
+        return "exact" if check() else "WRONG"
+    except Exception as error:  # all of the table is wanted, whatever a driver or a compiler says
+        return f"does not run: {error}".splitlines()[0]
+
+
+def _probed(method: Method, device: torch.device) -> str:
+    said: list[str] = []
+    _expand_on_host_unless_exact(method, device, said.append)
+    return said[0] if said else "exact"
+
+
+def _same_limbs(method: Method, expand: Callable[[SeededRows], Any], rows: SeededRows) -> bool:
+    (limbs, _), (expected, _) = expand(rows), method.prepare(rows.residues())
+    return torch.equal(limbs, expected)
+
+
+def measure(
+    direction: Direction, shape: tuple[int, list[int]], rows: int, device: torch.device, seconds: float
+) -> dict[str, float | str]:
+    """Seconds of everything that takes turns, and the method."""
+    generator = np.random.default_rng(0)
+    product = product_of(direction, *shape)
+    layers = {
+        span.layer: torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8)).to(
+            device
+        )
+        for span, width in zip(product.spans, shape[1], strict=False)
+    }
+    held = list(layers.values())
+    matrix = torch.cat(held).t().contiguous() if direction is Direction.FORWARD else torch.cat(held)
+    method = exact_method({len(span) for span in product.spans}, device)
+    on_host = copy(method)
+    on_host.expand = None
+    multiplier, host_multiplier = Multiplier(layers, method), Multiplier(layers, on_host)
+    operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
+    seeded = SeededRows(Seed(KEY, 2**40), rows, product.contraction)
+    require_exact(multiplier.multiply(product, operand), operand, matrix)
+    require_exact(multiplier.multiply(product, seeded), seeded.residues(), matrix)
+
+    limbs = torch.randint(-128, 128, (4 * rows, product.contraction), dtype=torch.int8, device=device)
+    sums = torch.zeros((4 * rows, matrix.shape[1]), dtype=torch.int32, device=device)
+    x = torch.randn(rows, product.contraction, device=device).to(torch.bfloat16)
+    functions: dict[str, Callable[[], object]] = {
+        "product": lambda: multiplier.multiply(product, operand),
+        "limit": lambda: torch._int_mm(limbs, matrix, out=sums),
+        "bf16": partial(torch.matmul, x, matrix.to(torch.bfloat16)),
+        "seed": lambda: multiplier.multiply(product, seeded),
+        "host seed": lambda: host_multiplier.multiply(product, seeded),
+        "host expansion": lambda: method.prepare(seeded.residues()),
+    }
+    if method.expand is not None:
+        functions["expansion"] = partial(method.expand, seeded)
+    settle = partial(torch.cuda.synchronize, device)
+    return in_turns(functions, seconds, settle) | {"method": method.name}
+
+
+def _row(result: dict[str, Any]) -> list[str]:
+    def ratio(a: str, b: str) -> str:
+        return f"{result[a] / result[b]:.2f}" if a in result and b in result else "host only"
+
+    return [
+        *(str(result[name]) for name in ("model", "direction", "layers", "rows", "method")),
+        ratio("limit", "product"),
+        ratio("product", "bf16"),
+        ratio("seed", "product"),
+        ratio("host seed", "seed"),
+        ratio("host expansion", "expansion"),
+        ratio("expansion", "limit"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=["8b"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[256, 1024])
+    parser.add_argument("--seconds", type=float, default=1.0, help="for each shape; five rounds at least")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if device.type != "cuda" or not torch.cuda.is_available():
+        print(f"no CUDA device here ({options.device}, torch {torch.__version__}): nothing was checked")
+        sys.exit(2)
+    print(", ".join(f"{name} {value}" for name, value in machine().items()))
+
+    shapes = [shape for model in options.models for shape in groups(model).values()]
+    lengths = {*contraction_lengths((out, inner) for inner, outs in shapes for out in outs), 1, 7, 2053}
+    outcomes = list(checks(device, sorted(lengths)))
+    print_table(["method", "what", "outcome"], [list(found.values()) for found in outcomes])
+    print()
+
+    results = []
+    for model in options.models:
+        for direction in Direction:
+            for group, shape in groups(model).items():
+                for rows in options.rows:
+                    names = {
+                        "model": model,
+                        "direction": direction.name.lower(),
+                        "layers": group,
+                        "rows": rows,
+                    }
+                    results.append(names | measure(direction, shape, rows, device, options.seconds))
+    print_table(
+        [
+            "model",
+            "direction",
+            "layers",
+            "rows",
+            "method",
+            "limit / product",
+            "product / bf16",
+            "seed / product",
+            "host seed / seed",
+            "host / GPU expansion",
+            "expansion / limit",
+        ],
+        [_row(result) for result in results],
+    )
+    if options.json:
+        write_json(options.json, results, device=str(device), checks=outcomes)
+    sys.exit(any(found["outcome"] != "exact" for found in outcomes))
+
+
+if __name__ == "__main__":
+    main()
