@@ -440,7 +440,8 @@ def test_the_memory_that_the_document_states_is_what_a_worker_asks_for(model: st
     for most in (Limits().max_concurrent, 2):
         workspace = workspace_bytes(layers, Limits(max_concurrent=most))
         needed = memory_needed(layers, gpu, workspace)
-        assert memory_needed(layers, cpu, workspace) == {cpu: needed[gpu]}
+        on_cpu = memory_needed(layers, cpu, workspace)
+        assert list(on_cpu) == [cpu] and 0 <= on_cpu[cpu] - needed[gpu] <= 0.03 * figures[0]
         figures += [needed[gpu], needed[cpu]]
     held, all_, host, few, few_host = (f"{x / 2**30:.2f}" for x in figures)
     row = f"| {model} | {held} | {all_} | {host} | {few} and {few_host} |"
