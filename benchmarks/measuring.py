@@ -16,6 +16,8 @@ from typing import Any
 import psutil
 import torch
 
+from blindtune.client.plan.processor import processor_name
+
 __all__ = ["in_turns", "machine", "print_table", "write_json"]
 
 _VERSIONS = ("torch", "numpy", "numba", "grpcio", "cryptography", "transformers", "peft")
@@ -25,7 +27,7 @@ _LEAST_ROUNDS = 5
 def machine() -> dict[str, Any]:
     """Processor, cores, memory in GiB, and the versions of what computes."""
     found = {
-        "processor": _processor(),
+        "processor": processor_name(),
         "cores": len(psutil.Process().cpu_affinity()),
         "threads": torch.get_num_threads(),
         "memory": round(psutil.virtual_memory().total / 2**30),
@@ -34,13 +36,6 @@ def machine() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found | {name: version(name) for name in _VERSIONS}
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
 
 
 def in_turns(

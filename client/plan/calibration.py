@@ -1,15 +1,14 @@
 """Measures the constants of the cost model on this machine, with the code that training runs."""
 
 import gc
-import platform
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from blindtune.client.plan.measured_local import LocalRates, measure_local, measure_optimizer
 from blindtune.client.plan.measured_rounds import RoundRates, measure_rounds
+from blindtune.client.plan.processor import processor_name
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
 from blindtune.protocol.allocator import freed_bytes, keep_freed_memory
 from blindtune.protocol.errors import ConfigurationError
@@ -45,7 +44,7 @@ def calibrate() -> Profile:
     gc.collect()
     # What the libraries took while they were used, such as compiled kernels, they keep.
     resident = max(0, _anonymous_bytes() - freed_bytes())
-    name = f"{_processor()}, {torch.get_num_threads()} threads"
+    name = f"{processor_name()}, {torch.get_num_threads()} threads"
     # Both ends of a transport are alike, and were measured together.
     byte, request = rounds.byte / 2, rounds.request / 2
     return Profile(
@@ -105,10 +104,3 @@ def _anonymous_bytes() -> int:
     """Memory of this process that no file backs."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))
-
-
-def _processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
