@@ -193,7 +193,7 @@ class LatticeSource(MaskSource):
         runs: list[Run],
     ) -> MaskedOperand:
         """Adds A S, and the noise that the operand does not contain."""
-        masked = large_matrix(*operand.shape, np.uint32)
+        masked = large_matrix(len(operand), operand.shape[1], np.uint32)
         hidden: list[bool] = []
 
         def noise_of(rows: slice) -> NDArray[np.int8] | None:
