@@ -30,18 +30,12 @@ import torch
 from measuring import in_turns, machine, print_table, write_json
 from worker_product import MODELS, groups, product_of, require_exact
 
+from blindtune.protocol.exactness import exact_method, expand_on_host_unless_exact, int8_methods, is_exact
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import (
-    FloatProduct,
-    Method,
-    Multiplier,
-    _expand_on_host_unless_exact,
-    _int8_methods,
-    _is_exact,
-    exact_method,
-)
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import FloatProduct, Method
 from blindtune.protocol.products import Direction, contraction_lengths
 
 KEY = bytes(range(32))
@@ -58,9 +52,9 @@ BLOCKS = (
 
 def checks(device: torch.device, lengths: list[int]) -> Iterator[dict[str, Any]]:
     """What was compared, and how it ended."""
-    for method in (*_int8_methods(device), FloatProduct(device)):
+    for method in (*int8_methods(device), FloatProduct(device)):
         for length in lengths:
-            exact = partial(_is_exact, method, length, device)
+            exact = partial(is_exact, method, length, device)
             yield {"method": method.name, "what": f"product, {length:,} terms", "outcome": outcome(exact)}
         if method.expand is None:
             continue
@@ -81,7 +75,7 @@ def outcome(check: Callable[[], bool]) -> str:
 
 def _probed(method: Method, device: torch.device) -> str:
     said: list[str] = []
-    _expand_on_host_unless_exact(method, device, said.append)
+    expand_on_host_unless_exact(method, device, said.append)
     return said[0] if said else "exact"
 
 

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.chacha20 import BLOCK_WORDS
 from blindtune.protocol.cuda_expansion import LANES, TILE, elements, seed_words
-from blindtune.protocol.modular_product import LIMBS, Method, padded_int_mm
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import LIMBS, Method, padded_int_mm
 from blindtune.protocol.residues import Residues
 
 __all__ = ["TritonInt8Product"]

@@ -9,8 +9,10 @@ import torch
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.layer_memory import LayerMemory
-from blindtune.protocol.modular_product import Method, Multiplier, exact_method
+from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.product_methods import Method
 from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import IntegerLayer, model_fingerprint
 from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory

@@ -24,7 +24,7 @@ from blindtune.client.plan.schedule import LATENCY, Stage
 from blindtune.client.plan.traffic import WORD_BYTES
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
-from blindtune.protocol.modular_product import LIMBS
+from blindtune.protocol.product_methods import LIMBS
 
 __all__ = ["KEPT_BYTES", "Link", "Matrix", "Protocol", "kept_share", "product_stages", "worker_workspace"]
 

@@ -36,13 +36,14 @@ from blindtune.client.plan.fitting import fit
 from blindtune.client.plan.traffic import WORD_BYTES
 from blindtune.client.prepare import prepare
 from blindtune.protocol.errors import ConfigurationError
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource, ShareSource
-from blindtune.protocol.modular_product import Multiplier, exact_method
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred, Residues

@@ -15,8 +15,9 @@ from blindtune.client.preflight.disk import check_disk
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.libraries import check_libraries
 from blindtune.protocol.compiled import kernel
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import KEY_BYTES, Seed
-from blindtune.protocol.modular_product import Method, exact_method
+from blindtune.protocol.product_methods import Method
 from blindtune.protocol.products import MAX_CONTRACTION
 
 __all__ = ["check_core_dumps", "check_kernels", "check_randomness", "diagnose"]

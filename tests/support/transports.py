@@ -16,8 +16,9 @@ from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.masks import ShareSource
-from blindtune.protocol.modular_product import Multiplier, exact_method
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.weights import SCHEME
 from blindtune.server.hooks import Multiplying

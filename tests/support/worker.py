@@ -19,7 +19,7 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.protocol.modular_product import exact_method
+from blindtune.protocol.exactness import exact_method
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.limits import Limits
 from blindtune.server.log import configure_logging

@@ -11,9 +11,9 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.masks import Share
-from blindtune.protocol.modular_product import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.product_methods import FloatProduct, Method
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer

@@ -29,7 +29,7 @@ PLACES = [
 ]
 GENERATORS = {"random", "default_rng", "randbytes", "getrandbits", "randint", "rand", "randn", "manual_seed"}
 # Operands with which a worker tests its own hardware.
-HARMLESS = {"protocol/modular_product.py"}
+HARMLESS = {"protocol/exactness.py"}
 
 
 @pytest.mark.parametrize("source", [ShareSource, LatticeSource])

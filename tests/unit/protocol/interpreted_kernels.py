@@ -9,8 +9,9 @@ import torch
 
 from blindtune.protocol import cuda_product
 from blindtune.protocol.cuda_product import TritonInt8Product
+from blindtune.protocol.exactness import expand_on_host_unless_exact
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Multiplier, _expand_on_host_unless_exact
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import backward_products, forward_products
@@ -81,7 +82,7 @@ def check_expansion() -> None:
 def check_probes() -> None:
     """Words that are rejected once and twice, q, and q - 1."""
     said: list[str] = []
-    _expand_on_host_unless_exact(METHOD, CPU, said.append)
+    expand_on_host_unless_exact(METHOD, CPU, said.append)
     assert METHOD.expand is not None and not said, said
 
 

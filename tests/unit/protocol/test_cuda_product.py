@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Method, Multiplier, exact_method
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
+from blindtune.protocol.product_methods import Method
 from blindtune.protocol.products import backward_products, forward_products
 
 KEY = bytes(range(32))

@@ -7,11 +7,12 @@ import pytest
 import torch
 from chacha20_reference import library_stream
 
-from blindtune.protocol import modular_product
+from blindtune.protocol import exactness
+from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion_probes import PROBES
-from blindtune.protocol.modular_product import FloatProduct, Method, exact_method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import FloatProduct, Method
 
 WORD = 0x7FFFFFFF
 
@@ -85,7 +86,7 @@ class Device(FloatProduct):
 
 def chosen(monkeypatch: pytest.MonkeyPatch, method: Method) -> tuple[Method, list[str]]:
     said: list[str] = []
-    monkeypatch.setattr(modular_product, "_int8_methods", lambda device: [method])
+    monkeypatch.setattr(exactness, "int8_methods", lambda device: [method])
     return exact_method([7], "cpu", said.append), said
 
 

@@ -17,8 +17,9 @@ from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.masks import MaskedOperand, ShareSource, UnmaskedSource
-from blindtune.protocol.modular_product import FloatProduct, Multiplier
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.product_methods import FloatProduct
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 

@@ -13,20 +13,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindtune.protocol import modular_product
+from blindtune.protocol.exactness import _test_operands, exact_method, is_exact
 from blindtune.protocol.layer_memory import LayerMemory
-from blindtune.protocol.modular_product import (
+from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import (
     FloatProduct,
     Int8Product,
     Method,
-    Multiplier,
     TorchInt8Product,
-    _is_exact,
     _recombine,
     _split,
-    _test_operands,
-    exact_method,
 )
-from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import (
     MAX_CONTRACTION,
     Direction,
@@ -301,7 +299,7 @@ def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
         return original(self, operand)
 
     original = type(method).prepare
-    monkeypatch.setattr(modular_product, "_is_exact", is_exact)
+    monkeypatch.setattr(modular_product, "is_exact", is_exact)
     monkeypatch.setattr(type(method), "prepare", prepare)
     spans = (("a", 90), ("b", 33), ("c", 7))
     layers = {name: weights(width, 70, seed=width)[0] for name, width in spans}
@@ -329,7 +327,7 @@ def test_neighbours_in_memory_are_one_matrix_where_that_is_exact(
         lengths.append(operand.shape[1])
         return original(self, operand)
 
-    monkeypatch.setattr(modular_product, "_is_exact", lambda *arguments: exact_as_one)
+    monkeypatch.setattr(modular_product, "is_exact", lambda *arguments: exact_as_one)
     monkeypatch.setattr(modular_product, "_MOST_STACKED", 0)  # nothing is copied
     monkeypatch.setattr(type(method), "prepare", prepare)
     spans = (("a", 90), ("b", 33), ("c", 7))
@@ -400,7 +398,7 @@ def test_a_length_that_the_library_refuses_goes_layer_by_layer(
     layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
     (product,) = backward_products((("a", 90), ("b", 40)))
     held, operand = multiplier(method, layers), operands(300, 130, seed=16)[1]
-    monkeypatch.setattr(modular_product, "_is_exact", refused)
+    monkeypatch.setattr(modular_product, "is_exact", refused)
     assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
 
 
@@ -655,7 +653,7 @@ def test_a_multiplier_hands_over_the_layouts_whose_check_is_tested_here() -> Non
 
 
 def test_a_right_method_of_the_kind_emulated_here_is_accepted() -> None:
-    assert _is_exact(WrongProduct(), 64, CPU)
+    assert is_exact(WrongProduct(), 64, CPU)
 
 
 @pytest.mark.parametrize(
@@ -674,7 +672,7 @@ def test_a_right_method_of_the_kind_emulated_here_is_accepted() -> None:
     ids=lambda value: f"{type(value).__name__} {value.name}" if isinstance(value, Method) else None,
 )
 def test_a_method_that_is_wrong_somewhere_is_noticed(method: Method, contraction: int) -> None:
-    assert not _is_exact(method, contraction, CPU)
+    assert not is_exact(method, contraction, CPU)
 
 
 def _agrees(method: WrongProduct, operand: np.ndarray, matrix: np.ndarray) -> bool:
@@ -704,12 +702,12 @@ def test_extreme_inputs_alone_would_not_notice_saturation_nor_random_ones_float3
 @pytest.mark.parametrize("method", [Int8Product(), TorchInt8Product(CPU)], ids=lambda m: m.name)
 @pytest.mark.parametrize("contraction", [1, 2, 7, 384, 2053])
 def test_a_right_int8_product_is_accepted(method: Method, contraction: int) -> None:
-    assert _is_exact(method, contraction, CPU)
+    assert is_exact(method, contraction, CPU)
 
 
 @pytest.mark.parametrize("contraction", [1, 2, 7, 384, 2053])
 def test_the_float64_product_is_accepted(contraction: int) -> None:
-    assert _is_exact(FloatProduct(CPU), contraction, CPU)
+    assert is_exact(FloatProduct(CPU), contraction, CPU)
 
 
 @NEEDS_INT8
@@ -806,7 +804,8 @@ def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPat
 
 WITHOUT_VNNI = """
 import numpy as np, torch
-from blindtune.protocol.modular_product import Multiplier, exact_method
+from blindtune.protocol.exactness import exact_method
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import backward_products, forward_products
 
