@@ -33,6 +33,8 @@ def suite(full: bool, folder: Path) -> dict[str, list[str]]:
         "step": [*work, *model],
         "plan": [*work, *model],
     }
+    if device:
+        commands["cuda_check"] = []
     if full:
         commands["competitor"] = ["--environment", str(folder / "concrete-ml")]
         commands["network"] = [] if os.geteuid() == 0 else ["--proxy-only"]
