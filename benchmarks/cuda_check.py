@@ -25,16 +25,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from measuring import in_turns, machine, print_table, write_json
-from worker_product import MODELS, groups, product_of, require_exact
+from worker_product import (
+    MODELS,
+    cases,
+    four_passes,
+    groups,
+    loaded,
+    plain_product,
+    random_rows,
+    require_exact,
+)
 
-from blindtune.protocol.exactness import exact_method, expand_on_host_unless_exact, int8_methods, is_exact
+from blindtune.protocol.exactness import expand_on_host_unless_exact, int8_methods, is_exact
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.product_methods import FloatProduct, Method
 from blindtune.protocol.products import Direction, contraction_lengths
 
@@ -88,32 +94,20 @@ def measure(
     direction: Direction, shape: tuple[int, list[int]], rows: int, device: torch.device, seconds: float
 ) -> dict[str, float | str]:
     """Seconds of everything that takes turns, and the method."""
-    generator = np.random.default_rng(0)
-    product = product_of(direction, *shape)
-    layers = {
-        span.layer: torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8)).to(
-            device
-        )
-        for span, width in zip(product.spans, shape[1], strict=False)
-    }
-    held = list(layers.values())
-    matrix = torch.cat(held).t().contiguous() if direction is Direction.FORWARD else torch.cat(held)
-    method = exact_method({len(span) for span in product.spans}, device)
-    on_host = copy(method)
-    on_host.expand = None
-    multiplier, host_multiplier = Multiplier(layers, method), Multiplier(layers, on_host)
-    operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
+    product, multiplier, matrix = loaded(direction, shape, device)
+    method = multiplier.method
+    host_multiplier = copy(multiplier)
+    host_multiplier.method = copy(method)
+    host_multiplier.method.expand = None
+    operand = random_rows(rows, product.contraction)
     seeded = SeededRows(Seed(KEY, 2**40), rows, product.contraction)
     require_exact(multiplier.multiply(product, operand), operand, matrix)
     require_exact(multiplier.multiply(product, seeded), seeded.residues(), matrix)
 
-    limbs = torch.randint(-128, 128, (4 * rows, product.contraction), dtype=torch.int8, device=device)
-    sums = torch.zeros((4 * rows, matrix.shape[1]), dtype=torch.int32, device=device)
-    x = torch.randn(rows, product.contraction, device=device).to(torch.bfloat16)
     functions: dict[str, Callable[[], object]] = {
         "product": lambda: multiplier.multiply(product, operand),
-        "limit": lambda: torch._int_mm(limbs, matrix, out=sums),
-        "bf16": partial(torch.matmul, x, matrix.to(torch.bfloat16)),
+        "limit": four_passes(rows, matrix),
+        "bf16": plain_product(rows, matrix, torch.bfloat16),
         "seed": lambda: multiplier.multiply(product, seeded),
         "host seed": lambda: host_multiplier.multiply(product, seeded),
         "host expansion": lambda: method.prepare(seeded.residues()),
@@ -129,7 +123,7 @@ def _row(result: dict[str, Any]) -> list[str]:
         return f"{result[a] / result[b]:.2f}" if a in result and b in result else "host only"
 
     return [
-        *(str(result[name]) for name in ("model", "direction", "layers", "rows", "method")),
+        *(str(result[name]) for name in ("model", "direction", "group", "rows", "method")),
         ratio("limit", "product"),
         ratio("product", "bf16"),
         ratio("seed", "product"),
@@ -159,18 +153,10 @@ def main() -> None:
     print_table(["method", "what", "outcome"], [list(found.values()) for found in outcomes])
     print()
 
-    results = []
-    for model in options.models:
-        for direction in Direction:
-            for group, shape in groups(model).items():
-                for rows in options.rows:
-                    names = {
-                        "model": model,
-                        "direction": direction.name.lower(),
-                        "layers": group,
-                        "rows": rows,
-                    }
-                    results.append(names | measure(direction, shape, rows, device, options.seconds))
+    results = [
+        named | measure(direction, shape, named["rows"], device, options.seconds)
+        for named, direction, shape in cases(options.models, groups("8b"), Direction, options.rows)
+    ]
     print_table(
         [
             "model",

@@ -49,7 +49,7 @@ from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, require_residues
 from blindtune.protocol.weights import IntegerLayer
-from blindtune.server.daemon import serve
+from blindtune.server.daemon import KEPT_BYTES, serve
 from blindtune.server.limits import Limits
 from blindtune.server.rows import response_messages
 from blindtune.server.store import LayerStore
@@ -124,7 +124,7 @@ def _least(columns: int) -> Callable[[Iterator[bytes], grpc.ServicerContext], It
 
 def serve_bare(tls: TlsFiles | None, columns: int) -> int:
     """Serves grpcio and nothing else, and returns the port."""
-    keep_freed_memory(256 << 20)  # as a worker does
+    keep_freed_memory(KEPT_BYTES)  # as a worker does
     server = grpc.server(ThreadPoolExecutor(4), options=_OPTIONS)
     methods = {
         "EachAtOnce": grpc.stream_stream_rpc_method_handler(_each_at_once),

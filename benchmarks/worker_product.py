@@ -17,16 +17,20 @@ product may, backward, one product is timed.
 """
 
 import argparse
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from measuring import in_turns, machine, print_table, write_json
 
 from blindtune.protocol.allocator import keep_freed_memory
+from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import LIMBS
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -74,32 +78,63 @@ def require_exact(result: Residues, operand: Residues, matrix: torch.Tensor) -> 
                 raise SystemExit("the product is wrong")
 
 
+def loaded(
+    direction: Direction, shape: tuple[int, list[int]], device: torch.device
+) -> tuple[Product, Multiplier, torch.Tensor]:
+    """A group's product, a worker's multiplier for it, and its matrix [contraction, outputs], all random."""
+    generator = np.random.default_rng(0)
+    wanted = product_of(direction, *shape)
+    layers = []
+    for span, width in zip(wanted.spans, shape[1], strict=False):
+        integers = torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8))
+        layers.append((span.layer, IntegerLayer(integers, np.ones(width, np.float32))))
+    store = LayerStore.from_layers(layers, device, model="random")
+    stacked = torch.cat([store.layers[name].integers for name, _ in layers])
+    matrix = stacked.t().contiguous() if direction is Direction.FORWARD else stacked
+    return wanted, store.multiplier(), matrix
+
+
+def random_rows(rows: int, columns: int) -> Residues:
+    """An operand."""
+    return np.random.default_rng(1).integers(0, MODULUS, (rows, columns), dtype=np.uint32)
+
+
+def four_passes(rows: int, matrix: torch.Tensor) -> Callable[[], object]:
+    """The int8 product that nothing can do without."""
+    limbs = torch.randint(-128, 128, (LIMBS * rows, len(matrix)), dtype=torch.int8, device=matrix.device)
+    sums = torch.zeros((len(limbs), matrix.shape[1]), dtype=torch.int32, device=matrix.device)
+    return lambda: torch._int_mm(limbs, matrix, out=sums)
+
+
+def plain_product(rows: int, matrix: torch.Tensor, dtype: torch.dtype) -> Callable[[], object]:
+    """The same product of floating-point numbers."""
+    x = torch.randn(rows, len(matrix), device=matrix.device).to(dtype)
+    return partial(torch.matmul, x, matrix.to(dtype))
+
+
+def cases(
+    models: Iterable[str], names: Iterable[str], directions: Iterable[Direction], each_rows: Sequence[int]
+) -> Iterator[tuple[dict[str, Any], Direction, tuple[int, list[int]]]]:
+    """What is timed: how results name it, the direction, and the group's shape."""
+    for model, direction, group in itertools.product(models, directions, names):
+        for rows in each_rows:
+            named = {"model": model, "direction": direction.name.lower(), "group": group, "rows": rows}
+            yield named, direction, groups(model)[group]
+
+
 def measure(
     direction: Direction, shape: tuple[int, list[int]], rows: int, device: torch.device, seconds: float
 ) -> dict[str, float | str]:
     """Seconds of the worker's product and of what it is compared with."""
-    generator = np.random.default_rng(0)
-    product = product_of(direction, *shape)
-    layers = []
-    for span, width in zip(product.spans, shape[1], strict=False):
-        integers = torch.from_numpy(generator.integers(-127, 128, (width, shape[0]), dtype=np.int8))
-        layers.append((span.layer, IntegerLayer(integers, np.ones(width, np.float32))))
-    store = LayerStore.from_layers(layers, device, model="random")
-    held = [store.layers[name].integers for name, _ in layers]
-    matrix = torch.cat(held).t().contiguous() if direction is Direction.FORWARD else torch.cat(held)
-    multiplier = store.multiplier()
-    operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
-    require_exact(multiplier.multiply(product, operand), operand, matrix)
-
-    limbs = torch.randint(-128, 128, (4 * rows, product.contraction), dtype=torch.int8, device=device)
-    sums = torch.zeros((4 * rows, matrix.shape[1]), dtype=torch.int32, device=device)
+    wanted, multiplier, matrix = loaded(direction, shape, device)
+    operand = random_rows(rows, wanted.contraction)
+    require_exact(multiplier.multiply(wanted, operand), operand, matrix)
     functions: dict[str, Callable[[], object]] = {
-        "product": lambda: multiplier.multiply(product, operand),
-        "limit": lambda: torch._int_mm(limbs, matrix, out=sums),
+        "product": lambda: multiplier.multiply(wanted, operand),
+        "limit": four_passes(rows, matrix),
+        "bf16": plain_product(rows, matrix, torch.bfloat16),
+        "fp32": plain_product(rows, matrix, torch.float32),
     }
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
-        x = torch.randn(rows, product.contraction, device=device).to(dtype)
-        functions[name] = partial(torch.matmul, x, matrix.to(dtype))
     settle = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
     return in_turns(functions, seconds, settle) | {"method": multiplier.method.name}
 
@@ -118,19 +153,11 @@ def main() -> None:
     device = torch.device(options.device)
     keep_freed_memory(KEPT_BYTES)  # as a worker does
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
-    results = []
-    for model in options.models:
-        for direction in Direction:
-            if options.direction not in ("both", direction.name.lower()):
-                continue
-            for group in options.groups:
-                shape = groups(model)[group]
-                for rows in options.rows:
-                    figures = measure(direction, shape, rows, device, options.seconds)
-                    results.append(
-                        {"model": model, "direction": direction.name.lower(), "group": group, "rows": rows}
-                        | figures
-                    )
+    directions = [x for x in Direction if options.direction in ("both", x.name.lower())]
+    results = [
+        named | measure(direction, shape, named["rows"], device, options.seconds)
+        for named, direction, shape in cases(options.models, options.groups, directions, options.rows)
+    ]
     table = [
         [r["model"], r["direction"], r["group"], r["rows"], r["method"], f"{r['limit'] / r['product']:.2f}"]
         + [f"{r['product'] / r[name]:.2f}" for name in ("bf16", "fp32")]
