@@ -18,6 +18,8 @@ from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.product_methods import FloatProduct, Int8Product, Method, TorchInt8Product
 from blindtune.protocol.products import MAX_CONTRACTION
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.tile_product import TileProduct
+from blindtune.protocol.tiles import are_usable
 
 __all__ = ["exact_method", "expand_on_host_unless_exact", "int8_methods", "is_exact"]
 
@@ -137,7 +139,7 @@ def expand_on_host_unless_exact(method: Method, device: torch.device, log: Calla
 def int8_methods(device: torch.device) -> list[Method]:
     """The ways to multiply int8 on a device, the fastest first."""
     if device.type == "cpu":
-        return [Int8Product()]
+        return [TileProduct(), Int8Product()] if are_usable() else [Int8Product()]
     methods: list[Method] = [TorchInt8Product(device)]
     if find_spec("triton"):
         from blindtune.protocol.cuda_product import TritonInt8Product

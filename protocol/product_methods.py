@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numba import float64, int8, uint32, uint64
 from numpy.lib.stride_tricks import as_strided
+from numpy.typing import NDArray
 
 from blindtune.protocol.compiled import kernel
 from blindtune.protocol.layer_memory import row_bytes
@@ -29,7 +30,16 @@ from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Residues, add
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["LIMBS", "FloatProduct", "Int8Product", "Method", "TorchInt8Product", "padded_int_mm"]
+__all__ = [
+    "LIMBS",
+    "FloatProduct",
+    "Int8Product",
+    "Method",
+    "TorchInt8Product",
+    "contiguous_rows",
+    "padded_int_mm",
+    "stacked",
+]
 
 LIMBS = 4
 _HALF = (MODULUS - 1) // 2
@@ -144,7 +154,7 @@ def padded_int_mm(limbs: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return torch._int_mm(limbs, torch.nn.functional.pad(matrix, padding) if any(padding) else matrix)
 
 
-def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+def stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     """Matrices on top of each other, int8 [features, outputs], copied if there are several."""
     if len(matrices) == 1:
         return matrices[0]
@@ -152,6 +162,17 @@ def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     features = sum(len(matrix) for matrix in matrices)
     stack = torch.from_numpy(large_matrix(features, row_bytes(outputs), np.int8))[:, :outputs]
     return torch.cat(list(matrices), out=stack)
+
+
+def contiguous_rows(matrix: NDArray[Any]) -> NDArray[Any]:
+    """A matrix for kernels: as rows of a contiguous one, of which only the first so many columns count.
+
+    So columns of a wider matrix are read where they lie. Others are copied.
+    """
+    rows, columns = matrix.shape
+    if matrix.strides[0] < matrix.itemsize * columns or matrix.strides[1] != matrix.itemsize:
+        matrix = matrix.copy()  # of a single row, ascontiguousarray would keep any strides
+    return as_strided(matrix, (rows, matrix.strides[0] // matrix.itemsize), matrix.strides, writeable=False)
 
 
 class Int8Product(Method):
@@ -167,12 +188,7 @@ class Int8Product(Method):
     def prepare(self, operand: Residues) -> torch.Tensor:
         rows, columns = operand.shape
         limbs = large_matrix(rows * LIMBS, row_bytes(columns), np.int8).reshape(rows, LIMBS, -1)
-        if operand.strides[0] < operand.itemsize * columns or operand.strides[1] != operand.itemsize:
-            operand = operand.copy()  # of a single row, ascontiguousarray would keep any strides
-        # Columns of a wider matrix are read where they lie, from rows of which only so many count.
-        wide = as_strided(
-            operand, (rows, operand.strides[0] // operand.itemsize), operand.strides, writeable=False
-        )
+        wide = contiguous_rows(operand)
         for_row_blocks(rows, columns, lambda a, b: _split(wide, columns, limbs, a, b))
         return torch.from_numpy(limbs)[:, :, :columns]
 
@@ -186,7 +202,7 @@ class Int8Product(Method):
     ) -> None:
         rows, _, contraction = prepared.shape
         limbs = prepared.view(rows * LIMBS, contraction)
-        matrix = _stacked(matrices)
+        matrix = stacked(matrices)
         outputs = matrix.shape[1]
         most = _SUMS_AT_ONCE if contraction < _LONG_CONTRACTION else 2 * _SUMS_AT_ONCE
         step = min(outputs, row_bytes(_INT32 * most // (rows * LIMBS)) // _INT32)

@@ -46,7 +46,9 @@ __all__ = [
     "repeated",
     "repeated_half",
     "rotate_left",
+    "shift_left",
     "shift_right",
+    "shift_right_signed",
     "store",
     "subtract",
     "subtract_bytes",
@@ -272,6 +274,18 @@ def greatest(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 def shift_right(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
     """Each word by the same number of bits, at most 31."""
     return builder.lshr(a, splat(builder, bits, _WORDS))
+
+
+@operation(words_type, words_type, types.uint32)
+def shift_right_signed(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
+    """Each word, as an integer with a sign, by the same number of bits, at most 31."""
+    return builder.ashr(a, splat(builder, bits, _WORDS))
+
+
+@operation(words_type, words_type, types.uint32)
+def shift_left(builder: ir.IRBuilder, a: ir.Value, bits: ir.Value) -> ir.Value:
+    """Each word by the same number of bits, at most 31."""
+    return builder.shl(a, splat(builder, bits, _WORDS))
 
 
 @operation(words_type, words_type, types.uint32)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol import modular_product
+from blindtune.protocol import exactness, modular_product
 from blindtune.protocol.exactness import _test_operands, exact_method, is_exact
 from blindtune.protocol.layer_memory import LayerMemory
 from blindtune.protocol.modular_product import Multiplier
@@ -33,6 +33,8 @@ from blindtune.protocol.products import (
     backward_products,
     forward_products,
 )
+from blindtune.protocol.tile_product import TileProduct
+from blindtune.protocol.tiles import are_usable
 
 HALF = (MODULUS - 1) // 2
 CPU = torch.device("cpu")
@@ -56,6 +58,8 @@ METHODS = [
     pytest.param(TorchInt8Product(CPU), id="int8-torch", marks=NEEDS_INT8),
     pytest.param(FloatProduct(CPU), id="float64"),
 ]
+if are_usable():
+    METHODS.append(pytest.param(TileProduct(), id="int8-amx"))
 if torch.cuda.is_available():
     from blindtune.protocol.cuda_product import TritonInt8Product
 
@@ -713,8 +717,15 @@ def test_the_float64_product_is_accepted(contraction: int) -> None:
 @NEEDS_INT8
 def test_the_fast_method_is_chosen_without_a_word_where_it_is_exact() -> None:
     said: list[str] = []
-    assert exact_method([64, 100, 64], "cpu", said.append).name == "int8"
+    fast = "int8-amx" if are_usable() else "int8"
+    assert exact_method([64, 100, 64], "cpu", said.append).name == fast
     assert not said
+
+
+@pytest.fixture
+def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A processor whose int8 product is the library's."""
+    monkeypatch.setattr(exactness, "are_usable", lambda: False)
 
 
 def _saturating_int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -722,6 +733,7 @@ def _saturating_int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> t
     return out.copy_(torch.from_numpy(sums))
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_hardware_that_saturates_gets_the_float64_product_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -734,6 +746,7 @@ def test_hardware_that_saturates_gets_the_float64_product_and_says_so(
     assert_exact(method, LAYERS, forward_products(["a"], 8)[0], operands(3, 8, seed=1)[0])
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_hardware_that_is_wrong_at_one_length_only_gets_the_float64_product(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -749,6 +762,7 @@ def test_hardware_that_is_wrong_at_one_length_only_gets_the_float64_product(
     assert len(said) == 1 and "contraction length 65" in said[0]
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_hardware_without_an_int8_product_gets_the_float64_product_and_says_so(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -761,6 +775,7 @@ def test_hardware_without_an_int8_product_gets_the_float64_product_and_says_so(
     assert "not implemented for this device" in said[0]
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_hardware_that_is_wrong_by_every_method_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(method: FloatProduct, prepared: torch.Tensor, matrix: torch.Tensor) -> np.ndarray:
         return (prepared @ matrix.double() + 1).remainder(MODULUS).numpy().astype(np.uint32)
@@ -793,6 +808,7 @@ def test_the_check_tries_operands_whose_lower_limbs_are_all_extreme(limb: int) -
     assert any(lower)
 
 
+@pytest.mark.usefixtures("without_tiles")
 def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_int_mm", _saturating_int_mm)
     try:
@@ -804,6 +820,7 @@ def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPat
 
 WITHOUT_VNNI = """
 import numpy as np, torch
+from blindtune.protocol import exactness
 from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
@@ -815,6 +832,7 @@ b = torch.from_numpy(generator.integers(-127, 128, (64, 40), dtype=np.int8))
 int8_is_exact = torch.equal(torch._int_mm(a, b), (a.double() @ b.double()).to(torch.int32))
 
 said = []
+exactness.are_usable = lambda: False  # as on a processor that has no VNNI instructions
 method = exact_method([7, 64, 133, 1000], "cpu", said.append)
 layers = {name: generator.integers(-127, 128, shape, dtype=np.int8)
           for name, shape in {"a": (64, 133), "b": (7, 133), "c": (3, 1000)}.items()}

@@ -1,0 +1,182 @@
+"""The product in tile registers, beyond what every method is tested for: its sums, edges, and memory."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from blindtune.protocol import exactness, tile_product
+from blindtune.protocol.compiled import kernel
+from blindtune.protocol.exactness import int8_methods
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.product_methods import Int8Product
+from blindtune.protocol.tile_product import TileProduct, _residues_of_sums, _split
+from blindtune.protocol.tiles import are_usable
+from blindtune.protocol.vectors import load, store
+
+HALF = (MODULUS - 1) // 2
+MOST = 32 * 64 * 128 * 127  # of a sum's magnitude
+needs_tiles = pytest.mark.skipif(not are_usable(), reason="this processor has no int8 tiles")
+
+
+@kernel
+def residues(sums, out):  # type: ignore[no-untyped-def]
+    for i in range(0, out.shape[0], 16):
+        a, b, c, d = load(sums[0], i), load(sums[1], i), load(sums[2], i), load(sums[3], i)
+        store(out, i, _residues_of_sums(a, b, c, d))
+
+
+def assert_reduced(sums: np.ndarray) -> None:
+    out = np.empty(sums.shape[1], np.uint32)
+    residues(np.ascontiguousarray(sums, np.int32), out)
+    total = sum(sums[k].astype(np.int64) << (8 * k) for k in range(4))
+    assert np.array_equal(out, total % MODULUS)
+
+
+def test_random_and_extreme_sums_are_reduced_exactly() -> None:
+    generator = np.random.default_rng(1)
+    assert_reduced(generator.integers(-MOST, MOST + 1, (4, 1 << 16)))
+    assert_reduced(generator.choice([-MOST, 1 - MOST, -1, 0, 1, MOST - 1, MOST], (4, 1 << 16)))
+
+
+@pytest.mark.parametrize("offset", [0, HALF, -HALF], ids=["multiple of q", "half more", "half less"])
+def test_sums_near_multiples_of_q_and_halfway_between_are_reduced_exactly(offset: int) -> None:
+    generator = np.random.default_rng(2)
+    # Lower sums are as large as they may be; the rest of the value, if it can be had, is the highest one.
+    multiples = generator.integers(-(2**17), 2**17, 1 << 16) * MODULUS + offset
+    multiples += generator.integers(-300, 301, len(multiples))
+    sums = np.empty((4, len(multiples)), np.int64)
+    rest = multiples
+    for k in range(3):
+        digit = rest & 255
+        sums[k] = digit + 256 * generator.integers(-(MOST >> 8) + 1, (MOST >> 8) - 1, len(rest))
+        rest = (rest - sums[k]) >> 8
+    sums[3] = rest
+    assert (np.abs(sums) <= MOST).all()
+    assert_reduced(sums)
+
+
+def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
+    edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
+    centred = np.array([e + d for e in edges for d in range(-300, 301) if abs(e + d) <= HALF], np.int64)
+    steps = -(-len(centred) // 64)
+    tiles = np.full((1, steps, 4, 16, 64), 99, np.int8)
+    operand = (centred % MODULUS).astype(np.uint32)[None]
+    _split(operand, len(centred), tiles.reshape(1, steps, -1), 0, 1)
+    limbs = tiles[0].transpose(1, 2, 0, 3).reshape(4, 16, -1)
+    total = sum(limbs[k].astype(np.int64) << (8 * k) for k in range(4))
+    assert np.array_equal(total[0, : len(centred)], centred)
+    assert not limbs[:, 1:].any() and not limbs[:, :, len(centred) :].any()
+
+
+@needs_tiles
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("adding", [False, True])
+def test_only_the_products_columns_are_written(adding: bool, transposed: bool) -> None:
+    generator = np.random.default_rng(3)
+    method = TileProduct()
+    for rows, contraction, outputs, column in (
+        (1, 1, 1, 0),
+        (17, 65, 33, 5),
+        (33, 2100, 530, 16),
+        (64, 64, 32, 1),
+    ):
+        operand = generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
+        shape = (outputs, contraction) if transposed else (contraction, outputs)
+        stored = torch.from_numpy(generator.integers(-127, 128, shape, dtype=np.int8))
+        matrix = stored.t() if transposed else stored
+        out = generator.integers(0, MODULUS, (rows, column + outputs + 3), dtype=np.uint32)
+        expected = out.copy()
+        product = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
+        before = out[:, column : column + outputs].astype(object) if adding else 0
+        expected[:, column : column + outputs] = (product + before) % MODULUS
+        method.multiply_into(out, column, method.prepare(operand), matrix, adding=adding)
+        assert np.array_equal(out, expected), (rows, contraction, outputs)
+
+
+@needs_tiles
+def test_groups_of_columns_are_exact_with_any_number_of_threads() -> None:
+    generator = np.random.default_rng(4)
+    operand = generator.integers(0, MODULUS, (70, 130), dtype=np.uint32)
+    matrix = torch.from_numpy(generator.integers(-127, 128, (130, 1111), dtype=np.int8))
+    expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
+    method, before = TileProduct(), torch.get_num_threads()
+    try:
+        for threads in (1, 2, 3, 20):
+            torch.set_num_threads(threads)
+            assert np.array_equal(method.multiply(method.prepare(operand), matrix), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+AT_THE_END = """
+import ctypes, mmap
+import numpy as np, torch
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.tile_product import TileProduct
+
+libc = ctypes.CDLL(None, use_errno=True)
+kept = []
+
+def at_the_end(array, pages=64):
+    # A copy whose last byte is the last one that may be touched.
+    memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
+    start = np.frombuffer(memory, np.uint8)
+    end = pages * mmap.PAGESIZE
+    assert not libc.mprotect(ctypes.c_void_p(start.ctypes.data + end), mmap.PAGESIZE, 0)
+    copy = start[end - array.nbytes : end].view(array.dtype).reshape(array.shape)
+    copy[:] = array
+    kept.append((memory, start))
+    return copy
+
+generator, method = np.random.default_rng(5), TileProduct()
+SHAPES = (1, 1, 1), (3, 63, 17), (16, 64, 32), (17, 65, 31), (5, 130, 47), (2, 4, 16)
+for rows, contraction, outputs in SHAPES:
+    operand = at_the_end(generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32))
+    for shape in ((contraction, outputs), (outputs, contraction)):
+        stored = torch.from_numpy(at_the_end(generator.integers(-127, 128, shape, dtype=np.int8)))
+        matrix = stored if shape[0] == contraction else stored.t()
+        out = at_the_end(np.zeros((rows, outputs), np.uint32))
+        method.multiply_into(out, 0, method.prepare(operand), matrix)
+        expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
+        assert np.array_equal(out, expected), (rows, contraction, outputs)
+print("nothing beyond the end was touched")
+"""
+
+
+@needs_tiles
+def test_nothing_beyond_the_end_of_an_array_is_read_or_written() -> None:
+    run = subprocess.run(
+        [sys.executable, "-c", AT_THE_END], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert run.stdout.strip() == "nothing beyond the end was touched", run.stderr or run.returncode
+
+
+def test_where_tiles_are_not_usable_the_library_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exactness, "are_usable", lambda: False)
+    monkeypatch.setattr(tile_product, "are_usable", lambda: False)
+    assert [type(method) for method in int8_methods(torch.device("cpu"))] == [Int8Product]
+    with pytest.raises(RuntimeError, match="no int8 tiles"):
+        TileProduct()
+
+
+@needs_tiles
+def test_where_tiles_are_usable_they_come_first() -> None:
+    assert [type(method) for method in int8_methods(torch.device("cpu"))] == [TileProduct, Int8Product]
+
+
+def test_tiles_are_not_used_where_the_compiler_was_told_of_another_processor() -> None:
+    program = "from blindtune.protocol.tiles import are_usable; print(are_usable())"
+    environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert run.stdout.strip() == "False"
