@@ -36,9 +36,9 @@ from blindtune.protocol.tiles import (
     are_usable,
     clear_sums,
     configure,
-    load_interleaved,
-    load_row,
     multiply_tiles,
+    pack_columns,
+    pack_four_rows,
     release,
     store_apart,
     store_sums,
@@ -56,7 +56,6 @@ from blindtune.protocol.vectors import (
     shift_right_signed,
     store,
     subtract,
-    transpose,
     words_type,
 )
 
@@ -132,51 +131,57 @@ def _split(operand, columns, limbs, start, stop):  # type: ignore[no-untyped-def
 
 
 @kernel
-def _pack_tile(stored, forward, feature, column, contraction, outputs, packed, at, edge):  # type: ignore[no-untyped-def]
-    """Packs 64 features of sixteen columns. Beyond the matrix there may be anything, since limbs are 0 there.
-
-    Args:
-        stored: int8, the layer's rows: of outputs if ``forward``, of features if not.
-        feature, column: the first ones.
-        contraction, outputs: how many there are.
-        packed: uint32, receives the tile from ``at`` on.
-        edge: int8 [64], used meanwhile.
-    """
-    pitch = stored.shape[1]
-    if forward:
-        for i in range(TILE_ROWS):
-            row = min(column + i, outputs - 1)
-            if feature + ROW_BYTES <= contraction:
-                words = load_row(stored, row * pitch + feature)
-            else:
-                for j in range(contraction - feature):
-                    edge[j] = stored[row, feature + j]
-                words = load_row(edge, 0)
-            store(packed, at + LANES * i, words)
-        transpose(packed, at)
-    else:
-        for i in range(TILE_ROWS):
-            row = feature + 4 * i
-            if row + 4 <= contraction and column + LANES <= outputs:
-                words = load_interleaved(stored, row * pitch + column, pitch)
-            else:
-                for k in range(4):
-                    for j in range(min(LANES, outputs - column)):
-                        edge[LANES * k + j] = stored[min(row + k, contraction - 1), column + j]
-                words = load_interleaved(edge, 0, LANES)
-            store(packed, at + LANES * i, words)
+def _cut(stored, row, column, rows, edge):  # type: ignore[no-untyped-def]
+    """What there is of some rows of 64 bytes; elsewhere there may be anything, since limbs or results end."""
+    for i in range(min(rows, stored.shape[0] - row)):
+        for j in range(min(ROW_BYTES, stored.shape[1] - column)):
+            edge[ROW_BYTES * i + j] = stored[row + i, column + j]
 
 
 @kernel
-def _pack(stored, shape, step, steps, column, tiles, packed, edge):  # type: ignore[no-untyped-def]
-    """Packs a group: panel by panel, for each step its two tiles."""
-    forward, contraction, outputs = shape
-    for n in range(steps * tiles):
-        # In the order in which the layer's rows lie in memory.
-        k, t = (n % steps, n // steps) if forward else (n // tiles, n % tiles)
-        feature, first = (step + k) * ROW_BYTES, min(column + t * TILE_ROWS, outputs - 1)
-        at = t // 2 * _PANEL_WORDS + (2 * k + t % 2) * TILE_WORDS
-        _pack_tile(stored, forward, feature, first, contraction, outputs, packed, at, edge)
+def _pack_outputs(stored, width, step, steps, first, tiles, packed, edge):  # type: ignore[no-untyped-def]
+    """Packs a group of columns of a matrix whose columns are the stored rows.
+
+    Args:
+        stored: int8 [outputs, features or more].
+        width: features.
+        step, steps: the first 64 features, and how often there are 64.
+        first, tiles: the group's first column, and how often there are sixteen.
+        packed: uint32, receives panel by panel each step's two tiles.
+        edge: int8 [1024], used meanwhile.
+    """
+    outputs, pitch = stored.shape
+    for t in range(tiles):
+        row = first + t * TILE_ROWS
+        for k in range(steps):
+            to = t // 2 * _PANEL_WORDS + (2 * k + t % 2) * TILE_WORDS
+            column = (step + k) * ROW_BYTES
+            if row + TILE_ROWS <= outputs and column + ROW_BYTES <= width:
+                pack_columns(stored, row * pitch + column, pitch, packed, to)
+            else:
+                _cut(stored[:, :width], row, column, TILE_ROWS, edge)
+                pack_columns(edge, 0, ROW_BYTES, packed, to)
+
+
+@kernel
+def _pack_features(stored, width, step, steps, first, tiles, packed, edge):  # type: ignore[no-untyped-def]
+    """Packs a group of columns of a matrix as it is stored: int8 [features, ``width`` outputs or more].
+
+    The others are as for `_pack_outputs`.
+    """
+    features, pitch = stored.shape
+    for k in range(steps):
+        for t in range(0, tiles, 4):
+            for i in range(TILE_ROWS):
+                to = t // 2 * _PANEL_WORDS + 2 * k * TILE_WORDS + i * LANES
+                row, column = (step + k) * ROW_BYTES + 4 * i, first + t * TILE_ROWS
+                if row + 4 <= features and column + ROW_BYTES <= width:
+                    for r in range(row + ROW_BYTES, row + ROW_BYTES + 4):
+                        prefetch(stored, r * pitch + column)
+                    pack_four_rows(stored, row * pitch + column, pitch, packed, to, _PANEL_WORDS)
+                else:
+                    _cut(stored[:, :width], row, column, 4, edge)
+                    pack_four_rows(edge, 0, ROW_BYTES, packed, to, _PANEL_WORDS)
 
 
 @kernel
@@ -222,12 +227,12 @@ def _ask(out, row, column):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _multiply(limbs, stored, shape, group, out, column, adding, configuration, packed, turn):  # type: ignore[no-untyped-def]
+def _multiply(limbs, stored, forward, width, group, out, column, adding, configuration, packed, turn):  # type: ignore[no-untyped-def]
     """Groups of columns that this thread takes.
 
     Args:
         limbs: see `_split`.
-        stored, shape: the matrix, see `_pack_tile`: ``forward``, features and columns.
+        stored, forward, width: the matrix, as `_pack_outputs` takes it if ``forward``, else `_pack_features`.
         group: columns to take at once.
         out: uint32, receives the residues from ``column`` on, or gets them added.
         configuration: of the registers.
@@ -235,24 +240,28 @@ def _multiply(limbs, stored, shape, group, out, column, adding, configuration, p
         turn: int64 [1], the first column that nobody took yet.
     """
     blocks, steps = limbs.shape[:2]
-    outputs = shape[2]
-    sums, words, edge = np.empty(_SUMS, np.int32), np.empty(LANES, np.uint32), np.zeros(ROW_BYTES, np.int8)
+    outputs = stored.shape[0] if forward else width
+    sums, words, edge = np.empty(_SUMS, np.int32), np.empty(LANES, np.uint32), np.zeros(TILE_BYTES, np.int8)
     configure(configuration)
     while True:
         first = take(turn, group)
         if first >= outputs:
             break
-        panels = -(-min(group, outputs - first) // _PANEL)
+        some = min(group, outputs - first)
+        tiles, panels = -(-some // ROW_BYTES) * 4, -(-some // _PANEL)
         for s in range(0, steps, _STEPS):
-            some = min(_STEPS, steps - s)
-            _pack(stored, shape, s, some, first, 2 * panels, packed, edge)
+            count = min(_STEPS, steps - s)
+            if forward:
+                _pack_outputs(stored, width, s, count, first, tiles, packed, edge)
+            else:
+                _pack_features(stored, width, s, count, first, tiles, packed, edge)
             for b in range(0, blocks, _BLOCKS):
                 for panel in range(panels):
                     to = column + first + panel * _PANEL
                     for block in range(b, min(b + _BLOCKS, blocks)):
                         row, at = block * TILE_ROWS, (block * steps + s) * LIMBS * TILE_BYTES
                         _ask(out, row, to)
-                        _multiply_block(limbs, at, packed, panel * _PANEL_WORDS, some, sums)
+                        _multiply_block(limbs, at, packed, panel * _PANEL_WORDS, count, sums)
                         _recombine(sums, out, row, to, column + outputs, adding or s > 0, words)
     release()
 
@@ -303,13 +312,14 @@ class TileProduct(Method):
         matrix = stacked(matrices)
         contraction, outputs = matrix.shape
         forward = matrix.stride(0) == 1
-        stored = contiguous_rows((matrix.t() if forward else matrix).numpy())
-        shape = forward, contraction, outputs
-        most = _GROUPS_A_THREAD * torch.get_num_threads() * _PANEL
-        group = min(_GROUP, -(-outputs // most) * _PANEL)
+        stored = (matrix.t() if forward else matrix).numpy()
+        rows, width = contiguous_rows(stored), stored.shape[1]
+        most = _GROUPS_A_THREAD * torch.get_num_threads() * ROW_BYTES
+        group = min(_GROUP, -(-outputs // most) * ROW_BYTES)
 
         def some(turn: NDArray[np.int64]) -> None:
             packed = large_matrix(1, group // _PANEL * _PANEL_WORDS, np.uint32)[0]
-            _multiply(prepared.limbs, stored, shape, group, out, column, adding, CONFIGURATION, packed, turn)
+            limbs = prepared.limbs
+            _multiply(limbs, rows, forward, width, group, out, column, adding, CONFIGURATION, packed, turn)
 
         for_rows_in_turn(-(-outputs // group), group * prepared.rows * contraction, some, _PAYING)

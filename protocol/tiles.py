@@ -19,7 +19,7 @@ from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from blindtune.protocol.vectors import LANES, words_type
+from blindtune.protocol.vectors import LANES, transposed, words_type
 
 __all__ = [
     "CONFIGURATION",
@@ -28,9 +28,9 @@ __all__ = [
     "are_usable",
     "clear_sums",
     "configure",
-    "load_interleaved",
-    "load_row",
     "multiply_tiles",
+    "pack_columns",
+    "pack_four_rows",
     "release",
     "store_apart",
     "store_sums",
@@ -178,40 +178,101 @@ def store_sums(context, sums, at):  # type: ignore[no-untyped-def]
     return types.void(sums, types.intp), generate
 
 
+def _loaded(context, builder, array_type, values, count):  # type: ignore[no-untyped-def]
+    """Some rows of 64 bytes of an array, from a byte on; values are the array, the byte and the pitch."""
+    number, rows = values[1], []
+    for _ in range(count):
+        address = _address(context, builder, array_type, values[0], number)
+        rows.append(builder.load(builder.bitcast(address, words_type.value.as_pointer()), align=1))
+        number = builder.add(number, values[2])
+    return rows
+
+
+def _stored(context, builder, array_type, values, rows):  # type: ignore[no-untyped-def]
+    """Puts vectors of words into an array; values are the array, the first word and words to the next."""
+    number = values[1]
+    for row in rows:
+        address = _address(context, builder, array_type, values[0], number)
+        builder.store(row, builder.bitcast(address, row.type.as_pointer()), align=4)
+        number = builder.add(number, values[2])
+
+
 @intrinsic
-def load_row(context, array, at):  # type: ignore[no-untyped-def]
-    """64 bytes of an int8 array, as words."""
+def pack_columns(context, array, at, pitch, packed, to):  # type: ignore[no-untyped-def]
+    """Packs a right tile whose columns are sixteen rows of 64 bytes.
+
+    Args:
+        array: int8.
+        at: the first row's first byte.
+        pitch: bytes from row to row.
+        packed: uint32, receives the tile.
+        to: its first word.
+    """
     _require_bytes(array)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        address = _address(context, builder, array, *values)
-        return builder.load(builder.bitcast(address, words_type.value.as_pointer()), align=1)
+        rows = transposed(builder, _loaded(context, builder, array, values, TILE_ROWS))
+        _stored(context, builder, packed, (*values[3:], ir.Constant(_I64, LANES)), rows)
+        return context.get_dummy_value()
 
-    return words_type(array, types.intp), generate
+    return types.void(array, types.intp, types.intp, packed, types.intp), generate
 
 
 @intrinsic
-def load_interleaved(context, array, at, pitch):  # type: ignore[no-untyped-def]
-    """Sixteen bytes of each of four rows of an int8 array, ``pitch`` apart: word j holds all bytes j."""
+def pack_four_rows(context, array, at, pitch, packed, to, apart):  # type: ignore[no-untyped-def]
+    """Packs four rows of 64 bytes: one row of four right tiles.
+
+    Args:
+        array, at, pitch, packed: as for `pack_columns`.
+        to: that row's first word in the first tile, behind which lies the second.
+        apart: words from the first tile to the third, behind which lies the fourth.
+    """
     _require_bytes(array)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        some, pairs = (ir.VectorType(_I8, n * LANES) for n in (1, 2))
-        number, rows = values[1], []
-        for _ in range(4):
-            address = _address(context, builder, array, values[0], number)
-            rows.append(builder.load(builder.bitcast(address, some.as_pointer()), align=1))
-            number = builder.add(number, values[2])
-        for vector in (some, pairs):
-            order = ir.Constant(ir.VectorType(_I32, 2 * vector.count), list(range(2 * vector.count)))
-            rows = [builder.shuffle_vector(*rows[i : i + 2], order) for i in range(0, len(rows), 2)]
-        in_order = rows[0]
-        turned = [LANES * k + j for j in range(LANES) for k in range(4)]
-        order = ir.Constant(ir.VectorType(_I32, 4 * LANES), turned)
-        undefined = ir.Constant(in_order.type, ir.Undefined)
-        return builder.bitcast(builder.shuffle_vector(in_order, undefined, order), words_type.value)
+        def both(a: ir.Value, b: ir.Value, size: int) -> list[ir.Value]:
+            """Elements of so many bytes by turns: of the first halves of all 16 bytes, and of the second."""
+            vector, lane = ir.VectorType(ir.IntType(8 * size), ROW_BYTES // size), LANES // size
+            a, b = builder.bitcast(a, vector), builder.bitcast(b, vector)
+            found = []
+            for first in (0, lane // 2):
+                order = [
+                    start + first + i + vector.count * k
+                    for start in range(0, vector.count, lane)
+                    for i in range(lane // 2)
+                    for k in range(2)
+                ]
+                order_of = ir.Constant(ir.VectorType(_I32, len(order)), order)
+                found.append(builder.shuffle_vector(a, b, order_of))
+            return found
 
-    return words_type(array, types.intp, types.intp), generate
+        rows = _loaded(context, builder, array, values, 4)
+        (a, b), (c, d) = both(*rows[:2], 1), both(*rows[2:], 1)
+        # Vector k holds columns 4 k ... 4 k + 3 of each sixteen.
+        columns = [builder.bitcast(x, words_type.value) for x in (*both(a, c, 2), *both(b, d, 2))]
+        tiles, next_tile = _lanes(builder, columns), ir.Constant(_I64, TILE_WORDS)
+        _stored(context, builder, packed, (values[3], values[4], next_tile), tiles[:2])
+        third = builder.add(values[4], values[5])
+        _stored(context, builder, packed, (values[3], third, next_tile), tiles[2:])
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.intp, packed, types.intp, types.intp), generate
+
+
+def _lanes(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
+    """Transposes four vectors, of four times four words each."""
+
+    def chosen(a: ir.Value, b: ir.Value, lanes: tuple[int, ...]) -> ir.Value:
+        order = [4 * lane + i for lane in lanes for i in range(4)]
+        return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(_I32, LANES), order))
+
+    even, odd = (0, 2, 4, 6), (1, 3, 5, 7)
+    first = [chosen(x[i], x[i + 1], lanes) for lanes in (even, odd) for i in (0, 2)]
+    # first: lanes 0 and 2 of vectors 0, 1; of 2, 3; lanes 1 and 3 of 0, 1; of 2, 3.
+    pairs = [(first[0], first[1]), (first[2], first[3])]
+    low = [chosen(a, b, even) for a, b in pairs]
+    high = [chosen(a, b, odd) for a, b in pairs]
+    return [low[0], low[1], high[0], high[1]]
 
 
 @intrinsic

@@ -54,8 +54,8 @@ __all__ = [
     "subtract_bytes",
     "transpose",
 ]
-# `reals` builds its operations from these too: address_of, half_type, operation, splat, Vector, VectorModel,
-# words_type. Kernels have no use for them.
+# `reals` and `tiles` build their operations from these too: address_of, half_type, operation, splat,
+# transposed, Vector, VectorModel, words_type. Kernels have no use for them.
 
 LANES = 16
 """Words in a vector."""
@@ -195,6 +195,18 @@ def prefetch(context, array, at):  # type: ignore[no-untyped-def]
     return types.void(array, types.intp), generate
 
 
+def transposed(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
+    """Instructions that transpose sixteen vectors of words."""
+    # Word w of vector v has the index 16 v + w, of 8 bits. To shuffle vectors v and v + 8 perfectly is to
+    # turn the index of each word left by one bit; after four turns v and w have changed places.
+    half = LANES // 2
+    low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
+    orders = [ir.Constant(_WORDS, [first + i for i in low]) for first in (0, half)]
+    for _ in range(4):
+        x = [builder.shuffle_vector(x[i // 2], x[half + i // 2], orders[i % 2]) for i in range(LANES)]
+    return x
+
+
 @intrinsic
 def transpose(context, array, at):  # type: ignore[no-untyped-def]
     """Transposes sixteen vectors that lie one after the other in an array, in place."""
@@ -204,14 +216,7 @@ def transpose(context, array, at):  # type: ignore[no-untyped-def]
             index = builder.add(values[1], ir.Constant(values[1].type, LANES * i))
             return address_of(context, builder, array, (values[0], index), _WORDS)
 
-        x = [builder.load(place(i), align=4) for i in range(LANES)]
-        # Word w of vector v has the index 16 v + w, of 8 bits. To shuffle vectors v and v + 8 perfectly is to
-        # turn the index of each word left by one bit; after four turns v and w have changed places.
-        half = LANES // 2
-        low = [i // 2 + LANES * (i % 2) for i in range(LANES)]
-        orders = [ir.Constant(_WORDS, [first + i for i in low]) for first in (0, half)]
-        for _ in range(4):
-            x = [builder.shuffle_vector(x[i // 2], x[half + i // 2], orders[i % 2]) for i in range(LANES)]
+        x = transposed(builder, [builder.load(place(i), align=4) for i in range(LANES)])
         for i in range(LANES):
             builder.store(x[i], place(i), align=4)
         return context.get_dummy_value()
