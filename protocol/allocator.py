@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 
-__all__ = ["freed_bytes", "keep_freed_memory"]
+__all__ = ["keep_freed_memory"]
 
 # Of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -38,24 +38,3 @@ def keep_freed_memory(most: int | None = None) -> None:
     mallopt = ctypes.CDLL(None).mallopt
     for parameter, value in (_VALUES | {_TRIM_THRESHOLD: _NEVER if most is None else most}).items():
         mallopt(parameter, value)
-
-
-class _Heap(ctypes.Structure):
-    """What mallinfo2(3) returns."""
-
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in (
-            *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
-            *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
-        )
-    ]
-
-
-def freed_bytes() -> int:
-    """Of this process's memory, what is free for its next allocations; 0 where the C library does not say."""
-    mallinfo2 = getattr(ctypes.CDLL(None), "mallinfo2", None)
-    if platform.libc_ver()[0] != "glibc" or mallinfo2 is None:
-        return 0
-    mallinfo2.restype = _Heap
-    return int(mallinfo2().fordblks)

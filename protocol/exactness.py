@@ -104,10 +104,10 @@ def exact_method(
         try:
             wrong = next((n for n in lengths if not is_exact(method, n, device)), None)
             reason = f"is not exact at contraction length {wrong}" if wrong else None
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, MemoryError):
             raise  # a slower method would need more
-        except (RuntimeError, AttributeError) as error:
-            reason = f"does not run ({error})"
+        except Exception as error:  # a compiler's errors have no class in common
+            reason = f"does not run ({_first_line(error)})"
         if reason is None:
             expand_on_host_unless_exact(method, device, log)
             return method
@@ -130,10 +130,14 @@ def expand_on_host_unless_exact(method: Method, device: torch.device, log: Calla
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # a compiler's errors have no class in common
-        reason = f"does not run ({(str(error) or type(error).__name__).splitlines()[0]})"
+        reason = f"does not run ({_first_line(error)})"
     if reason is not None:
         log(f"the {method.name} product's expansion of seeds on {device} {reason}; the host expands them")
         method.expand = None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def int8_methods(device: torch.device) -> list[Method]:

@@ -170,9 +170,10 @@ def contiguous_rows(matrix: NDArray[Any]) -> NDArray[Any]:
     So columns of a wider matrix are read where they lie. Others are copied.
     """
     rows, columns = matrix.shape
-    if matrix.strides[0] < matrix.itemsize * columns or matrix.strides[1] != matrix.itemsize:
+    pitch, size = matrix.strides[0], matrix.itemsize
+    if pitch < size * columns or pitch % size or matrix.strides[1] != size:
         matrix = matrix.copy()  # of a single row, ascontiguousarray would keep any strides
-    return as_strided(matrix, (rows, matrix.strides[0] // matrix.itemsize), matrix.strides, writeable=False)
+    return as_strided(matrix, (rows, matrix.strides[0] // size), matrix.strides, writeable=False)
 
 
 class Int8Product(Method):

@@ -89,10 +89,10 @@ def _high_quotients(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
 def _residues_of_sums(a, b, c, d):  # type: ignore[no-untyped-def]
     """a + 2^8 b + 2^16 c + 2^24 d mod q, of sums of `_STEPS` products of tiles: 2^25 at most in magnitude.
 
-    With t = d + floor(b / 2^16) + floor(c / 2^8), the sum is 2^24 t and less than 4 * 2^24 = 0.04 q more or
-    less. As float32, t has an error of up to 2, which is 0.02 q; and 2^24 / q and its product with t, below
-    2^19, have 2^-24 of it each, which is 0.07 q. So the integer nearest to that product, times q, is less
-    than 0.7 q from the sum, and 32 bits, which do not hold the sum, hold the difference.
+    With t = d + floor(b / 2^16) + floor(c / 2^8), the sum is 2^24 t and less than 4 * 2^24, below 0.04 q,
+    more or less. As float32, t has an error of up to 2, which is 0.02 q; and 2^24 / q and its product with t,
+    below 2^19, have 2^-24 of it each, which is 0.07 q. So the integer nearest to that product, times q, is
+    less than 0.7 q from the sum, and 32 bits, which do not hold the sum, hold the difference.
     """
     high = add(d, add(shift_right_signed(c, uint32(8)), shift_right_signed(b, uint32(16))))
     total = add(add(a, shift_left(b, uint32(8))), add(shift_left(c, uint32(16)), shift_left(d, uint32(24))))
@@ -116,9 +116,9 @@ def _split(operand, columns, limbs, start, stop):  # type: ignore[no-untyped-def
     """Left tiles of some blocks: of sixteen rows and 64 columns, four limbs, 0 beyond the operand."""
     steps, rest = limbs.shape[1], np.zeros(ROW_BYTES, np.uint32)
     for block in range(start, stop):
-        for i in range(TILE_ROWS):
-            r = block * TILE_ROWS + i
-            for s in range(steps):
+        for s in range(steps):
+            for i in range(TILE_ROWS):
+                r = block * TILE_ROWS + i
                 at, first = ((block * steps + s) * LIMBS * TILE_ROWS + i) * ROW_BYTES, s * ROW_BYTES
                 whole = r < operand.shape[0] and first + ROW_BYTES <= columns
                 if not whole:
@@ -227,27 +227,29 @@ def _ask(out, row, column):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _multiply(limbs, stored, forward, width, group, out, column, adding, configuration, packed, turn):  # type: ignore[no-untyped-def]
-    """Groups of columns that this thread takes.
+def _multiply(limbs, stored, forward, width, work, out, column, adding, configuration, packed, turn):  # type: ignore[no-untyped-def]
+    """Groups of columns by parts of the rows that this thread takes.
 
     Args:
         limbs: see `_split`.
         stored, forward, width: the matrix, as `_pack_outputs` takes it if ``forward``, else `_pack_features`.
-        group: columns to take at once.
+        work: columns of a group, and blocks of sixteen rows of a part.
         out: uint32, receives the residues from ``column`` on, or gets them added.
         configuration: of the registers.
         packed: uint32, used meanwhile.
-        turn: int64 [1], the first column that nobody took yet.
+        turn: int64 [1], how often one was taken.
     """
-    blocks, steps = limbs.shape[:2]
+    (blocks, steps), (group, part) = limbs.shape[:2], work
     outputs = stored.shape[0] if forward else width
+    groups, parts = -(-outputs // group), -(-blocks // part)
     sums, words, edge = np.empty(_SUMS, np.int32), np.empty(LANES, np.uint32), np.zeros(TILE_BYTES, np.int8)
     configure(configuration)
     while True:
-        first = take(turn, group)
-        if first >= outputs:
+        taken = take(turn, 1)
+        if taken >= groups * parts:
             break
-        some = min(group, outputs - first)
+        first, start = taken % groups * group, taken // groups * part
+        stop, some = min(start + part, blocks), min(group, outputs - first)
         tiles, panels = -(-some // ROW_BYTES) * 4, -(-some // _PANEL)
         for s in range(0, steps, _STEPS):
             count = min(_STEPS, steps - s)
@@ -255,10 +257,10 @@ def _multiply(limbs, stored, forward, width, group, out, column, adding, configu
                 _pack_outputs(stored, width, s, count, first, tiles, packed, edge)
             else:
                 _pack_features(stored, width, s, count, first, tiles, packed, edge)
-            for b in range(0, blocks, _BLOCKS):
+            for b in range(start, stop, _BLOCKS):
                 for panel in range(panels):
                     to = column + first + panel * _PANEL
-                    for block in range(b, min(b + _BLOCKS, blocks)):
+                    for block in range(b, min(b + _BLOCKS, stop)):
                         row, at = block * TILE_ROWS, (block * steps + s) * LIMBS * TILE_BYTES
                         _ask(out, row, to)
                         _multiply_block(limbs, at, packed, panel * _PANEL_WORDS, count, sums)
@@ -271,11 +273,12 @@ class Prepared:
     """An operand's limbs.
 
     Attributes:
-        rows: of the operand.
+        rows, columns: of the operand.
         limbs: int8 [blocks of sixteen rows, steps of 64 columns, four tiles], see `_split`.
     """
 
     rows: int
+    columns: int
     limbs: NDArray[np.int8]
 
 
@@ -299,7 +302,7 @@ class TileProduct(Method):
         limbs = limbs.reshape(blocks, steps, LIMBS * TILE_BYTES)
         wide = contiguous_rows(operand)
         for_row_blocks(blocks, TILE_ROWS * columns, lambda a, b: _split(wide, columns, limbs, a, b))
-        return Prepared(rows, limbs)
+        return Prepared(rows, columns, limbs)
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
         out = large_matrix(prepared.rows, matrix.shape[1], np.uint32)
@@ -311,15 +314,27 @@ class TileProduct(Method):
     ) -> None:
         matrix = stacked(matrices)
         contraction, outputs = matrix.shape
+        if contraction != prepared.columns:
+            raise ValueError(f"an operand of {prepared.columns} columns by a matrix of {contraction} rows")
+        if not out.flags.c_contiguous or len(out) != prepared.rows or out.shape[1] < column + outputs:
+            raise ValueError(f"no room for {prepared.rows} rows of {outputs} columns from column {column} on")
         forward = matrix.stride(0) == 1
         stored = (matrix.t() if forward else matrix).numpy()
-        rows, width = contiguous_rows(stored), stored.shape[1]
-        most = _GROUPS_A_THREAD * torch.get_num_threads() * ROW_BYTES
-        group = min(_GROUP, -(-outputs // most) * ROW_BYTES)
+        rows, width, limbs = contiguous_rows(stored), stored.shape[1], prepared.limbs
+        group, part = self._work(outputs, len(limbs))
 
         def some(turn: NDArray[np.int64]) -> None:
             packed = large_matrix(1, group // _PANEL * _PANEL_WORDS, np.uint32)[0]
-            limbs = prepared.limbs
-            _multiply(limbs, rows, forward, width, group, out, column, adding, CONFIGURATION, packed, turn)
+            work = group, part
+            _multiply(limbs, rows, forward, width, work, out, column, adding, CONFIGURATION, packed, turn)
 
-        for_rows_in_turn(-(-outputs // group), group * prepared.rows * contraction, some, _PAYING)
+        # A block costs the same however many of its rows there are.
+        products = group * contraction * min(part, len(limbs)) * TILE_ROWS
+        for_rows_in_turn(-(-outputs // group) * -(-len(limbs) // part), products, some, _PAYING)
+
+    def _work(self, outputs: int, blocks: int) -> tuple[int, int]:
+        """Columns and blocks of rows that a thread takes at once, so that all threads have some."""
+        threads = torch.get_num_threads()
+        group = min(_GROUP, -(-outputs // (_GROUPS_A_THREAD * threads * ROW_BYTES)) * ROW_BYTES)
+        parts = max(1, threads // -(-outputs // group))
+        return group, max(_BLOCKS, -(-blocks // parts))

@@ -67,7 +67,8 @@ def are_usable() -> bool:
     """
     features = str(cpu_target.target_context.codegen().magic_tuple()[2])
     have = {"+amx-tile", "+amx-int8", "+avx512f", "+avx512bw"} <= set(features.split(","))
-    return have and bool(getattr(torch.cpu, "_init_amx", bool)())
+    ask = getattr(torch.cpu, "_init_amx", None)  # where a release of torch has it not, tiles are not used
+    return have and ask is not None and bool(ask())
 
 
 def _instruction(builder: ir.IRBuilder, name: str, *arguments: ir.Value) -> None:
@@ -109,7 +110,7 @@ def configure(context, configuration):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def release(context):  # type: ignore[no-untyped-def]
-    """Ends the use of the registers, which the system saves whenever it changes threads."""
+    """Ends the use of the registers, whose 8 KiB the system would else save whenever it changes threads."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         _instruction(builder, "tilerelease")
@@ -247,7 +248,7 @@ def pack_four_rows(context, array, at, pitch, packed, to, apart):  # type: ignor
             return found
 
         rows = _loaded(context, builder, array, values, 4)
-        (a, b), (c, d) = both(*rows[:2], 1), both(*rows[2:], 1)
+        (a, b), (c, d) = both(rows[0], rows[1], 1), both(rows[2], rows[3], 1)
         # Vector k holds columns 4 k ... 4 k + 3 of each sixteen.
         columns = [builder.bitcast(x, words_type.value) for x in (*both(a, c, 2), *both(b, d, 2))]
         tiles, next_tile = _lanes(builder, columns), ir.Constant(_I64, TILE_WORDS)

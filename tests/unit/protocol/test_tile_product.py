@@ -10,7 +10,7 @@ import torch
 
 from blindtune.protocol import exactness, tile_product
 from blindtune.protocol.compiled import kernel
-from blindtune.protocol.exactness import int8_methods
+from blindtune.protocol.exactness import exact_method, int8_methods
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.product_methods import Int8Product
 from blindtune.protocol.tile_product import TileProduct, _residues_of_sums, _split
@@ -88,10 +88,10 @@ def test_only_the_products_columns_are_written(adding: bool, transposed: bool) -
         shape = (outputs, contraction) if transposed else (contraction, outputs)
         stored = torch.from_numpy(generator.integers(-127, 128, shape, dtype=np.int8))
         matrix = stored.t() if transposed else stored
-        out = generator.integers(0, MODULUS, (rows, column + outputs + 3), dtype=np.uint32)
+        out = generator.integers(0, MODULUS, (rows, column + outputs + 19), dtype=np.uint32)
         expected = out.copy()
-        product = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
-        before = out[:, column : column + outputs].astype(object) if adding else 0
+        product = operand.astype(np.int64) @ matrix.numpy().astype(np.int64)  # below 2^31 * 2^7 * 2^12
+        before = out[:, column : column + outputs].astype(np.int64) if adding else 0
         expected[:, column : column + outputs] = (product + before) % MODULUS
         method.multiply_into(out, column, method.prepare(operand), matrix, adding=adding)
         assert np.array_equal(out, expected), (rows, contraction, outputs)
@@ -100,12 +100,12 @@ def test_only_the_products_columns_are_written(adding: bool, transposed: bool) -
 @needs_tiles
 def test_groups_of_columns_are_exact_with_any_number_of_threads() -> None:
     generator = np.random.default_rng(4)
-    operand = generator.integers(0, MODULUS, (70, 130), dtype=np.uint32)
+    operand = generator.integers(0, MODULUS, (200, 130), dtype=np.uint32)
     matrix = torch.from_numpy(generator.integers(-127, 128, (130, 1111), dtype=np.int8))
     expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
     method, before = TileProduct(), torch.get_num_threads()
     try:
-        for threads in (1, 2, 3, 20):
+        for threads in (1, 2, 3, 20, 100):
             torch.set_num_threads(threads)
             assert np.array_equal(method.multiply(method.prepare(operand), matrix), expected)
     finally:
@@ -121,13 +121,17 @@ from blindtune.protocol.tile_product import TileProduct
 libc = ctypes.CDLL(None, use_errno=True)
 kept = []
 
-def at_the_end(array, pages=64):
-    # A copy whose last byte is the last one that may be touched.
+def at_the_end(array, gap=0, pages=64):
+    # A copy whose last byte is the last one that may be touched; between its rows are so many elements more.
     memory = mmap.mmap(-1, (pages + 1) * mmap.PAGESIZE)
     start = np.frombuffer(memory, np.uint8)
     end = pages * mmap.PAGESIZE
     assert not libc.mprotect(ctypes.c_void_p(start.ctypes.data + end), mmap.PAGESIZE, 0)
-    copy = start[end - array.nbytes : end].view(array.dtype).reshape(array.shape)
+    rows, columns = array.shape
+    pitch = columns + gap
+    flat = start[end - ((rows - 1) * pitch + columns) * array.itemsize : end].view(array.dtype)
+    strides = pitch * array.itemsize, array.itemsize
+    copy = np.lib.stride_tricks.as_strided(flat, array.shape, strides)
     copy[:] = array
     kept.append((memory, start))
     return copy
@@ -135,14 +139,17 @@ def at_the_end(array, pages=64):
 generator, method = np.random.default_rng(5), TileProduct()
 SHAPES = (1, 1, 1), (3, 63, 17), (16, 64, 32), (17, 65, 31), (5, 130, 47), (2, 4, 16)
 for rows, contraction, outputs in SHAPES:
-    operand = at_the_end(generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32))
+    plain = generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
     for shape in ((contraction, outputs), (outputs, contraction)):
-        stored = torch.from_numpy(at_the_end(generator.integers(-127, 128, shape, dtype=np.int8)))
-        matrix = stored if shape[0] == contraction else stored.t()
-        out = at_the_end(np.zeros((rows, outputs), np.uint32))
-        method.multiply_into(out, 0, method.prepare(operand), matrix)
-        expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
-        assert np.array_equal(out, expected), (rows, contraction, outputs)
+        weights = generator.integers(-127, 128, shape, dtype=np.int8)
+        for gap in (0, 70):
+            operand = at_the_end(plain, gap=gap // 14)
+            stored = torch.from_numpy(at_the_end(weights, gap=gap))
+            matrix = stored if shape[0] == contraction else stored.t()
+            out = at_the_end(np.zeros((rows, outputs), np.uint32))
+            method.multiply_into(out, 0, method.prepare(operand), matrix)
+            expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
+            assert np.array_equal(out, expected), (rows, contraction, outputs, gap)
 print("nothing beyond the end was touched")
 """
 
@@ -168,15 +175,48 @@ def test_where_tiles_are_usable_they_come_first() -> None:
     assert [type(method) for method in int8_methods(torch.device("cpu"))] == [TileProduct, Int8Product]
 
 
-def test_tiles_are_not_used_where_the_compiler_was_told_of_another_processor() -> None:
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("NUMBA_CPU_NAME", "generic"), ("NUMBA_CPU_FEATURES", "+amx-tile,+avx512f,+avx512bw")],
+)
+def test_tiles_are_not_used_where_the_compiler_was_told_of_another_processor(name: str, value: str) -> None:
     program = "from blindtune.protocol.tiles import are_usable; print(are_usable())"
-    environment = os.environ | {"NUMBA_CPU_NAME": "generic"}
     run = subprocess.run(
         [sys.executable, "-c", program],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+        env=os.environ | {name: value}, capture_output=True, text=True, timeout=300, check=True,
+    )  # fmt: skip
     assert run.stdout.strip() == "False"
+
+
+def test_tiles_are_not_used_where_the_system_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: False, raising=False)
+    assert not are_usable()
+    monkeypatch.delattr(torch.cpu, "_init_amx")
+    assert not are_usable()
+
+
+@needs_tiles
+def test_a_compiler_that_fails_leaves_the_product_to_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(self: TileProduct, operand: np.ndarray) -> None:
+        raise LookupError("no such instruction\nand a long report")
+
+    said: list[str] = []
+    monkeypatch.setattr(TileProduct, "prepare", fails)
+    assert exact_method([64], "cpu", said.append).name in ("int8", "float64")
+    assert "int8-amx" in said[0] and "no such instruction" in said[0] and "report" not in said[0]
+
+
+@needs_tiles
+def test_operands_matrices_and_results_that_do_not_fit_are_refused() -> None:
+    method = TileProduct()
+    prepared, matrix = method.prepare(np.zeros((3, 63), np.uint32)), torch.zeros((63, 32), dtype=torch.int8)
+    method.multiply_into(np.zeros((3, 40), np.uint32), 8, prepared, matrix)
+    with pytest.raises(ValueError, match="63 columns by a matrix of 64 rows"):
+        method.multiply(prepared, torch.zeros((64, 32), dtype=torch.int8))
+    for out, column in (
+        (np.zeros((3, 40), np.uint32), 9),
+        (np.zeros((2, 40), np.uint32), 0),
+        (np.zeros((3, 80), np.uint32)[:, :40], 0),
+    ):
+        with pytest.raises(ValueError, match="no room for 3 rows of 32 columns"):
+            method.multiply_into(out, column, prepared, matrix)
