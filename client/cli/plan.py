@@ -66,7 +66,7 @@ def plan(
     ] = None,
     calibrate: Annotated[
         bool,
-        typer.Option("--calibrate", help="First measure this machine, which takes half a minute."),
+        typer.Option("--calibrate", help="First measure this machine, which takes a minute."),
     ] = False,
     json: Annotated[bool, typer.Option("--json", help="One line of JSON on stdout.")] = False,
 ) -> None:

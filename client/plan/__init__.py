@@ -8,5 +8,5 @@ costs       seconds of one product, at the client, on the network and at a worke
 schedule    how micro-batches in flight share client, network and workers
 skeleton    the model of a configuration, without weights
 planning    all of it together
-calibration measures the constants on this machine
+calibration measures the constants on this machine, with loopback, small_steps and measured_...
 """

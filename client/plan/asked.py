@@ -113,25 +113,33 @@ class _Elsewhere(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, outputs: int) -> torch.Tensor:
-        ctx.shape = x.shape
+    def forward(ctx: Any, x: torch.Tensor, outputs: int, wait: Callable[[], object]) -> torch.Tensor:
+        ctx.shape, ctx.wait = x.shape, wait
+        wait()
         return _by_float32(x, (*x.shape[:-1], outputs))
 
     @staticmethod
-    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return _by_float32(gradients[0], ctx.shape), None
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        ctx.wait()
+        return _by_float32(gradients[0], ctx.shape), None, None
 
 
 def _by_float32(x: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
     return x.to(torch.float32).new_ones(shape).to(x.dtype)
 
 
-def make_remote(module: nn.Module, outputs: int) -> None:
-    """Leaves out of a linear layer what workers compute."""
+def make_remote(module: nn.Module, outputs: int, wait: Callable[[], object] = lambda: None) -> None:
+    """Leaves out of a linear layer what workers compute.
+
+    Args:
+        module: the layer.
+        outputs: its features.
+        wait: called instead, in both directions.
+    """
     bias = getattr(module, "bias", None)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = _Elsewhere.apply(x, outputs)
+        y: torch.Tensor = _Elsewhere.apply(x, outputs, wait)
         return y if bias is None else y + bias
 
     module.forward = forward

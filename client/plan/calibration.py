@@ -1,17 +1,17 @@
 """Measures the constants of the cost model on this machine, with the code that training runs."""
 
-import gc
 from collections.abc import Callable
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from blindtune.client.plan.loopback import loopback
 from blindtune.client.plan.measured_local import LocalRates, measure_local, measure_optimizer
+from blindtune.client.plan.measured_memory import measure_memory
 from blindtune.client.plan.measured_rounds import RoundRates, measure_rounds
 from blindtune.client.plan.processor import processor_name
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
-from blindtune.protocol.allocator import freed_bytes, keep_freed_memory
+from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["calibrate", "plausible"]
@@ -28,7 +28,8 @@ _NEVER_NOTHING = {
     "byte": "transport",
     "flop": "products in float32",
     "half_flop": "products in bfloat16",
-    "moved": "reading and writing memory",
+    "moved": "reading and writing float32",
+    "half_moved": "reading and writing bfloat16",
 }
 
 
@@ -39,12 +40,11 @@ def calibrate() -> Profile:
         ConfigurationError: no worker can be started here, or the machine is too busy.
     """
     keep_freed_memory()  # as a client does
-    rounds = plausible(measure_rounds)
-    local = plausible(measure_local)
+    memory = measure_memory()  # first, while this process holds nothing else
+    with loopback() as here:
+        rounds = plausible(lambda: measure_rounds(here))
+        local = plausible(lambda: measure_local(here.ask))
     trained = measure_optimizer()
-    gc.collect()
-    # What the libraries took while they were used, such as compiled kernels, they keep.
-    resident = max(0, _anonymous_bytes() - freed_bytes())
     name = f"{processor_name()}, {torch.get_num_threads()} threads"
     # Both ends of a transport are alike, and were measured together.
     byte, request = rounds.byte / 2, rounds.request / 2
@@ -64,11 +64,15 @@ def calibrate() -> Profile:
             flop=local.flop,
             half_flop=local.half_flop,
             moved=local.moved,
+            half_moved=local.half_moved,
             call=local.call,
+            shared=local.shared,
+            fresh=local.fresh,
             attended=local.attended,
             half_attended=local.half_attended,
             trained=trained,
-            resident=resident,
+            resident=memory.resident,
+            spread=memory.spread,
         ),
         WorkerProfile(
             name=name,
@@ -99,9 +103,3 @@ def plausible(measure: Callable[[], Rates]) -> Rates:
         f"this machine was too busy to be measured: in {_ATTEMPTS} attempts, {', '.join(lost)} took no time "
         "that could be told from the rest. Try again when nothing else runs on it"
     )
-
-
-def _anonymous_bytes() -> int:
-    """Memory of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) << 10 for line in lines if line.startswith("RssAnon"))

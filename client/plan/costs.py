@@ -26,10 +26,22 @@ from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.product_methods import LIMBS
 
-__all__ = ["KEPT_BYTES", "Link", "Matrix", "Protocol", "kept_share", "product_stages", "worker_workspace"]
+__all__ = [
+    "ANSWERS_KEPT_BYTES",
+    "KEPT_BYTES",
+    "Link",
+    "Matrix",
+    "Protocol",
+    "kept_share",
+    "product_stages",
+    "worker_workspace",
+]
 
 KEPT_BYTES = 1 << 28
 """For mask rows that wait for the next operand, see `blindtune.protocol.lattice.source.LatticeSource`."""
+
+ANSWERS_KEPT_BYTES = 128 << 20
+"""Of each operator's answers, for its next ones, see `blindtune.client.operators.operator.OperatorClient`."""
 
 _CALIBRATED_RANK = 5
 _BLOCK_ELEMENTS = 8 << 20

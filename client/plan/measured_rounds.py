@@ -1,74 +1,51 @@
 """How fast this machine masks and unmasks, multiplies as a worker, and moves bytes between the two.
 
 Products of a small random model go three ways: with the worker's product in this process, where client and
-worker are timed apart; the same under lattice masks; and both through worker processes on loopback over
-TLS, shares through two and the lattice through one. What the last take longer than their parts is the
-transport.
+worker are timed apart; the same under lattice masks; and both through worker processes on loopback, shares
+through two and the lattice through one. What the last take longer than their parts is the transport.
 """
 
-import json
 import os
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from math import ceil
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
-from blindtune.checkpoint import Checkpoint
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.client.connect import connect
 from blindtune.client.kit import Kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.plan.costs import Matrix
 from blindtune.client.plan.fitting import fit
+from blindtune.client.plan.loopback import LAYER, NARROW, OPERATORS, WIDE, Loopback
 from blindtune.client.plan.traffic import WORD_BYTES
-from blindtune.client.prepare import prepare
-from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskedOperand, MaskSource, ShareSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
-from blindtune.protocol.products import Product, contraction_lengths
+from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
 __all__ = ["RoundRates", "measure_rounds"]
 
-_MODEL: dict[str, Any] = {
-    "hidden_size": 2048,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "tie_word_embeddings": True,
-}
-_LAYER = "model.layers.0."
 # One of them is narrow: with matrices of one shape, time for their elements looks like time for operations.
 _GROUPS = (
-    tuple(f"{_LAYER}self_attn.{x}_proj.weight" for x in "qkv"),
-    (f"{_LAYER}self_attn.k_proj.weight",),
-    (f"{_LAYER}mlp.gate_proj.weight", f"{_LAYER}mlp.up_proj.weight"),
-    (f"{_LAYER}mlp.down_proj.weight",),
+    tuple(f"{LAYER}self_attn.{x}_proj.weight" for x in "qkv"),
+    (NARROW,),
+    WIDE,
+    (f"{LAYER}mlp.down_proj.weight",),
 )
 _ROWS = (16, 64, 256)
-_OPERATORS = 2
+# More than caches hold.
+_BETWEEN_BYTES = 512 << 20
 
 
 class RoundRates(NamedTuple):
@@ -159,37 +136,19 @@ class _Sample(NamedTuple):
         return self.total - self.multiplying - self.expanding
 
 
-def measure_rounds(repeats: int = 5) -> RoundRates:
-    """Measures masks, products and loopback.
-
-    Raises:
-        ConfigurationError: no worker can be started here.
-    """
-    with tempfile.TemporaryDirectory(prefix="blindtune-plan-") as folder:
-        checkpoint = _checkpoint(Path(folder) / "model")
-        kit = prepare(checkpoint, Path(folder) / "kit")
-        with checkpoint.reader() as reader:
-            layers = {x.name: reader.read(x).integers for x in checkpoint.layers}
-        lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
-        multiplier = Multiplier(layers, exact_method(lengths))
-        shares = _samples(kit, _InProcess(kit, multiplier, ShareSource(_OPERATORS, Q31)), repeats)
-        lattice_source = _lattice_source(kit)
-        lattice = _samples(kit, _InProcess(kit, multiplier, lattice_source), repeats)
-        with _workers(checkpoint.folder, Path(folder)) as operators:
-            config = BlindConfig(operators=operators, allow_one_machine=True, progress=False)
-            remote = connect(config, kit)
-            try:
-                two = _samples(kit, remote, repeats)
-                remote.source = lattice_source
-                one = _samples(kit, remote, repeats)
-            finally:
-                remote.close()
+def measure_rounds(here: Loopback, repeats: int = 3) -> RoundRates:
+    """Measures masks, products and loopback."""
+    kit, remote = here.kit, here.remote
+    shares = _samples(kit, _InProcess(kit, here.multiplier, remote.source), repeats)
+    lattice_source = _lattice_source(kit)
+    lattice = _samples(kit, _InProcess(kit, here.multiplier, lattice_source), repeats)
+    two = _samples(kit, remote, repeats)
+    share_source, remote.source = remote.source, lattice_source
+    try:
+        one = _samples(kit, remote, repeats)
+    finally:
+        remote.source = share_source
     return _rates(shares, lattice, two, one)
-
-
-def _checkpoint(folder: Path) -> Checkpoint:
-    LlamaForCausalLM(LlamaConfig(**_MODEL)).to(torch.bfloat16).save_pretrained(folder)
-    return Checkpoint.open(folder)
 
 
 def _lattice_source(kit: Kit) -> LatticeSource:
@@ -207,7 +166,12 @@ def _lattice_source(kit: Kit) -> LatticeSource:
 
 
 def _samples(kit: Kit, multiplier: PrivateMultiplier, repeats: int) -> list[_Sample]:
-    """Medians for all products, which take turns: in a step, too, none finds its matrix in a cache."""
+    """Medians for all products, one after the other.
+
+    In a step, the client computes in between, and so much is read that no product finds its matrix or its
+    hint in a cache.
+    """
+    between = torch.zeros(_BETWEEN_BYTES, dtype=torch.uint8)
     asked: list[tuple[Matrix, Callable[[], object]]] = []
     generator = np.random.default_rng(0)
     for names in _GROUPS:
@@ -221,6 +185,7 @@ def _samples(kit: Kit, multiplier: PrivateMultiplier, repeats: int) -> list[_Sam
     figures: list[list[tuple[float, float, float]]] = [[] for _ in asked]
     for _ in range(repeats + 1):
         for (_, ask), taken in zip(asked, figures, strict=True):
+            between.add_(1)
             taken.append(_timed(ask, multiplier))
     # The first compiles what is not compiled yet, and fills what is kept.
     medians = [[statistics.median(x) for x in zip(*taken[1:], strict=True)] for taken in figures]
@@ -247,10 +212,10 @@ def _rates(
         shares, lattice: in this process.
         two, one: the same through two workers, and through one.
     """
-    seeds = _OPERATORS - 1
+    seeds = OPERATORS - 1
     shares_round, up, down = _fit(
         [x.client for x in shares],
-        [(1, seeds * x.matrix.operand, _OPERATORS * x.matrix.answer) for x in shares],
+        [(1, seeds * x.matrix.operand, OPERATORS * x.matrix.answer) for x in shares],
     )
     lattice_round, lattice_up, lattice_down, block = _fit(
         [x.client for x in lattice],
@@ -279,7 +244,7 @@ def _rates(
         ],
         [
             (WORD_BYTES * (x.matrix.operand + operators * x.matrix.answer), operators, 1)
-            for samples, operators in ((two, _OPERATORS), (one, 1))
+            for samples, operators in ((two, OPERATORS), (one, 1))
             for x in samples
         ],
     )
@@ -311,60 +276,3 @@ def _block_elements(matrix: Matrix) -> int:
 def _fit(seconds: Sequence[float], amounts: Sequence[tuple[float, ...]]) -> list[float]:
     found = fit(np.array(amounts, np.float64), np.array(seconds))
     return [float(x) for x in found]
-
-
-@contextmanager
-def _workers(model: Path, folder: Path) -> Iterator[list[Operator]]:
-    """Worker processes on loopback, one for each operator, as they are run elsewhere: over mutual TLS."""
-    with ExitStack() as stack:
-        started = []
-        for i in range(_OPERATORS):
-            name = f"operator-{i}"
-            certificates = issue_operator_certificates(folder / "certs", name).ca.parent
-            started.append((name, certificates, stack.enter_context(_worker(model, certificates))))
-        yield [
-            Operator(
-                name,
-                [_address(process)],
-                ca=certificates / "ca.pem",
-                cert=certificates / "client.pem",
-                key=certificates / "client-key.pem",
-            )
-            for name, certificates, process in started
-        ]
-
-
-@contextmanager
-def _worker(model: Path, certificates: Path) -> Iterator["subprocess.Popen[str]"]:
-    options = {
-        "model": model,
-        "listen": "127.0.0.1:0",
-        "tls-cert": certificates / "worker.pem",
-        "tls-key": certificates / "worker-key.pem",
-        "tls-client-ca": certificates / "ca.pem",
-    }
-    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "blindtune.server", "serve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _address(process: "subprocess.Popen[str]") -> str:
-    line = process.stdout.readline() if process.stdout is not None else ""
-    if not line:
-        raise ConfigurationError(
-            "the measurement needs a worker on this machine, and none can be started: "
-            "pip install 'blindtune[worker]'"
-        )
-    return f"127.0.0.1:{json.loads(line)['port']}"

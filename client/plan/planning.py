@@ -14,6 +14,7 @@ from blindtune.client.head import Head
 from blindtune.client.kit import product_outputs
 from blindtune.client.plan.asked import Asked, Step, asked_products
 from blindtune.client.plan.costs import (
+    ANSWERS_KEPT_BYTES,
     KEPT_BYTES,
     Link,
     Matrix,
@@ -124,7 +125,8 @@ class Memory:
         client: that the client must have: libraries, adapter and optimizer, activations, buffers of products.
         adapter: of that, what is trained, with gradients and moments of AdamW.
         activations: of that, what is kept for the backward pass, of all micro-batches in flight.
-        buffers: of that, operands, answers and masks of the largest products, and intermediate results.
+        buffers: of that, operands, answers and masks of products, intermediate results, and memory between
+            arrays that is too little for the next ones.
         mapped: of files that are mapped into the client's memory and given back on demand: parameters that
             stay here, and hints.
         worker: of each worker: libraries, weights, and what requests take.
@@ -285,7 +287,8 @@ def _local_seconds(work: LocalWork, profile: Profile) -> float:
     client = profile.client
     products = work.flops * client.flop + work.half_flops * client.half_flop
     attention = work.attended * client.attended + work.half_attended * client.half_attended
-    return products + attention + work.moved * client.moved + work.calls * client.call
+    memory = work.moved * client.moved + work.half_moved * client.half_moved + work.fresh * client.fresh
+    return products + attention + memory + work.calls * client.call + work.shared * client.shared
 
 
 def _chain(matrices: Sequence[Matrix], local: float, settings: Settings, profile: Profile) -> list[Stage]:
@@ -311,13 +314,15 @@ def _memory(
 ) -> Memory:
     protocol, in_flight = settings.protocol, settings.in_flight
     widest = max(x.contraction for x in matrices)
-    # Operand, masks and residues on the way up; answers, and the result in integers and floats.
-    shares = protocol.operators
-    buffers = in_flight * max(
-        WORD_BYTES * ((2 + shares) * x.operand + (2 + shares) * x.answer) for x in matrices
-    )
+    # An operand in floats, and masked; and the result in floats.
+    buffers = in_flight * max(WORD_BYTES * (2 * x.operand + x.answer) for x in matrices)
+    # Answers of each shape are kept for the next ones.
+    answers = {(x.rows, x.outputs): WORD_BYTES * x.answer for x in matrices}.values()
+    buffers += protocol.operators * max(in_flight * max(answers), min(ANSWERS_KEPT_BYTES, sum(answers)))
     # Of the micro-batches in flight, one computes.
-    buffers += max(0, work.held - work.saved)
+    buffers += work.held_small + work.held_large - work.saved
+    small = work.held_small + (in_flight - 1) * (work.saved - work.saved_large)
+    buffers += round((profile.client.spread - 1) * small)
     sizes = {x.name: (x.out_features, x.in_features) for x in skeleton.layers}
     buffers += sum(2 * WORD_BYTES * VECTORS * (a + b) for a, b in sizes.values())
     hints = 0

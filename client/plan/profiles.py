@@ -30,6 +30,7 @@ __all__ = [
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _POSITIVE = Field(gt=0)
 _NOT_NEGATIVE = Field(ge=0)
+_AT_LEAST_ONE = Field(ge=1)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -60,7 +61,7 @@ class WorkerProfile:
 
 @dataclass(frozen=True, config=_STRICT)
 class ClientProfile:
-    """What a client takes. All but the last are seconds for one unit, with all its cores.
+    """What a client takes. All but the last two are seconds for one unit, with all its cores.
 
     Attributes:
         name: what was measured.
@@ -76,12 +77,16 @@ class ClientProfile:
         turn: a product's wait for threads and processes that its requests wake up, to however many operators.
         flop, half_flop: a floating-point operation of the local part's matrix products, in float32 and in
             bfloat16.
-        moved: a byte that its operations read or write.
+        moved, half_moved: a byte that its operations read or write, of other types and of bfloat16.
         call: one operation of it, however small.
-        attended, half_attended: a query of one head in the backward pass of attention, besides its
-            products, in float32 and in bfloat16.
+        shared: one that several threads share, besides that: they are woken up and waited for.
+        fresh: a byte of an array for which the system has to provide memory.
+        attended, half_attended: a block of at most 32 queries of one head in the backward pass of attention,
+            besides its products, in float32 and in bfloat16.
         trained: a parameter in the optimizer's step.
         resident: bytes of a process that has the libraries loaded, has used them, and keeps nothing else.
+        spread: bytes that a process grows to for each byte of activations and intermediate results that are
+            there at once, where their arrays are not too large for memory to be kept for the next ones.
     """
 
     name: str
@@ -98,11 +103,15 @@ class ClientProfile:
     flop: float = _POSITIVE
     half_flop: float = _POSITIVE
     moved: float = _NOT_NEGATIVE
+    half_moved: float = _NOT_NEGATIVE
     call: float = _NOT_NEGATIVE
+    shared: float = _NOT_NEGATIVE
+    fresh: float = _NOT_NEGATIVE
     attended: float = _NOT_NEGATIVE
     half_attended: float = _NOT_NEGATIVE
     trained: float = _NOT_NEGATIVE
     resident: int = _NOT_NEGATIVE
+    spread: float = _AT_LEAST_ONE
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -127,12 +136,16 @@ CPU_CLIENT = ClientProfile(
     turn=1e-3,
     flop=1 / 120e9,
     half_flop=1 / 500e9,
-    moved=1 / 8e9,
-    call=15e-6,
-    attended=0.3e-6,
-    half_attended=1.7e-6,
-    trained=2e-9,
-    resident=500 << 20,
+    moved=0.05e-9,
+    half_moved=0.08e-9,
+    call=10e-6,
+    shared=80e-6,
+    fresh=0.2e-9,
+    attended=12e-6,
+    half_attended=48e-6,
+    trained=8e-9,
+    resident=450 << 20,
+    spread=2.2,
 )
 
 SHIPPED = {

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from blindtune.client.plan import measured_local
 from blindtune.client.plan.calibration import calibrate, plausible
 from blindtune.client.plan.measured_local import LocalRates, measure_local
+from blindtune.client.plan.measured_memory import measure_memory
 from blindtune.client.plan.profiles import load_profile, save_profile
 from blindtune.protocol.errors import ConfigurationError
 
@@ -14,10 +16,37 @@ pytestmark = pytest.mark.hf
 
 
 def test_local_work_takes_time_for_calls_and_bytes() -> None:
-    rates = measure_local(repeats=1)
-    assert rates.call > 0 and rates.moved > 0
-    assert 0 <= rates.flop < 1e-6 and 0 <= rates.half_flop < 1e-6
-    assert 0 < rates.attended < 1e-3 and 0 < rates.half_attended < 1e-3
+    asked: list[int] = []
+    rates = measure_local(asked.append, repeats=1)
+    assert rates.call > 0 and rates.moved + rates.half_moved > 0
+    assert 0 < rates.flop < 1e-6 and 0 < rates.half_flop < 1e-6
+    assert 0 < rates.attended < 1e-2 and 0 < rates.half_attended < 1e-2
+    # Of two layers' four groups, in both directions but for the first: once to count, twice to measure.
+    assert asked.count(512) == 2 * 3 * (2 * 2 * 4 - 1)
+
+
+def test_the_time_of_rounds_is_none_of_the_local_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def step() -> None:
+        passes(1.0)
+        rounds()
+        passes(2.0)
+
+    monkeypatch.setattr(measured_local, "perf_counter", lambda: now)
+    rounds = measured_local._Rounds(lambda: passes(5.0))
+    assert measured_local._median_seconds(step, 3, rounds.taken) == 3.0
+    assert measured_local._median_seconds(step, 3) == 8.0
+
+
+def test_memory_grows_by_no_less_than_what_is_held() -> None:
+    use = measure_memory()
+    assert 50 << 20 < use.resident < 8 << 30
+    assert 1 <= use.spread < 10
 
 
 @pytest.mark.slow
@@ -26,7 +55,7 @@ def test_a_calibration_is_one_that_can_be_planned_with(tmp_path: Path) -> None:
     save_profile(profile, tmp_path / "profile.json")
     assert load_profile(tmp_path / "profile.json") == profile
     for side in (asdict(profile.client), asdict(profile.worker)):
-        times = {name: x for name, x in side.items() if name not in ("name", "resident")}
+        times = {name: x for name, x in side.items() if name not in ("name", "resident", "spread")}
         assert all(0 <= x < 0.1 for x in times.values())
     assert profile.client.shares_up > 0 and profile.client.lattice_block > 0
     assert profile.worker.operation > 0 and profile.worker.expanded > 0 and profile.worker.byte > 0
@@ -34,7 +63,17 @@ def test_a_calibration_is_one_that_can_be_planned_with(tmp_path: Path) -> None:
 
 
 def rates(flop: float) -> LocalRates:
-    return LocalRates(flop, half_flop=1e-12, moved=1e-10, call=0.0, attended=0.0, half_attended=0.0)
+    return LocalRates(
+        flop,
+        half_flop=1e-12,
+        moved=1e-10,
+        half_moved=1e-10,
+        call=0.0,
+        shared=0.0,
+        fresh=0.0,
+        attended=0.0,
+        half_attended=0.0,
+    )
 
 
 def test_a_measurement_that_shows_no_time_for_products_is_taken_again() -> None:

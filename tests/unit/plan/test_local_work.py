@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from blindtune.client.plan.local_work import LocalWork, counted
+from blindtune.client.plan.local_work import LARGE_BYTES, LocalWork, counted
+from blindtune.protocol import allocator
 
 ROWS, WIDTH, OUT = 6, 8, 10
 
@@ -46,6 +47,20 @@ def test_other_operations_are_counted_by_the_bytes_they_touch_and_views_touch_no
     assert work.flops == 0
 
 
+def test_bytes_of_bfloat16_are_counted_apart() -> None:
+    x = torch.zeros(ROWS, WIDTH)
+    work = counts(nn.Identity(), lambda: x.to(torch.bfloat16).float())
+    assert work.moved == 2 * 4 * ROWS * WIDTH
+    assert work.half_moved == 2 * 2 * ROWS * WIDTH
+
+
+def test_threads_share_an_operation_of_many_elements_and_none_that_gives_a_view() -> None:
+    few, many = (torch.zeros(size, device="meta") for size in (32_768, 32_769))
+    work = counts(nn.Identity(), lambda: (few + 1, many.view(-1)[:9]))
+    assert work.shared == 0
+    assert counts(nn.Identity(), lambda: many.sum()).shared == 1, "what it reads counts as well"
+
+
 def test_an_embedding_reads_only_the_rows_that_it_gives() -> None:
     with torch.device("meta"):
         table, ids = torch.empty(10_000, WIDTH), torch.zeros(ROWS, dtype=torch.long)
@@ -65,8 +80,17 @@ def test_attention_is_fused_and_keeps_no_scores() -> None:
         lambda: functional.scaled_dot_product_attention(query=q, key=k, value=v).sum().backward(),
     )
     assert back.flops == 3.5 * work.flops
-    assert (back.attended, back.half_attended) == (heads * tokens, 0), "each query of each head once"
+    assert (back.attended, back.half_attended) == (heads * 2, 0), "32 queries of each head at once"
     assert work.attended == 0, "not in the forward pass"
+
+
+def test_queries_are_attended_in_blocks_of_which_the_last_may_be_smaller() -> None:
+    work = LocalWork()
+    for queries, blocks in ((1, 1), (32, 1), (33, 2)):
+        before = work.half_attended
+        work.add_attended(torch.Size((2, 3, queries, 8)), torch.bfloat16)
+        assert work.half_attended - before == 2 * 3 * blocks
+    assert work.attended == 0
 
 
 def test_what_is_kept_for_the_backward_pass_counts_once_and_parameters_do_not() -> None:
@@ -91,6 +115,25 @@ def test_what_is_held_at_once_is_the_most_that_was_alive_together() -> None:
 
     assert counts(nn.Identity(), one_after_the_other).held == 2 * size
     assert counts(nn.Identity(), all_together).held == 10 * size, "a view is no memory of its own"
+
+
+def test_large_arrays_are_held_apart_as_their_memory_is_not_kept() -> None:
+    small, large = LARGE_BYTES - 4, LARGE_BYTES
+
+    def work() -> torch.Tensor:
+        x = torch.zeros(small // 4, device="meta")
+        for _ in range(2):
+            y = torch.zeros(large // 4, device="meta")
+            del y
+        return x
+
+    found = counts(nn.Identity(), work)
+    assert (found.held_small, found.held_large, found.held) == (small, large, small + large)
+    assert found.fresh == 2 * large, "each time anew"
+
+
+def test_large_is_what_the_allocator_does_not_keep() -> None:
+    assert allocator._VALUES[allocator._MMAP_THRESHOLD] == LARGE_BYTES
 
 
 def test_parameters_are_not_among_what_is_held() -> None:

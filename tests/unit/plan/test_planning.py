@@ -213,6 +213,39 @@ def test_the_memory_of_an_adapter_is_weights_gradients_and_two_moments_in_float3
     assert eight.memory.adapter == 16 * eight.trained
 
 
+def test_memory_between_arrays_is_counted_as_calibrated(llama: str) -> None:
+    tight, loose = (
+        plan_of(llama, Profile(replace(CPU_CLIENT, spread=x), SHIPPED["cpu"])).memory for x in (1.0, 3.0)
+    )
+    grown = loose.client - tight.client
+    assert grown == loose.buffers - tight.buffers
+    # Twice what is there at once, which is more than what is kept for the backward pass.
+    assert grown > 2 * tight.activations
+    assert loose.activations == tight.activations and loose.adapter == tight.adapter
+
+
+@pytest.mark.parametrize(
+    "constant", ["flop", "moved", "call", "attended"], ids=lambda x: f"{x} of the local part"
+)
+def test_each_kind_of_local_work_takes_the_time_of_its_constant(constant: str, llama: str) -> None:
+    slow = Profile(replace(CPU_CLIENT, **{constant: 2 * getattr(CPU_CLIENT, constant)}), SHIPPED["cpu"])
+    one, two = plan_of(llama), plan_of(llama, slow)
+    assert two.local_seconds > one.local_seconds
+    assert two.busy | {"client": 0} == one.busy | {"client": 0}
+
+
+def test_threads_are_woken_up_and_memory_provided_where_operations_are_large(llama: str) -> None:
+    def seconds(constant: str, length: int) -> float:
+        slow = Profile(replace(CPU_CLIENT, **{constant: 1.0}), SHIPPED["cpu"])
+        large = {"batch": 64, "length": length}
+        return plan_of(llama, slow, **large).local_seconds - plan_of(llama, **large).local_seconds
+
+    assert seconds("shared", 64) > seconds("shared", 1) == 0
+    # Logits of 64 * 2048 tokens and 99 words, in float32.
+    assert seconds("fresh", 2048) > 64 * 2048 * 99 * 4 * 0.9
+    assert seconds("fresh", 64) == 0
+
+
 def test_a_head_at_the_workers_is_one_more_product_in_each_direction(llama: str) -> None:
     local, remote = plan_of(llama, head="local"), plan_of(llama, head="remote")
     assert (remote.layers, remote.rounds) == (local.layers + 1, local.rounds + 2)

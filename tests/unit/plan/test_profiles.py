@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from blindtune.client.plan.costs import KEPT_BYTES, Link, Matrix, Protocol, kept_share, product_stages
+from blindtune.client.operators import operator
+from blindtune.client.plan.costs import (
+    ANSWERS_KEPT_BYTES,
+    KEPT_BYTES,
+    Link,
+    Matrix,
+    Protocol,
+    kept_share,
+    product_stages,
+)
 from blindtune.client.plan.profiles import (
     CPU_CLIENT,
     SHIPPED,
@@ -55,7 +64,13 @@ def test_what_is_no_calibration_is_refused_and_the_reason_given(cache: Path, tmp
         load_profile(path)
     save_profile(SLOW, path)
     whole = json.loads(path.read_text())
-    for name, value in (("flop", 0.0), ("moved", -1.0), ("call", "fast"), ("resident", None)):
+    for name, value in (
+        ("flop", 0.0),
+        ("moved", -1.0),
+        ("call", "fast"),
+        ("resident", None),
+        ("spread", 0.5),
+    ):
         path.write_text(json.dumps(whole | {"client": whole["client"] | {name: value}}))
         with pytest.raises(ConfigurationError, match=rf"client\.{name}"):
             load_profile(path)
@@ -94,3 +109,7 @@ def test_mask_rows_of_short_operands_are_shared_as_far_as_they_are_kept() -> Non
 
 def test_the_memory_for_kept_rows_is_that_of_the_mask_source() -> None:
     assert inspect.signature(LatticeSource).parameters["kept_bytes"].default == KEPT_BYTES
+
+
+def test_the_memory_for_kept_answers_is_that_of_an_operator() -> None:
+    assert operator._KEPT_BYTES == ANSWERS_KEPT_BYTES

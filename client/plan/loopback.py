@@ -1,0 +1,153 @@
+"""A small random model with two workers on this machine, for whatever is measured with rounds."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.client.certs import issue_operator_certificates
+from blindtune.client.config import BlindConfig, Operator
+from blindtune.client.connect import connect
+from blindtune.client.kit import Kit
+from blindtune.client.layer_group import LayerGroup
+from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.prepare import prepare
+from blindtune.protocol.errors import ConfigurationError
+from blindtune.protocol.exactness import exact_method
+from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.products import contraction_lengths
+
+__all__ = ["LAYER", "NARROW", "OPERATORS", "WIDE", "Loopback", "loopback"]
+
+OPERATORS = 2
+LAYER = "model.layers.0."
+NARROW = f"{LAYER}self_attn.k_proj.weight"
+"""The layer with the fewest outputs."""
+WIDE = (f"{LAYER}mlp.gate_proj.weight", f"{LAYER}mlp.up_proj.weight")
+"""The layers of the group with the most."""
+
+_MODEL: dict[str, Any] = {
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "vocab_size": 64,
+    "tie_word_embeddings": True,
+}
+
+
+@dataclass(frozen=True)
+class Loopback:
+    """The model's products, in this process and from workers.
+
+    Attributes:
+        kit: of the model.
+        multiplier: multiplies as a worker does, in this process.
+        remote: asks one worker of each of two operators.
+    """
+
+    kit: Kit
+    multiplier: Multiplier
+    remote: RemoteMultiplier
+
+    def ask(self, rows: int) -> None:
+        """A round with so many rows."""
+        group = LayerGroup(WIDE, self.kit, self.remote)
+        group.forward(np.ones((rows, group.in_features), np.float32))
+
+
+@contextmanager
+def loopback() -> Iterator[Loopback]:
+    """Starts workers, and ends them after the block.
+
+    Raises:
+        ConfigurationError: no worker can be started here.
+    """
+    with tempfile.TemporaryDirectory(prefix="blindtune-plan-") as folder:
+        checkpoint = _checkpoint(Path(folder) / "model")
+        kit = prepare(checkpoint, Path(folder) / "kit")
+        with checkpoint.reader() as reader:
+            layers = {x.name: reader.read(x).integers for x in checkpoint.layers}
+        lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
+        multiplier = Multiplier(layers, exact_method(lengths))
+        with _workers(checkpoint.folder, Path(folder)) as operators:
+            config = BlindConfig(operators=operators, allow_one_machine=True, progress=False)
+            remote = connect(config, kit)
+            try:
+                yield Loopback(kit, multiplier, remote)
+            finally:
+                remote.close()
+
+
+def _checkpoint(folder: Path) -> Checkpoint:
+    LlamaForCausalLM(LlamaConfig(**_MODEL)).to(torch.bfloat16).save_pretrained(folder)
+    return Checkpoint.open(folder)
+
+
+@contextmanager
+def _workers(model: Path, folder: Path) -> Iterator[list[Operator]]:
+    """Worker processes on loopback, one for each operator, as they are run elsewhere: over mutual TLS."""
+    with ExitStack() as stack:
+        started = []
+        for i in range(OPERATORS):
+            name = f"operator-{i}"
+            certificates = issue_operator_certificates(folder / "certs", name).ca.parent
+            started.append((name, certificates, stack.enter_context(_worker(model, certificates))))
+        yield [
+            Operator(
+                name,
+                [_address(process)],
+                ca=certificates / "ca.pem",
+                cert=certificates / "client.pem",
+                key=certificates / "client-key.pem",
+            )
+            for name, certificates, process in started
+        ]
+
+
+@contextmanager
+def _worker(model: Path, certificates: Path) -> Iterator["subprocess.Popen[str]"]:
+    options = {
+        "model": model,
+        "listen": "127.0.0.1:0",
+        "tls-cert": certificates / "worker.pem",
+        "tls-key": certificates / "worker-key.pem",
+        "tls-client-ca": certificates / "ca.pem",
+    }
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "blindtune.server", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+    )
+    try:
+        yield process
+    finally:
+        process.terminate()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def _address(process: "subprocess.Popen[str]") -> str:
+    line = process.stdout.readline() if process.stdout is not None else ""
+    if not line:
+        raise ConfigurationError(
+            "the measurement needs a worker on this machine, and none can be started: "
+            "pip install 'blindtune[worker]'"
+        )
+    return f"127.0.0.1:{json.loads(line)['port']}"
