@@ -106,7 +106,7 @@ def bounds(rows: int, width: int) -> dict[tuple[str, str], Callable[[], object]]
         ("memory", "shares down"): lambda: _memory(a, b, c),
         ("memory", "lattice up"): all_of(lambda: _memory(flat), lambda: _memory(a, None, c)),
         ("arithmetic", "lattice up"): all_of(lambda: _draw(rows, width, noise), ring),
-        ("memory", "lattice verify"): lambda: _memory(a, b),
+        ("memory", "lattice verify"): lambda: _memory(a),
         ("memory", "lattice down"): all_of(lambda: _memory(flat), lambda: _memory(a, None, c)),
         ("arithmetic", "lattice down"): ring,
     }

@@ -3,15 +3,16 @@
     up      z_t = round(a_t x_t),   R_i = expand(seed_i),   C = z + sum R_i mod q,   R_i . v,   C . v
     down    y = ((Y - sum_i R_i M  mod q, centred) / a_t) * column scale
 
-These are `fixed_point`, `expansion`, `residues` and `verification`, row by row: what one step makes is still
-in the first cache when the next one reads it. Matrices are far larger than caches, and reading and writing
-them takes as long as the arithmetic.
+with C . v = z . v + sum R_i . v mod q, of which z . v is a sum of small integers. These are `fixed_point`,
+`expansion`, `residues` and `verification`, row by row: what one step makes is still in the first cache when
+the next one reads it. Matrices are far larger than caches, and reading and writing them takes as long as the
+arithmetic.
 """
 
 from collections.abc import Sequence
 
 import numpy as np
-from numba import uint64
+from numba import uint32, uint64
 from numpy.typing import NDArray
 
 from blindtune.protocol.chacha20 import initial_state
@@ -34,44 +35,48 @@ from blindtune.protocol.residues import (
     add_rows,
     centred_difference,
     centred_differences,
+    dot,
+    dots_fit,
     hide_row,
     hide_rows,
 )
 from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.shared_rows import rows_at_once, take
-from blindtune.protocol.vectors import AHEAD, LANES, load, prefetch
+from blindtune.protocol.vectors import AHEAD, LANES, aligned, load, prefetch
 
 __all__ = ["hide_reals", "reveal_reals"]
 
 
 @kernel
-def _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
+def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
-    step = rows_at_once(columns)
-    integers, partial = np.empty((1, columns), np.int32), np.empty(LANES, np.float64)
-    masks = np.empty((len(states), step, columns), np.uint32)
+    step, count = rows_at_once(columns), len(states)
+    integers, partial = aligned(columns).view(np.int32).reshape((1, columns)), np.empty(LANES, np.float64)
+    masks = aligned(count * columns).reshape((count, 1, columns))
     while True:
-        first = take(turn, step)
-        if first >= rows:
+        start = take(turn, step)
+        if start >= rows:
             return -1
-        some = min(step, rows - first)
-        expand_rows(states[0], uint64(first), masks[0, :some], x, masked)
-        for k in range(1, len(states)):
-            expand_rows(states[k], uint64(first), masks[k, :some])
-        for i in range(some):
-            r = first + i
+        for r in range(start, min(start + step, rows)):
+            expand_rows(states[0], uint64(r), masks[0], x, masked)
+            for k in range(1, count):
+                expand_rows(states[k], uint64(r), masks[k])
             scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], partial)
             if np.isnan(scales[r]):
                 return r
-            row = masked[r : r + 1]
+            row, expected = masked[r : r + 1], uint64(0)
             if v is None:
-                hide_rows(integers, masks[0, i : i + 1], row)
-                for k in range(1, len(states)):
-                    add_rows(row, masks[k, i : i + 1], row)
+                hide_rows(integers, masks[0], row)
             else:
-                dots[0, r], dots[1, r] = hide_row(integers[0], masks[0, i], v, row[0])
-                for k in range(1, len(states)):
-                    dots[k, r], dots[k + 1, r] = hide_row(row[0], masks[k, i], v, row[0])
+                dots[0, r], small = hide_row(integers[0], masks[0, 0], v, row[0])
+                expected = uint64(small % np.int64(MODULUS)) + uint64(dots[0, r])
+            for k in range(1, count):
+                add_rows(row, masks[k], row)
+                if v is not None:
+                    dots[k, r] = dot(masks[k, 0], v)
+                    expected += uint64(dots[k, r])
+            if v is not None:
+                dots[count, r] = uint32(expected % uint64(MODULUS)) if fits else dot(row[0], v)
 
 
 def hide_reals(
@@ -105,10 +110,11 @@ def hide_reals(
     states = np.stack([initial_state(key) for key in keys])
     masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
     dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
+    fits = dots_fit(budget, columns)
     failed: list[int] = []
 
     def some(turn: NDArray[np.int64]) -> None:
-        bad = _hide(x, column_scale, budget, radius, states, v, masked, scales, dots, turn)
+        bad = _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn)
         if bad >= 0:
             failed.append(bad)
 

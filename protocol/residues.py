@@ -20,6 +20,7 @@ from blindtune.protocol.vectors import (
     least,
     load,
     multiply,
+    multiply_signed,
     odd_words,
     prefetch,
     repeated,
@@ -38,6 +39,7 @@ __all__ = [
     "centred_difference",
     "centred_differences",
     "dot",
+    "dots_fit",
     "from_centred",
     "hide",
     "hide_row",
@@ -45,6 +47,7 @@ __all__ = [
     "require_centred",
     "require_residues",
     "residues_of",
+    "signed_products",
     "subtract",
     "subtract_and_centre",
     "sums_of",
@@ -166,6 +169,14 @@ def _products(a, b):  # type: ignore[no-untyped-def]
     return add_vectors(multiply(even_words(a), even_words(b)), multiply(odd_words(a), odd_words(b)))
 
 
+@njit(inline="always")
+def signed_products(x, v):  # type: ignore[no-untyped-def]
+    """Sums of two, of sixteen products of integers with residues."""
+    return add_vectors(
+        multiply_signed(even_words(x), even_words(v)), multiply_signed(odd_words(x), odd_words(v))
+    )
+
+
 # A dot product takes 32 words at a time, and adds up four products of them, which is below 2^64. The sum of
 # all fours is 2^32 high + low. Of it mod 2^64 and of high follows low, which is below 2^64.
 
@@ -210,34 +221,45 @@ def hide_row(x, mask, v, out):  # type: ignore[no-untyped-def]
     """Adds a mask to a row, and returns two dot products.
 
     Args:
-        x: int32 or uint32 [columns], centred residues or residues.
+        x: int32 [columns], centred residues.
         mask, v: uint32 [columns], below q.
-        out: uint32 [columns], receives x + mask mod q. It may be x.
+        out: uint32 [columns], receives x + mask mod q.
 
     Returns:
-        mask . v and out . v mod q.
+        mask . v mod q, and x . v mod 2^64, which is x . v itself where `dots_fit`.
     """
     whole = x.shape[0] - x.shape[0] % (2 * LANES)
     zero = repeated_half(np.int64(0))
-    mask_sums, mask_highs, out_sums, out_highs = zero, zero, zero, zero
+    sums, highs, small = zero, zero, zero
     for i in range(0, whole, 2 * LANES):
         a, b = load(mask, i), load(mask, i + LANES)
-        c, d = (sums_of(residues_of(load(x, i)), a), sums_of(residues_of(load(x, i + LANES)), b))
-        store(out, i, c)
-        store(out, i + LANES, d)
+        c, d = load(x, i), load(x, i + LANES)
         one, other = load(v, i), load(v, i + LANES)
+        store(out, i, sums_of(residues_of(c), a))
+        store(out, i + LANES, sums_of(residues_of(d), b))
         four = add_vectors(_products(a, one), _products(b, other))
-        mask_sums, mask_highs = (add_vectors(mask_sums, four), add_vectors(mask_highs, high_of_half(four)))
-        four = add_vectors(_products(c, one), _products(d, other))
-        out_sums, out_highs = (add_vectors(out_sums, four), add_vectors(out_highs, high_of_half(four)))
+        sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))
+        small = add_vectors(small, add_vectors(signed_products(c, one), signed_products(d, other)))
+    total = np.int64(total_of_half(small))
     for i in range(whole, x.shape[0]):
+        total += np.int64(x[i]) * np.int64(v[i])
         t = uint32(x[i])
         t = uint32(min(t, uint32(t + uint32(MODULUS))) + mask[i])
         out[i] = min(t, uint32(t - uint32(MODULUS)))
-    return (
-        _plus_rest(_reduced(mask_sums, mask_highs), mask, v, whole),
-        _plus_rest(_reduced(out_sums, out_highs), out, v, whole),
-    )
+    return _plus_rest(_reduced(sums, highs), mask, v, whole), total
+
+
+def dots_fit(square_sum: int, columns: int) -> bool:
+    """Whether int64 holds the dot product of any row of integers with any row of residues.
+
+    By Cauchy-Schwarz it is at most the product of their norms, and computed mod 2^64 it is exact if that is
+    below 2^63.
+
+    Args:
+        square_sum: of the integers, at most.
+        columns: of the rows.
+    """
+    return square_sum * columns * (MODULUS - 1) ** 2 < 1 << 126
 
 
 def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]

@@ -15,21 +15,24 @@ for sixteen words at an index.
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, register_model
+from numba.extending import intrinsic, register_jitable, register_model
 
 __all__ = [
     "AHEAD",
     "LANES",
     "add",
+    "aligned",
     "bits_and",
     "bits_xor",
     "count_ones",
     "even_words",
+    "fence",
     "greatest",
     "high_words",
     "least",
@@ -50,6 +53,7 @@ __all__ = [
     "shift_right",
     "shift_right_signed",
     "store",
+    "store_aside",
     "subtract",
     "subtract_bytes",
     "transpose",
@@ -130,6 +134,17 @@ def _require_elements(array: types.Array, *allowed: types.Type) -> None:
         raise TypingError(f"elements of type {array.dtype} are not {' or '.join(map(str, allowed))}")
 
 
+@register_jitable
+def aligned(words):  # type: ignore[no-untyped-def]
+    """New words of any content, uint32, that begin where a line of the cache does, within kernels.
+
+    A vector that lies across two lines takes twice as long to load or store.
+    """
+    memory = np.empty(words + LANES, np.uint32)
+    skip = (-memory.ctypes.data // 4) % LANES
+    return memory[skip : skip + words]
+
+
 @intrinsic
 def load(context, array, at):  # type: ignore[no-untyped-def]
     """Words ``at ... at + 15`` of an array of 32-bit integers."""
@@ -175,6 +190,40 @@ def store(context, array, at, words):  # type: ignore[no-untyped-def]
         return context.get_dummy_value()
 
     return types.void(array, types.intp, words_type), generate
+
+
+@intrinsic
+def store_aside(context, array, at, words):  # type: ignore[no-untyped-def]
+    """`store` past the caches, where the address is that of a whole line: nothing is read, nothing displaced.
+
+    For matrices larger than caches. Other threads see it after a `fence`.
+    """
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        address = address_of(context, builder, array, values, _WORDS)
+        line = builder.and_(builder.ptrtoint(address, ir.IntType(64)), ir.Constant(ir.IntType(64), 63))
+        whole = builder.icmp_unsigned("==", line, ir.Constant(ir.IntType(64), 0))
+        with builder.if_else(whole, likely=True) as (then, otherwise):
+            with then:
+                stored = builder.store(values[2], address, align=64)
+                one = builder.module.add_metadata([ir.Constant(_I32, 1)])
+                stored.set_metadata("nontemporal", one)
+            with otherwise:
+                builder.store(values[2], address, align=array.dtype.bitwidth // 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, words_type), generate
+
+
+@intrinsic
+def fence(context):  # type: ignore[no-untyped-def]
+    """Whoever learns of later stores sees earlier ones, those of `store_aside` too."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        builder.fence("seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(), generate
 
 
 @intrinsic

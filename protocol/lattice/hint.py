@@ -22,10 +22,13 @@ from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.row_blocks import for_row_blocks
 
-__all__ = ["PublicMatrix", "hint_request", "pack_rows", "packed_shape"]
+__all__ = ["MOST_COLUMNS", "PublicMatrix", "hint_request", "pack_combination", "pack_rows", "packed_shape"]
 
 _HALF = (MODULUS - 1) // 2
 _ROWS_AT_ONCE = 64
+
+MOST_COLUMNS = 1 << 16
+"""That `pack_combination` takes."""
 
 
 def packed_shape(parameters: LatticeParameters, columns: int) -> tuple[int, int, int, int]:
@@ -108,3 +111,42 @@ class PublicMatrix:
                 pack_rows(seed.expand(_ROWS_AT_ONCE, shape[0] * LANES), packed, row)
             self._packed = packed
         return packed
+
+
+@kernel
+def _add_products(packed, low, high, sums):  # type: ignore[no-untyped-def]
+    for t in range(low.shape[0]):
+        for rank in range(packed.shape[1]):
+            for j in range(DEGREE):
+                of_low, of_high = np.int64(0), np.int64(0)
+                for f in range(LANES):
+                    element = np.int64(packed[t, rank, j, f])
+                    of_low += element * np.int64(low[t, f])
+                    of_high += element * np.int64(high[t, f])
+                sums[0, rank, j] += of_low
+                sums[1, rank, j] += of_high
+
+
+def pack_combination(packed: Centred, v: Residues) -> Centred:
+    """A v, the combination of A's features: R v = (A v) S + E v, so that it gives the dot products of masks.
+
+    Args:
+        packed: A, int32 [feature tiles or more, rank, 256, 16].
+        v: uint32 [columns], below q, at most `MOST_COLUMNS` of them.
+
+    Returns:
+        Packed as if it were A of one column, int32 [1, rank, 256, 16].
+    """
+    if len(v) > MOST_COLUMNS:
+        raise ValueError(f"sums of {len(v)} products could overflow")
+    tiles, rank = -(-len(v) // LANES), packed.shape[1]
+    padded = np.zeros(tiles * LANES, np.uint32)
+    padded[: len(v)] = v
+    # Elements of A are below 2^30, halves of v below 2^16, so that sums of 2^16 products are below 2^62.
+    low, high = (part.reshape(tiles, LANES) for part in (padded & 0xFFFF, padded >> 16))
+    sums = np.zeros((2, rank, DEGREE), np.int64)
+    _add_products(packed[:tiles], low, high, sums)
+    total = (sums[0] + (sums[1] % MODULUS << 16)) % MODULUS
+    out = np.empty((1, rank, DEGREE, LANES), np.int32)
+    pack_rows(total.reshape(-1, 1).astype(np.uint32), out, 0)
+    return out

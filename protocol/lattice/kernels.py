@@ -1,7 +1,7 @@
 """Masking and unmasking, a few features at a time.
 
-    mask      C[t, i] = X[t, i] + E[t, i] + sum_l (A[i, l] S[l])[t]   mod q
-    unmask    Z[t, j] = Y[t, j]           - sum_l (H[j, l] S[l])[t]   mod q, centred
+    mask      C[t, i] = X[t, i] + E[t, i] + (A S)[t, i],   (A S)[t, i] = sum_l (A[i, l] S[l])[t]   mod q
+    unmask    Z[t, j] = Y[t, j]           - (H S)[t, j]    mod q, centred
 
 A row of the operand is one coefficient of the ring elements. A and H come packed, int32
 [feature tile][rank][256][16], transformed and centred, and S as `transformed` makes it. A product of
@@ -9,9 +9,12 @@ two centred residues is at most ((q - 1)/2)^2 < 2^60 in magnitude, so a sum of r
 below 7 * 2^60 < 2^63, which fits the accumulator, and below 2^32 q, which `reduce_sum` asks for.
 
 A tile gets its pointwise sums, one reduction each, and the inverse transform within the first cache.
-Then tiles side by side meet the operand, so that its rows, which lie far apart, are read and written
-1 KiB at a time. A and H are five times as large as an operand of 256 rows and come from memory, a tile while
-the one before it is transformed, once for several blocks of an operand.
+Then tiles side by side become rows, so that those, which lie far apart, are read and written 1 KiB at a
+time. A and H are five times as large as an operand of 256 rows and come from memory, a tile while the one
+before it is transformed, once for several blocks of an operand.
+
+Masks are written alone, and the operand is added to them: `noisy` draws noise row by row, and the memory of
+both comes meanwhile.
 """
 
 from typing import Any
@@ -25,32 +28,30 @@ from blindtune.protocol.fixed_point import Float32, Float64, real_value, real_va
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.reals import repeated_real, store_reals
+from blindtune.protocol.reals import floats, repeated_real, store_reals
 from blindtune.protocol.residues import (
     Centred,
     Residues,
     centred_difference,
     centred_differences,
-    residues_of,
-    sums_of,
 )
 from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.vectors import (
     LANES,
     add,
+    aligned,
     even_words,
-    greatest,
+    fence,
     load,
-    load_bytes,
     multiply_signed,
     odd_words,
     prefetch,
-    repeated,
     repeated_half,
     store,
+    store_aside,
 )
 
-__all__ = ["Scales", "mask_rows", "mask_with", "unmask_rows", "unmask_with"]
+__all__ = ["Scales", "add_operand", "mask_rows", "unmask_rows", "unmask_with"]
 
 Scales = tuple[Float64, Float32]
 
@@ -59,6 +60,7 @@ _HALF = np.uint32((MODULUS - 1) // 2)
 _BLOCKS = 4  # that share a tile of A or H when it is in the cache
 _TILES = 16  # side by side, of several blocks; of one alone, twice as many
 _AHEAD = 4  # rows: they lie too far apart for processors to see which one comes next
+_ASIDE = 1 << 22  # bytes of a result that no cache of a core holds until it is used
 _STRIDE = DEGREE * LANES + LANES  # between tiles, so that a coefficient of all of them fits the first cache
 
 
@@ -90,35 +92,34 @@ def _ring_tiles(packed, t, end, factors, first, last, ranks, tiles, side):  # ty
 
 
 @kernel
-def _together(blocks):  # type: ignore[no-untyped-def]
-    """How many blocks, and how many tiles side by side, are computed before their rows meet the operand."""
-    return min(blocks, _BLOCKS), _TILES if blocks > 1 else 2 * _TILES
+def _together(blocks, tiles):  # type: ignore[no-untyped-def]
+    """How many blocks, and how many tiles side by side, are computed before they become rows."""
+    return min(blocks, _BLOCKS), max(1, min(tiles, _TILES if blocks > 1 else 2 * _TILES))
 
 
 @kernel
-def _row_of(tiles, place, count, r, row):  # type: ignore[no-untyped-def]
-    """Puts coefficient r of some tiles side by side."""
-    for t in range(count):
-        store(row, t * LANES, load(tiles, place + t * _STRIDE + r * LANES))
+def _put_rows(tiles, place, first, count, out, row, i, k):  # type: ignore[no-untyped-def]
+    """Coefficients ``first ... first + count - 1`` of tiles side by side, as columns i ... k - 1 of rows.
+
+    The operand is added to them only when all of them are there, and a cache holds none until then.
+    """
+    columns, whole = out.shape[1], (k - i) // LANES
+    for r in range(count):
+        coefficient, at = place + (first + r) * LANES, (row + r) * columns + i
+        for u in range(whole):
+            store_aside(out, at + u * LANES, load(tiles, u * _STRIDE + coefficient))
+        for j in range((k - i) % LANES):
+            out[row + r, i + whole * LANES + j] = tiles[whole * _STRIDE + coefficient + j]
 
 
 @kernel
-def _aligned(words):  # type: ignore[no-untyped-def]
-    """New words that begin where a line of the cache does."""
-    memory = np.empty(words + LANES, np.uint32)
-    skip = (-memory.ctypes.data // 4) % LANES
-    return memory[skip : skip + words]
-
-
-@kernel
-def _mask_row(x, e, mask, out):  # type: ignore[no-untyped-def]
-    """Masks, and returns the largest of x + (q-1)/2 mod 2^32, below q if all x are centred residues."""
+def _add_row(x, e, out):  # type: ignore[no-untyped-def]
+    """Adds, and returns the largest of x + (q-1)/2 mod 2^32, below q if all x are centred residues."""
     largest = uint32(0)
     for i in range(out.shape[0]):
         largest = max(largest, uint32(uint32(x[i]) + _HALF))
-        residue = uint32(x[i]) if e is None else uint32(np.int32(x[i] + np.int32(e[i])))
-        residue = min(residue, uint32(residue + _Q))
-        total = uint32(residue + mask[i])
+        residue = uint32(np.int32(x[i] + np.int32(e[i])))
+        total = uint32(min(residue, uint32(residue + _Q)) + out[i])
         out[i] = min(total, uint32(total - _Q))
     return largest
 
@@ -135,10 +136,10 @@ def _unmask_row(y, mask, inverse, column_scale, first, out):  # type: ignore[no-
 
 
 @kernel
-def _mask_some(x, e, mask, out, start, stop):  # type: ignore[no-untyped-def]
+def _add_rows(x, e, out, start, stop):  # type: ignore[no-untyped-def]
     largest = uint32(0)
     for r in range(start, stop):
-        largest = max(largest, _mask_row(x[r], None if e is None else e[r], mask[r], out[r]))
+        largest = max(largest, _add_row(x[r], e[r], out[r]))
     return largest
 
 
@@ -149,48 +150,26 @@ def _unmask_some(y, mask, inverses, column_scale, out, start, stop):  # type: ig
 
 
 @kernel
-def _mask(packed, factors, ranks, runs, x, e, out, rest, start, stop):  # type: ignore[no-untyped-def]
-    columns = out.shape[1]
-    blocks, side = _together(runs.shape[0])
-    tiles, mask = _aligned(blocks * side * _STRIDE), _aligned(side * LANES)
-    largest, most = repeated(uint32(0)), uint32(0)
+def _mask(packed, factors, ranks, runs, out, rest, start, stop):  # type: ignore[no-untyped-def]
+    blocks, side = _together(runs.shape[0], stop - start)
+    tiles = aligned(blocks * side * _STRIDE)
     for t in range(start, stop, side):
         end = min(t + side, stop)
-        i, k = t * LANES, min(end * LANES, columns)
-        whole, place = (k - i) // LANES, 0
+        i, k, place = t * LANES, min(end * LANES, out.shape[1]), 0
         for b in range(runs.shape[0]):
             if b % blocks == 0:
                 _ring_tiles(packed, t, end, factors, b, min(b + blocks, runs.shape[0]), ranks, tiles, side)
             place = b % blocks * side * _STRIDE
-            row, first = runs[b, 0], runs[b, 1]
-            for r in range(runs[b, 2]):
-                coefficient, at = place + (first + r) * LANES, (row + r) * columns + i
-                for u in range(whole):
-                    prefetch(x, at + _AHEAD * columns + u * LANES)
-                    prefetch(out, at + _AHEAD * columns + u * LANES)
-                    words = load(x, at + u * LANES)
-                    largest = greatest(largest, add(words, repeated(_HALF)))
-                    if e is not None:
-                        words = add(words, load_bytes(e, at + u * LANES))
-                    words = sums_of(residues_of(words), load(tiles, u * _STRIDE + coefficient))
-                    store(out, at + u * LANES, words)
-                if i + whole * LANES < k:
-                    j, last = i + whole * LANES, whole * _STRIDE + coefficient
-                    noise = None if e is None else e[row + r, j:k]
-                    part = _mask_row(x[row + r, j:k], noise, tiles[last : last + LANES], out[row + r, j:k])
-                    most = max(most, part)
-        for r in range(rest.shape[0]):
-            _row_of(tiles, place, end - t, DEGREE - rest.shape[0] + r, mask)
-            rest[r, i:k] = mask[: k - i]
-    store(mask, 0, largest)
-    return max(most, mask[:LANES].max())
+            _put_rows(tiles, place, runs[b, 1], runs[b, 2], out, runs[b, 0], i, k)
+        _put_rows(tiles, place, DEGREE - rest.shape[0], rest.shape[0], rest, 0, i, k)
+    fence()
 
 
 @kernel
-def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, start, stop):  # type: ignore[no-untyped-def]
+def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, out, rest, start, stop):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
-    blocks, side = _together(runs.shape[0])
-    tiles, mask = _aligned(blocks * side * _STRIDE), _aligned(side * LANES)
+    blocks, side = _together(runs.shape[0], stop - start)
+    tiles = aligned(blocks * side * _STRIDE)
     for t in range(start, stop, side):
         end = min(t + side, stop)
         i, k = t * LANES, min(end * LANES, columns)
@@ -205,14 +184,17 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, 
                 factor = repeated_real(inverses[row + r])
                 for u in range(whole):
                     prefetch(y, at + _AHEAD * columns + u * LANES)
-                    prefetch(out, at + _AHEAD * columns + u * LANES)
                     mask_words = load(tiles, u * _STRIDE + coefficient)
                     words = centred_differences(load(y, at + u * LANES), mask_words)
                     if column_scale is None:
                         store(out, at + u * LANES, words)
                     else:
                         values = real_values(words, factor, column_scale, i + u * LANES)
-                        store_reals(out, at + u * LANES, values)
+                        if aside:
+                            store_aside(out, at + u * LANES, floats(values))
+                        else:
+                            prefetch(out, at + _AHEAD * columns + u * LANES)
+                            store_reals(out, at + u * LANES, values)
                 if i + whole * LANES < k:
                     j, last = i + whole * LANES, whole * _STRIDE + coefficient
                     _unmask_row(
@@ -223,9 +205,8 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, out, rest, 
                         j,
                         out[row + r, j:k],
                     )
-        for r in range(rest.shape[0]):
-            _row_of(tiles, place, end - t, DEGREE - rest.shape[0] + r, mask)
-            rest[r, i:k] = mask[: k - i]
+        _put_rows(tiles, place, DEGREE - rest.shape[0], rest.shape[0], rest, 0, i, k)
+    fence()
 
 
 def _read_only(x: NDArray[Any]) -> NDArray[Any]:
@@ -236,58 +217,52 @@ def _read_only(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _for_tiles(run_tiles, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
-    """Runs a kernel over the feature tiles, in threads when it pays, and returns what each run returned."""
+    """Runs a kernel over the feature tiles, in threads when it pays."""
     packed, ranks = _read_only(packed), (0,) * packed.shape[1]
-    returned = []
     for_row_blocks(
         packed.shape[0],
         len(runs) * DEGREE * LANES,
-        lambda start, stop: returned.append(run_tiles(packed, factors, ranks, runs, *arrays, start, stop)),
+        lambda start, stop: run_tiles(packed, factors, ranks, runs, *arrays, start, stop),
         DRAWN,
     )
-    return returned
 
 
 def mask_rows(
-    packed: Centred,
-    factors: Centred,
-    runs: NDArray[np.int64],
-    operand: Centred,
-    noise: NDArray[np.int8] | None,
-    out: Residues,
-    rest: Residues,
-) -> bool:
-    """Masks rows of an operand.
+    packed: Centred, factors: Centred, runs: NDArray[np.int64], out: Residues, rest: Residues
+) -> None:
+    """Rows of A S, which hide nothing before the noise is added to them.
 
     Args:
         packed: A, int32 [feature tiles or more, rank, 256, 16].
         factors: int32 [blocks, rank, 256], S of each block as `transformed` makes it.
         runs: int64 [blocks, 3]: first row of the operand, first row of the block, and how many.
-        operand: int32 [rows, columns].
-        noise: E for the operand's rows, [rows, columns], unless the operand contains it.
-        out: uint32 [rows, columns], contiguous, receives the masked rows.
-        rest: uint32 [some, columns], receives the last rows of the last block's A S.
-
-    Returns:
-        Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
+        out: uint32 [rows of the operand, columns], contiguous, receives the rows.
+        rest: uint32 [some, columns], contiguous, receives the last rows of the last block's A S.
 
     Raises:
         ValueError: A has too few tiles, which would leave columns without a mask.
     """
-    tiles = -(-operand.shape[1] // LANES)
+    tiles = -(-out.shape[1] // LANES)
     if packed.shape[0] < tiles:
-        raise ValueError(f"{packed.shape[0]} tiles of A do not cover {operand.shape[1]} columns")
-    x, e = _read_only(operand), None if noise is None else _read_only(noise)
-    return max(_for_tiles(_mask, packed[:tiles], factors, runs, x, e, out, rest), default=0) < MODULUS
+        raise ValueError(f"{packed.shape[0]} tiles of A do not cover {out.shape[1]} columns")
+    _for_tiles(_mask, packed[:tiles], factors, runs, out, rest)
 
 
-def mask_with(kept: Residues, operand: Centred, noise: NDArray[np.int8] | None, out: Residues) -> bool:
-    """Masks rows with rows of A S that were computed before, all of one shape; returns as `mask_rows`."""
-    x, mask = _read_only(operand), _read_only(kept)
-    e = None if noise is None else _read_only(noise)
+def add_operand(operand: Centred, noise: NDArray[np.int8], out: Residues) -> bool:
+    """Adds an operand and E to rows of A S.
+
+    Args:
+        operand: int32 [rows, columns].
+        noise: E, int8 [rows, columns].
+        out: uint32 [rows, columns], all below q; becomes the masked operand.
+
+    Returns:
+        Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
+    """
+    x, e = _read_only(operand), _read_only(noise)
     rows, columns = out.shape
     largest: list[int] = []
-    for_row_blocks(rows, columns, lambda a, b: largest.append(_mask_some(x, e, mask, out, a, b)))
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_add_rows(x, e, out, a, b)))
     return max(largest, default=0) < MODULUS
 
 
@@ -323,7 +298,8 @@ def unmask_rows(
     """
     rows, columns = out.shape
     inverses, column_scale = _inverses(rows, columns, scales)
-    _for_tiles(_unmask, packed, factors, runs, _read_only(response), inverses, column_scale, out, rest)
+    y, aside = _read_only(response), out.nbytes >= _ASIDE
+    _for_tiles(_unmask, packed, factors, runs, y, inverses, column_scale, aside, out, rest)
 
 
 def unmask_with(

@@ -1,10 +1,11 @@
-"""Floating point to fixed point with noise, z_t = round(a_t x_t) and z + E, in one pass.
+"""Floating point to masked residues: C = A S + E + z mod q, z_t = round(a_t x_t), in one pass, and N_t . v.
 
-Noise is arithmetic alone, fixed point mostly reading and writing of matrices. Row by row the one hides behind
-the other, and E never exists as a matrix.
+Noise is arithmetic alone, fixed point and A S mostly reading and writing of matrices. Row by row the one
+hides behind the other, and neither E nor z nor N = z + E exists as a matrix.
 """
 
 from collections.abc import Sequence
+from math import isqrt
 
 import numpy as np
 from numba import uint32
@@ -15,42 +16,56 @@ from blindtune.protocol.compiled import kernel
 from blindtune.protocol.fixed_point import Float32, Float64, not_finite, quantize_row, radius_of
 from blindtune.protocol.lattice.noise import batches_of, sample_row
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.recycled import large_matrix
-from blindtune.protocol.residues import Centred
+from blindtune.protocol.reals import total_of_half
+from blindtune.protocol.residues import Residues, dots_fit, residues_of, signed_products, sums_of
 from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.shared_rows import rows_at_once, take
-from blindtune.protocol.vectors import LANES, add, load, load_bytes, store
+from blindtune.protocol.vectors import LANES, add, aligned, load, load_bytes, repeated_half, store
 
-__all__ = ["largest_budget", "noisy_integers"]
+__all__ = ["add_noisy_integers", "largest_budget", "noisy_dots_fit"]
 
 
 @kernel
-def _noisy_rows(x, column_scale, budget, radius, states, runs, batches, eta, out, scales, turn):  # type: ignore[no-untyped-def]
+def _add_noisy_row(integers, noise, v, out):  # type: ignore[no-untyped-def]
+    """Adds both to a row of residues, and returns the dot product of their sum with v mod 2^64."""
+    whole, dots = out.shape[0] - out.shape[0] % LANES, repeated_half(np.int64(0))
+    for i in range(0, whole, LANES):
+        words = add(load(integers, i), load_bytes(noise, i))
+        if v is not None:
+            dots = add(dots, signed_products(words, load(v, i)))
+        store(out, i, sums_of(residues_of(words), load(out, i)))
+    total = np.int64(total_of_half(dots))
+    for i in range(whole, out.shape[0]):
+        integer = np.int64(integers[i]) + np.int64(noise[i])
+        if v is not None:
+            total += integer * np.int64(v[i])
+        out[i] = uint32((np.int64(out[i]) + integer) % MODULUS)
+    return total
+
+
+@kernel
+def _add_noisy_rows(  # type: ignore[no-untyped-def]
+    x, column_scale, budget, radius, states, runs, batches, eta, v, out, scales, dots, turn
+):
     rows, columns = x.shape
-    whole, some, (places, width) = columns - columns % LANES, rows_at_once(columns), batches
-    words, noise = np.empty(BLOCK_WORDS * LANES, np.uint32), np.empty((some, columns), np.int8)
-    partial, state = np.empty(LANES, np.float64), np.empty(BLOCK_WORDS, np.uint32)
-    run = 0
+    some, (places, width) = rows_at_once(columns), batches
+    words, integers = aligned(BLOCK_WORDS * LANES), aligned(columns).view(np.int32)
+    noise, partial = np.empty(columns, np.int8), np.empty(LANES, np.float64)
+    state, run = np.empty(BLOCK_WORDS, np.uint32), 0
     while True:
         start = take(turn, some)
         if start >= rows:
             return -1
-        stop = min(start + some, rows)
-        for r in range(start, stop):
+        for r in range(start, min(start + some, rows)):
             while r >= runs[run, 0] + runs[run, 2]:
                 run += 1
             state[:] = states[run]
             state[12] = uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)
-            sample_row(state, words, places, eta, noise[r - start], x, out, r * columns)
-        for r in range(start, stop):
-            row, e = out[r], noise[r - start]
-            scales[r] = quantize_row(x[r], column_scale, budget, radius, row, partial)
+            sample_row(state, words, places, eta, noise, x, out, r * columns)
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, partial)
             if np.isnan(scales[r]):
                 return r
-            for i in range(0, whole, LANES):
-                store(row, i, add(load(row, i), load_bytes(e, i)))
-            for i in range(whole, columns):
-                row[i] += np.int32(e[i])
+            dots[r] = _add_noisy_row(integers, noise, v, out[r])
 
 
 def largest_budget(eta: int) -> int:
@@ -58,15 +73,22 @@ def largest_budget(eta: int) -> int:
     return (MODULUS // 2 - eta) ** 2
 
 
-def noisy_integers(
+def noisy_dots_fit(budget: int, eta: int, columns: int) -> bool:
+    """Whether the dot products of `add_noisy_integers` are below 2^63 in magnitude, whatever the noise."""
+    return dots_fit((isqrt(budget) + 1 + eta * (isqrt(columns) + 1)) ** 2, columns)
+
+
+def add_noisy_integers(
     x: Float32,
     budget: int,
     column_scale: Float32 | None,
     keys: Sequence[bytes],
     runs: NDArray[np.int64],
     eta: int,
-) -> tuple[Centred, Float64]:
-    """What `quantize_rows` makes of rows, with noise.
+    v: Residues | None,
+    out: Residues,
+) -> tuple[Float64, NDArray[np.int64]]:
+    """Adds what `quantize_rows` makes of rows, and noise.
 
     Args:
         x: float32 [rows, columns].
@@ -75,12 +97,16 @@ def noisy_integers(
         runs: int64 [keys, 3]: first row of x, first row of what `centred_binomial` makes of the key, and how
             many. They cover all rows in order.
         eta: of the noise.
+        v: uint32 [columns], below q.
+        out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, it holds
+            rows of both kinds.
 
     Returns:
-        Integers with noise, int32 [rows, columns], and scales, float64 [rows].
+        Scales, float64 [rows], and with ``v`` the dot products of the integers with noise with v, int64
+        [rows], mod 2^64.
 
     Raises:
-        UnsupportedError, ValueError: as `quantize_rows` does, or the runs don't fit.
+        UnsupportedError, ValueError: as `quantize_rows` does, or the arguments don't fit.
     """
     rows, columns = x.shape
     radius = radius_of(x, budget, column_scale)
@@ -89,19 +115,25 @@ def noisy_integers(
     ends = runs[:, 0] + runs[:, 2]
     if len(keys) != len(runs) or runs[0, 0] != 0 or ends[-1] != rows or (ends[:-1] != runs[1:, 0]).any():
         raise ValueError(f"{len(keys)} keys and {len(runs)} runs do not cover {rows} rows")
+    fits = out.shape == x.shape and out.flags.c_contiguous and (v is None or v.shape == (columns,))
+    if not fits or not out.dtype == (np.uint32 if v is None else v.dtype) == np.uint32:
+        raise ValueError(f"the masks or the vector are not uint32, or do not fit {rows} rows of {columns}")
     batches = batches_of(int((runs[:, 1] + runs[:, 2]).max()), columns, eta)
     x = np.ascontiguousarray(x)
     column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
+    v = None if v is None else np.ascontiguousarray(v)
     states = np.stack([initial_state(key) for key in keys])
-    out, scales = large_matrix(rows, columns, np.int32), np.empty(rows, np.float64)
+    scales, dots = np.empty(rows, np.float64), np.empty(rows, np.int64)
     failed: list[int] = []
 
     def some(turn: NDArray[np.int64]) -> None:
-        bad = _noisy_rows(x, column_scale, budget, radius, states, runs, batches, eta, out, scales, turn)
+        bad = _add_noisy_rows(
+            x, column_scale, budget, radius, states, runs, batches, eta, v, out, scales, dots, turn
+        )
         if bad >= 0:
             failed.append(bad)
 
     for_rows_in_turn(rows, columns, some, DRAWN)
     if failed:
         raise not_finite(min(failed), rows)
-    return out, scales
+    return scales, dots

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import RandomBytes
 from blindtune.protocol.fixed_point import Float32, Float64
-from blindtune.protocol.lattice.hint import PublicMatrix, packed_shape
-from blindtune.protocol.lattice.kernels import Scales, mask_rows, mask_with, unmask_rows, unmask_with
-from blindtune.protocol.lattice.noisy import largest_budget, noisy_integers
-from blindtune.protocol.lattice.parameters import LatticeParameters
+from blindtune.protocol.lattice.hint import MOST_COLUMNS, PublicMatrix, pack_combination, packed_shape
+from blindtune.protocol.lattice.kernels import Scales, add_operand, mask_rows, unmask_rows, unmask_with
+from blindtune.protocol.lattice.noisy import add_noisy_integers, largest_budget, noisy_dots_fit
+from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import Run, Stock, bounds
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Centred, Residues, require_centred
@@ -128,6 +129,8 @@ class LatticeSource(MaskSource):
         self._public = PublicMatrix(parameters, public_seed)
         self._hints = hints
         self._stock = Stock(parameters, random_bytes, kept_bytes)
+        # Of each product the last v, an integrity secret, and A v.
+        self._combinations: dict[Product, tuple[Residues, Centred]] = {}
 
     def noise(self, column_absolute_sum: int) -> int:
         return self.lattice.noise(column_absolute_sum)
@@ -136,11 +139,14 @@ class LatticeSource(MaskSource):
         rows, columns = operand.shape
         self._require(product, operand, np.int32)
         hint, packed = self._hint(product), self._public.packed(columns)
-        stock, runs = self._draw(product, rows)
+        stock, runs, masked = self._masks(product, rows, packed)
         noise = np.empty((rows, columns), np.int8)
         for run in runs:
             run.noise(noise[run.rows])
-        return self._masked(operand, noise, product, hint, packed, stock, runs)
+        if not add_operand(operand, noise, masked):
+            require_centred(operand)
+            raise ValueError("the operand changed while it was masked")
+        return _LatticeMasked(Share(0, masked), product, hint, stock, runs)
 
     def hide(
         self,
@@ -156,10 +162,14 @@ class LatticeSource(MaskSource):
             return super().hide(x, product, budget, column_scale, v)
         self._require(product, x, np.float32)
         hint, packed = self._hint(product), self._public.packed(columns)
-        stock, runs = self._draw(product, rows)
+        stock, runs, masked = self._masks(product, rows, packed)
         keys = [run.block.noise_key for run in runs]
-        noisy, scales = noisy_integers(x, budget, column_scale, keys, bounds(runs), eta)
-        return self._masked(noisy, None, product, hint, packed, stock, runs), scales
+        # A transform for less than a block of rows costs more than a check that looks at them once more.
+        if not (rows >= DEGREE and noisy_dots_fit(budget, eta, columns) and columns <= MOST_COLUMNS):
+            v = None
+        scales, dots = add_noisy_integers(x, budget, column_scale, keys, bounds(runs), eta, v, masked)
+        expected = None if v is None else self._expected(product, v, packed, runs, dots)
+        return _LatticeMasked(Share(0, masked, expected=expected), product, hint, stock, runs), scales
 
     def _require(self, product: Product, operand: NDArray[Any], dtype: type[Any]) -> None:
         columns = operand.shape[1]
@@ -178,35 +188,30 @@ class LatticeSource(MaskSource):
             )
         return hint
 
-    def _draw(self, product: Product, rows: int) -> tuple[Stock, list[Run]]:
+    def _masks(self, product: Product, rows: int, packed: Centred) -> tuple[Stock, list[Run], Residues]:
+        """Draws rows of masks, and computes them but for their noise."""
         self._stock = stock = self._stock.of_this_process()
-        return stock, stock.draw(product, rows)
-
-    def _masked(
-        self,
-        operand: Centred,
-        noise: NDArray[np.int8] | None,
-        product: Product,
-        hint: Centred,
-        packed: Centred,
-        stock: Stock,
-        runs: list[Run],
-    ) -> MaskedOperand:
-        """Adds A S, and the noise that the operand does not contain."""
-        masked = large_matrix(len(operand), operand.shape[1], np.uint32)
-        hidden: list[bool] = []
-
-        def noise_of(rows: slice) -> NDArray[np.int8] | None:
-            return None if noise is None else noise[rows]
+        runs = stock.draw(product, rows)
+        masks = large_matrix(rows, product.contraction, np.uint32)
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            hidden.append(mask_rows(packed, factors, bounds, operand, noise, masked, rest))
+            mask_rows(packed, factors, bounds, masks, rest)
 
         def serve(rows: slice, kept: Residues) -> None:
-            hidden.append(mask_with(kept, operand[rows], noise_of(rows), masked[rows]))
+            masks[rows] = kept
 
-        stock.for_rows("mask", runs, operand.shape[1], compute, serve)
-        if not all(hidden):
-            require_centred(operand)
-            raise ValueError("the operand changed while it was masked")
-        return _LatticeMasked(Share(0, masked), product, hint, stock, runs)
+        stock.for_rows("mask", runs, product.contraction, compute, serve)
+        return stock, runs, masks
+
+    def _expected(
+        self, product: Product, v: Residues, packed: Centred, runs: list[Run], dots: NDArray[np.int64]
+    ) -> Residues:
+        """C_t . v = ((A v) S)_t + N_t . v mod q, from the N_t . v."""
+        known, combination = self._combinations.get(product, (None, packed))
+        if known is None or not np.array_equal(known, v):
+            combination = pack_combination(packed, v)
+            self._combinations[product] = v.copy(), combination
+        factors = np.stack([run.block.factors for run in runs])
+        masks = np.empty((len(dots), 1), np.uint32)
+        mask_rows(combination, factors, bounds(runs), masks, np.empty((0, 1), np.uint32))
+        return ((dots % MODULUS + masks[:, 0]) % MODULUS).astype(np.uint32)

@@ -15,7 +15,7 @@ from support.toy_lattice import centred, evaluate, interpolate
 
 from blindtune.protocol.expansion import RandomBytes, derive_key, expand
 from blindtune.protocol.lattice.hint import PublicMatrix, packed_shape
-from blindtune.protocol.lattice.kernels import mask_rows
+from blindtune.protocol.lattice.kernels import add_operand, mask_rows
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
@@ -65,7 +65,8 @@ class Standard:
         runs = np.array([(i * DEGREE, 0, DEGREE) for i in range(blocks)], np.int64)
         out = np.empty(operand.shape, np.uint32)
         rest = np.empty((0, self.columns), np.uint32)
-        mask_rows(self._packed, np.ascontiguousarray(factors), runs, operand, noise, out, rest)
+        mask_rows(self._packed, np.ascontiguousarray(factors), runs, out, rest)
+        add_operand(operand, noise, out)
         return out
 
     def source(self, random_bytes: RandomBytes = os.urandom) -> LatticeSource:

@@ -19,7 +19,14 @@ from lattice_reference import (
 )
 
 from blindtune.protocol.expansion import expand
-from blindtune.protocol.lattice.hint import PublicMatrix, hint_request, pack_rows, packed_shape
+from blindtune.protocol.lattice.hint import (
+    MOST_COLUMNS,
+    PublicMatrix,
+    hint_request,
+    pack_combination,
+    pack_rows,
+    packed_shape,
+)
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.parameters import MODULUS
@@ -130,3 +137,25 @@ def test_a_hint_is_the_transform_of_a_times_m(forward: bool) -> None:
     a = interpolate(expand(PUBLIC_SEED, 0, DEGREE, matrix.shape[0]))
     expected = evaluate(a @ matrix.astype(object) % MODULUS)
     assert np.array_equal(unpacked(worker.hint(TOY, which), matrix.shape[1]), centred(expected))
+
+
+@pytest.mark.parametrize("columns", [1, 16, 37])
+def test_a_combination_of_features_is_a_times_v(columns: int) -> None:
+    generator = np.random.default_rng(columns)
+    packed = PublicMatrix(MLWE1280, PUBLIC_SEED).packed(64)  # wider than v
+    for v in (generator.integers(0, MODULUS, columns), np.full(columns, MODULUS - 1), np.zeros(columns, int)):
+        combination = pack_combination(packed, v.astype(np.uint32))
+        assert combination.shape == packed_shape(MLWE1280, 1) and not combination[..., 1:].any()
+        wanted = unpacked(packed, columns).astype(object) @ v.astype(object)
+        assert np.array_equal(unpacked(combination, 1)[:, 0], centred(wanted % MODULUS))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_sums_of_a_combination_do_not_overflow(sign: int) -> None:
+    packed = np.broadcast_to(np.full((1, 1, DEGREE, LANES), sign * HALF, np.int32), (4096, 1, DEGREE, LANES))
+    for word in (0x7FFDFFFF, MODULUS - 1):  # of residues, those with the largest low and high half
+        v = np.full(MOST_COLUMNS, word, np.uint32)
+        wanted = (sign * HALF * word * MOST_COLUMNS) % MODULUS
+        assert (unpacked(pack_combination(packed, v), 1) % MODULUS == wanted).all()
+    with pytest.raises(ValueError, match="overflow"):
+        pack_combination(packed, np.zeros(MOST_COLUMNS + 1, np.uint32))

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from lattice_reference import HALF, by_fft, centred, evaluate, interpolate, schoolbook
 
 from blindtune.protocol.lattice.hint import pack_rows
-from blindtune.protocol.lattice.kernels import mask_rows, mask_with, unmask_rows, unmask_with
+from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows, unmask_with
 from blindtune.protocol.lattice.parameters import DEGREE, MAX_RANK
 from blindtune.protocol.lattice.transform import LANES, transformed
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.recycled import large_matrix
 
 NOTHING = np.empty((0, 0), np.uint32)
 
@@ -22,10 +23,9 @@ def packed_of(rows: np.ndarray, rank: int) -> np.ndarray:
 
 
 def whole_block(packed: np.ndarray, factors: np.ndarray, columns: int) -> np.ndarray:
-    """A S alone, as the kernel has it: nothing is masked without noise."""
+    """A S of all rows."""
     out = np.empty((DEGREE, columns), np.uint32)
-    zero, runs = np.zeros((DEGREE, columns), np.int32), np.array([[0, 0, DEGREE]])
-    mask_rows(packed, factors[None], runs, zero, zero.astype(np.int8), out, NOTHING)
+    mask_rows(packed, factors[None], np.array([[0, 0, DEGREE]]), out, NOTHING)
     return out
 
 
@@ -97,19 +97,17 @@ def test_rows_of_several_blocks_go_where_the_runs_say(columns: int) -> None:
     factors = generator.integers(-HALF, HALF + 1, (3, rank, DEGREE)).astype(np.int32)
     masks = [whole_block(packed, x, columns).astype(np.int64) for x in factors]
     runs = np.array([[1, 250, 6], [7, 0, 256], [263, 0, 40]])
-    x = generator.integers(-HALF, HALF + 1, (305, columns)).astype(np.int32)
-    e = generator.integers(-21, 22, x.shape).astype(np.int8)
     chosen = np.concatenate([masks[0][250:], masks[1], masks[2][:40]])
     inner = slice(1, 303)
 
-    out, rest = np.full(x.shape, 99, np.uint32), np.full((216, columns), 99, np.uint32)
-    mask_rows(packed, factors, runs, x, e, out, rest)
-    assert np.array_equal(out[inner], (chosen + x[inner] + e[inner]) % MODULUS)
+    out, rest = np.full((305, columns), 99, np.uint32), np.full((216, columns), 99, np.uint32)
+    mask_rows(packed, factors, runs, out, rest)
+    assert np.array_equal(out[inner], chosen)
     assert np.array_equal(rest, masks[2][40:])
     assert np.all(out[[0, -2, -1]] == 99)  # rows that no run names
 
-    y = generator.integers(0, MODULUS, x.shape).astype(np.uint32)
-    result, rest = np.full(x.shape, 99, np.int32), np.full((10, columns), 99, np.uint32)
+    y = generator.integers(0, MODULUS, out.shape).astype(np.uint32)
+    result, rest = np.full(y.shape, 99, np.int32), np.full((10, columns), 99, np.uint32)
     unmask_rows(packed, factors, runs, y, result, rest)
     assert np.array_equal(result[inner], centred(y[inner] - chosen))
     assert np.array_equal(rest, masks[2][246:])
@@ -125,14 +123,34 @@ def test_blocks_computed_together_keep_to_their_own_rows(blocks: int, columns: i
     factors = generator.integers(-HALF, HALF + 1, (blocks, rank, DEGREE)).astype(np.int32)
     masks = np.concatenate([whole_block(packed, x, columns).astype(np.int64) for x in factors])[:-16]
     runs = np.array([[b * DEGREE, 0, DEGREE - 16 * (b == blocks - 1)] for b in range(blocks)])
-    x = generator.integers(-HALF, HALF + 1, masks.shape).astype(np.int32)
-    out, rest = np.empty(x.shape, np.uint32), np.empty((16, columns), np.uint32)
-    mask_rows(packed, factors, runs, x, None, out, rest)
-    assert np.array_equal(out, (masks + x) % MODULUS)
+    out, rest = np.empty(masks.shape, np.uint32), np.empty((16, columns), np.uint32)
+    mask_rows(packed, factors, runs, out, rest)
+    assert np.array_equal(out, masks)
     assert np.array_equal(rest, whole_block(packed, factors[-1], columns)[-16:])
+    x = generator.integers(-HALF, HALF + 1, masks.shape).astype(np.int32)
     result = np.empty(x.shape, np.int32)
-    unmask_rows(packed, factors, runs, out, result, NOTHING)
+    unmask_rows(packed, factors, runs, ((masks + x) % MODULUS).astype(np.uint32), result, NOTHING)
     assert np.array_equal(result, x)
+
+
+@pytest.mark.parametrize("columns", [1700, 2048])  # rows of whole lines of the cache, and others
+def test_a_result_larger_than_caches_is_the_same_as_its_rows_alone(columns: int) -> None:
+    generator = np.random.default_rng(columns)
+    packed = packed_of(generator.integers(0, MODULUS, (DEGREE, columns)), 1)
+    factors = generator.integers(-HALF, HALF + 1, (3, 1, DEGREE)).astype(np.int32)
+    runs = np.array([[b * DEGREE, 0, DEGREE] for b in range(3)])
+    y = generator.integers(0, MODULUS, (3 * DEGREE, columns)).astype(np.uint32)
+    scales = generator.uniform(1, 2, len(y)), generator.uniform(1, 2, columns).astype(np.float32)
+    out = large_matrix(*y.shape, np.float32)
+    assert out.nbytes > 1 << 22
+    unmask_rows(packed, factors, runs, y, out, NOTHING, scales)
+    for b in range(3):
+        rows = slice(b * DEGREE, (b + 1) * DEGREE)
+        alone = np.empty((DEGREE, columns), np.float32)
+        unmask_rows(
+            packed, factors[b : b + 1], runs[:1], y[rows], alone, NOTHING, (scales[0][rows], scales[1])
+        )
+        assert np.array_equal(out[rows], alone)
 
 
 def test_a_matrix_packed_for_wider_operands_serves_narrow_ones() -> None:
@@ -157,7 +175,8 @@ def test_operands_and_responses_of_any_memory_layout_give_the_same() -> None:
     results = []
     for operand in (x, frozen, strided[::2, ::2], np.asfortranarray(x)):
         out = np.empty(x.shape, np.uint32)
-        mask_rows(packed, factors, runs, operand, e, out, NOTHING)
+        mask_rows(packed, factors, runs, out, NOTHING)
+        assert add_operand(operand, e, out)
         back = np.empty(x.shape, np.int32)
         unmask_rows(packed, factors, runs, np.asfortranarray(out), back, NOTHING)
         assert np.array_equal(back, x)
@@ -176,8 +195,8 @@ def grid() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def test_every_extreme_operand_noise_and_mask_add_up_to_a_residue() -> None:
     x, e, mask = grid()
-    out = np.empty(x.shape, np.uint32)
-    mask_with(mask, x, e, out)
+    out = mask.copy()
+    assert add_operand(x, e, out)
     assert np.array_equal(out, (x.astype(np.int64) + e + mask) % MODULUS)
 
 
@@ -191,13 +210,13 @@ def test_every_extreme_response_and_mask_give_a_centred_difference() -> None:
 
 @settings(derandomize=True, deadline=None, max_examples=50)
 @given(seed=st.integers(0, 2**32), rows=st.integers(0, 5), columns=st.integers(1, 70))
-def test_kept_rows_mask_and_unmask_like_new_ones(seed: int, rows: int, columns: int) -> None:
+def test_rows_of_masks_hide_and_unmask_operands(seed: int, rows: int, columns: int) -> None:
     generator = np.random.default_rng(seed)
     x = generator.integers(-HALF, HALF + 1, (rows, columns)).astype(np.int32)
     e = generator.integers(-32, 33, x.shape).astype(np.int8)
     mask = generator.integers(0, MODULUS, x.shape).astype(np.uint32)
-    out, back = np.empty(x.shape, np.uint32), np.empty(x.shape, np.int32)
-    mask_with(mask, x, e, out)
+    out, back = mask.copy(), np.empty(x.shape, np.int32)
+    assert add_operand(x, e, out)
     assert np.array_equal(out, (x.astype(np.int64) + e + mask) % MODULUS)
     unmask_with(mask, out, back)
     assert np.array_equal(back, centred(x.astype(np.int64) + e))

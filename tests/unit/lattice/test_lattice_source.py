@@ -23,15 +23,17 @@ from lattice_reference import (
 )
 from scipy.stats import chi2
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.protocol.errors import UnsupportedError, VerificationError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
 from blindtune.protocol.lattice.hint import PublicMatrix
-from blindtune.protocol.lattice.kernels import mask_rows, unmask_rows
+from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows
+from blindtune.protocol.lattice.noisy import largest_budget, noisy_dots_fit
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Product
+from blindtune.protocol.verification import VECTORS, CheckVectors
 
 SETS = pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536, TOY], ids=lambda x: x.name)
 
@@ -186,7 +188,8 @@ def test_the_noise_bound_is_reached_by_the_worst_noise_and_no_more() -> None:
     factors = rng.integers(-HALF, HALF + 1, (1, 5, DEGREE)).astype(np.int32)
     runs, nothing = np.array([[0, 7, 2]]), np.empty((0, 0), np.uint32)
     sent, out = np.empty((2, 48), np.uint32), np.empty((2, 16), np.int32)
-    mask_rows(PublicMatrix(MLWE1280, PUBLIC_SEED).packed(48), factors, runs, x, e, sent, nothing)
+    mask_rows(PublicMatrix(MLWE1280, PUBLIC_SEED).packed(48), factors, runs, sent, nothing)
+    add_operand(x, e, sent)
     hint = worker.hint(MLWE1280, which)
     unmask_rows(hint, factors, runs, worker.multiply(which, sent), out, nothing)
     error = out - x.astype(np.int64) @ integers.T
@@ -462,3 +465,115 @@ def test_rows_of_an_operand_that_is_not_finite_are_not_drawn_again() -> None:
     other.mask(np.zeros((40, 5), np.int32), which)
     expected = other.mask(quantize_rows(x, 1 << 40)[0], which)
     assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
+
+
+# What is expected of answers.
+
+
+def vectors_of(columns: int, seed: int = 0) -> np.ndarray:
+    """A verification vector with every extreme among its words."""
+    v = np.random.default_rng(seed).integers(0, MODULUS, columns, dtype=np.uint32)
+    v[:: max(1, columns // 7)] = np.resize([MODULUS - 1, 0, HALF, HALF + 1], len(v[:: max(1, columns // 7)]))
+    return v
+
+
+def assert_expected(masked: MaskedOperand, v: np.ndarray) -> None:
+    (share,) = masked.shares
+    assert share.expected is not None and not share.expected.flags.writeable
+    assert share.expected.tolist() == [
+        sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % MODULUS for row in share.residues
+    ]
+
+
+@SETS
+@pytest.mark.parametrize("columns", [1, 15, 33, 450])
+@pytest.mark.parametrize("kept_bytes", [0, 1 << 28])
+def test_what_is_expected_is_the_dot_product_of_what_is_sent(
+    parameters: LatticeParameters, columns: int, kept_bytes: int
+) -> None:
+    generator = np.random.default_rng(columns)
+    which = product(columns)
+    source, _ = source_for(parameters, Worker(matrix_of(3, columns)), which, kept_bytes=kept_bytes)
+    column_scale = generator.uniform(1e-3, 2, columns).astype(np.float32)
+    v = vectors_of(columns)
+    for rows in (256, 3, 300, 1100, 257):  # a block, leftovers of one, several
+        x = generator.standard_normal((rows, columns)).astype(np.float32)
+        x[1::7] = 0
+        masked, _ = source.hide(x, which, 1 << 40, column_scale, v)
+        if rows < DEGREE:
+            assert masked.shares[0].expected is None
+        else:
+            assert_expected(masked, v)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("columns", [64, 450])
+def test_what_is_expected_is_exact_up_to_the_largest_budget_for_it(columns: int, sign: int) -> None:
+    which = product(columns)
+    source, _ = source_for(MLWE1280, Worker(matrix_of(3, columns)), which)
+    low, high = 1, largest_budget(21)
+    assert noisy_dots_fit(low, 21, columns) and not noisy_dots_fit(high, 21, columns)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if noisy_dots_fit(middle, 21, columns) else (low, middle)
+    x = np.full((DEGREE, columns), sign, np.float32)
+    v = np.full(columns, MODULUS - 1, np.uint32)
+    integers, _ = quantize_rows(x, low)
+    # The vector points along the rows, so that there is hardly a larger product.
+    assert abs(int(integers[0].astype(object) @ v.astype(object))) > 0.999 * 2**63
+    assert_expected(source.hide(x, which, low, None, v)[0], v)
+    assert source.hide(x, which, high, None, v)[0].shares[0].expected is None
+
+
+def test_another_vector_gives_other_numbers_even_in_the_same_memory() -> None:
+    worker, which = Worker(matrix_of(3, 33)), product(33)
+    source, _ = source_for(TOY, worker, which)
+    x = np.random.default_rng(0).standard_normal((DEGREE, 33)).astype(np.float32)
+    v = vectors_of(33)
+    for seed in (1, 1, 2):
+        v[:] = vectors_of(33, seed)
+        assert_expected(source.hide(x, which, 1 << 40, None, v)[0], v)
+    strided = np.zeros((33, 2), np.uint32)
+    strided[:, 0] = vectors_of(33, 3)
+    assert_expected(source.hide(x, which, 1 << 40, None, strided[:, 0])[0], strided[:, 0])
+
+
+def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
+    integers, which = matrix_of(20, 33), product(33)
+    worker = Worker(integers)
+    source, _ = source_for(MLWE1280, worker, which)
+    s = np.random.default_rng(0).integers(0, MODULUS, (VECTORS, 20), dtype=np.uint32)
+    v = (s.astype(object) @ integers.astype(object)) % MODULUS
+    check = CheckVectors(s, np.ascontiguousarray(v.astype(np.uint32)))
+    x = np.random.default_rng(1).standard_normal((600, 33)).astype(np.float32)
+    (share,) = source.hide(x, which, 1 << 40, None, check.v[0])[0].shares
+    answer = worker.multiply(which, share.residues)
+    assert share.expected is not None
+    check.verify_expected(share.expected, answer)
+    for row in (0, 255, 256, 511, 599):
+        wrong = answer.copy()
+        wrong[row, row % 20] = (int(wrong[row, row % 20]) + 1) % MODULUS
+        with pytest.raises(VerificationError, match=f"row {row} of 600"):
+            check.verify_expected(share.expected, wrong)
+
+
+def test_a_vector_that_does_not_fit_is_refused_and_integers_have_none() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    x = np.ones((DEGREE, 20), np.float32)
+    for v in (np.zeros(19, np.uint32), np.zeros(20, np.int64), np.zeros((1, 20), np.uint32)):
+        with pytest.raises(ValueError, match="vector"):
+            source.hide(x, which, 1 << 40, None, v)
+    assert source.mask(operand_of(DEGREE, 20), which).shares[0].expected is None
+
+
+def test_what_is_expected_is_not_printed() -> None:
+    which = product(20)
+    source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
+    v = vectors_of(20, 5)
+    masked, _ = source.hide(np.ones((DEGREE, 20), np.float32), which, 1 << 40, None, v)
+    expected = masked.shares[0].expected
+    assert expected is not None
+    for thing in (source, masked, masked.shares, masked.shares[0]):
+        for secret in (*v[v > 10**6].tolist(), *expected.tolist()):
+            assert str(secret) not in f"{thing!r} {thing!s}"

@@ -17,6 +17,7 @@ from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.recycled import large_matrix
+from blindtune.protocol.residues import dots_fit
 
 BUDGET = 1 << 58
 
@@ -78,6 +79,25 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     y = hidden.reveal(answers, scales, column_scale)
     assert y.dtype == np.float32
     assert np.array_equal(y, dequantize_rows(steps.unmask(answers), scales, column_scale))
+
+
+@pytest.mark.parametrize("columns", [63, 64, 65, 500])
+@pytest.mark.parametrize("operators", [2, 3])
+def test_numbers_are_exact_on_both_sides_of_where_int64_holds_them(columns: int, operators: int) -> None:
+    assert dots_fit(BUDGET, columns) == (columns <= 64)
+    x = np.ones((4, columns), np.float32)
+    x[1] *= -1
+    x[2, ::3] = 0
+    for v in (
+        np.full(columns, MODULUS - 1, np.uint32),
+        np.resize([0, MODULUS - 1], columns).astype(np.uint32),
+    ):
+        hidden, _ = ShareSource(operators, Q31).hide(x, product(columns), BUDGET, v=v)
+        for share in hidden.shares:
+            assert share.expected is not None
+            assert np.array_equal(
+                share.expected, (share.residues.astype(object) @ v.astype(object)) % MODULUS
+            )
 
 
 def test_many_rows_in_threads_give_the_same() -> None:

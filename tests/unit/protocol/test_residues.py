@@ -1,5 +1,7 @@
 """Residue arithmetic against Python integers, and the refusal of words that are no residues."""
 
+from math import isqrt
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,6 +13,7 @@ from blindtune.protocol.residues import (
     add,
     centre,
     dot,
+    dots_fit,
     from_centred,
     hide,
     hide_row,
@@ -173,14 +176,28 @@ def test_dot_products_of_residues_are_exact(columns: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [1, 16, 31, 32, 33, 64, 1021])
-@pytest.mark.parametrize("in_place", [False, True])
-def test_a_hidden_row_and_its_dot_products_are_exact(columns: int, in_place: bool) -> None:
+def test_a_hidden_row_and_its_dot_products_are_exact(columns: int) -> None:
     generator = np.random.default_rng(columns)
     mask, v = generator.integers(0, MODULUS, (2, columns), dtype=np.uint32)
     mask.flat[:: max(1, columns // 9)] = np.resize(EXTREMES, mask.flat[:: max(1, columns // 9)].size)
-    residues = np.resize([*EXTREMES, 5], columns).astype(np.uint32)
-    for x in (residues, generator.integers(-HALF, HALF + 1, columns).astype(np.int32)):
-        wanted = (x.astype(np.int64) + mask) % MODULUS
-        out = x if in_place and x is residues else np.empty(columns, np.uint32)
-        assert hide_row(x, mask, v, out) == (exact(mask, v), exact(wanted, v))
-        assert np.array_equal(out, wanted)
+    most = min(HALF, isqrt(((1 << 126) - 1) // (columns * (MODULUS - 1)) ** 2))
+    assert dots_fit(columns * most**2, columns)
+    largest = np.full(columns, most, np.int32)
+    for x in (largest, -largest, generator.integers(-most, most + 1, columns).astype(np.int32)):
+        for factors in (v, np.full_like(v, MODULUS - 1), np.zeros_like(v)):
+            out = np.empty(columns, np.uint32)
+            total = sum(int(a) * int(b) for a, b in zip(x, factors, strict=True))
+            assert hide_row(x, mask, factors, out) == (exact(mask, factors), total)
+            assert np.array_equal(out, (x.astype(np.int64) + mask) % MODULUS)
+
+
+def test_a_row_beyond_what_its_dot_product_may_be_is_told() -> None:
+    # Five integers along five words of q - 1 are the least that can exceed 2^63.
+    most = ((1 << 63) - 1) // (5 * (MODULUS - 1))
+    assert most < HALF
+    v, mask = np.full(5, MODULUS - 1, np.uint32), np.zeros(5, np.uint32)
+    for integer, fits in ((most, True), (-most, True), (most + 1, False)):
+        assert dots_fit(5 * integer**2, 5) == fits
+        _, dots = hide_row(np.full(5, integer, np.int32), mask, v, np.empty(5, np.uint32))
+        assert (dots == 5 * integer * (MODULUS - 1)) == fits
+    assert dots_fit(4 * HALF**2, 4)

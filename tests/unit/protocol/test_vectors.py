@@ -218,3 +218,30 @@ def test_bytes_become_words_of_the_same_sign() -> None:
     for at in (0, 1, 120, 240):
         widened(x, at, out)
         assert out.tolist() == list(range(at - 128, at - 112))
+
+
+@njit
+def put_aside(words, out, at):  # type: ignore[no-untyped-def]
+    v.store_aside(out, at, v.load(words, 0))
+    v.fence()
+
+
+@njit
+def place_of_aligned(words):  # type: ignore[no-untyped-def]
+    memory = v.aligned(words)
+    memory[:] = uint32(7)
+    return memory.ctypes.data % 64, len(memory)
+
+
+def test_words_stored_past_the_caches_arrive_at_every_address_and_nowhere_else() -> None:
+    words = np.arange(100, 116, dtype=np.uint32)
+    for at in range(33):
+        out = np.zeros(64, np.uint32)
+        put_aside(words, out, at)
+        assert np.array_equal(out[at : at + 16], words)
+        assert not out[:at].any() and not out[at + 16 :].any()
+
+
+@pytest.mark.parametrize("words", [1, 16, 2048, 4001])
+def test_aligned_memory_begins_with_a_cache_line_and_has_room(words: int) -> None:
+    assert place_of_aligned(words) == (0, words)
