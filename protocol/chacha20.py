@@ -26,23 +26,26 @@ from blindtune.protocol.compiled import kernel
 from blindtune.protocol.vectors import (
     LANES,
     add,
+    bits_and,
     bits_xor,
-    load,
+    greatest,
     numbered,
     prefetch,
     repeated,
     rotate_left,
     store,
-    transpose,
+    store_in_order,
+    store_transposed,
 )
 
-__all__ = ["BLOCK_WORDS", "KEY_BYTES", "ask", "batch", "initial_state", "key_stream"]
+__all__ = ["ALL_BITS", "BLOCK_WORDS", "KEY_BYTES", "ask", "batch", "initial_state", "key_stream"]
 
 if sys.byteorder != "little":
     raise ImportError("Blindtune needs a little-endian processor: words travel as they lie in memory")
 
 KEY_BYTES = 32
 BLOCK_WORDS = 16
+ALL_BITS = 0xFFFFFFFF
 
 _BATCH_WORDS = LANES * BLOCK_WORDS
 _DOUBLE_ROUNDS = 10
@@ -70,22 +73,18 @@ def _quarter_round(a, b, c, d):  # type: ignore[no-untyped-def]
     return a, b, c, d
 
 
-@kernel
-def batch(state, out, at):  # type: ignore[no-untyped-def]
-    """Sixteen blocks, word by word: what consumes all words alike takes them in this order.
+@njit(inline="always")
+def _end(rounds, word, kept):  # type: ignore[no-untyped-def]
+    return bits_and(add(rounds, word), kept)
 
-    Args:
-        state: uint32 [16]. Its counter moves on by 16.
-        out: uint32, contiguous. Receives word j of block counter + l at ``at`` + 16 j + l.
-        at: an index with room for 256 words from it on.
-    """
-    for j in range(BLOCK_WORDS):
-        store(out, at + LANES * j, repeated(state[j]))
-    store(out, at + LANES * 12, numbered(state[12]))
-    a0, a1, a2, a3 = load(out, at), load(out, at + 16), load(out, at + 32), load(out, at + 48)
-    b0, b1, b2, b3 = load(out, at + 64), load(out, at + 80), load(out, at + 96), load(out, at + 112)
-    c0, c1, c2, c3 = load(out, at + 128), load(out, at + 144), load(out, at + 160), load(out, at + 176)
-    d0, d1, d2, d3 = load(out, at + 192), load(out, at + 208), load(out, at + 224), load(out, at + 240)
+
+@njit(inline="always")
+def _blocks(state, kept):  # type: ignore[no-untyped-def]
+    """The sixteen words of sixteen blocks, in as many vectors, of which only some bits are kept."""
+    a0, a1, a2, a3 = repeated(state[0]), repeated(state[1]), repeated(state[2]), repeated(state[3])
+    b0, b1, b2, b3 = repeated(state[4]), repeated(state[5]), repeated(state[6]), repeated(state[7])
+    c0, c1, c2, c3 = repeated(state[8]), repeated(state[9]), repeated(state[10]), repeated(state[11])
+    d0, d1, d2, d3 = numbered(state[12]), repeated(state[13]), repeated(state[14]), repeated(state[15])
     for _ in range(_DOUBLE_ROUNDS):
         a0, b0, c0, d0 = _quarter_round(a0, b0, c0, d0)
         a1, b1, c1, d1 = _quarter_round(a1, b1, c1, d1)
@@ -95,34 +94,71 @@ def batch(state, out, at):  # type: ignore[no-untyped-def]
         a1, b2, c3, d0 = _quarter_round(a1, b2, c3, d0)
         a2, b3, c0, d1 = _quarter_round(a2, b3, c0, d1)
         a3, b0, c1, d2 = _quarter_round(a3, b0, c1, d2)
-    end = (a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3)
-    for j in range(BLOCK_WORDS):
-        store(out, at + LANES * j, add(load(out, at + LANES * j), end[j]))
+    return (
+        _end(a0, repeated(state[0]), kept),
+        _end(a1, repeated(state[1]), kept),
+        _end(a2, repeated(state[2]), kept),
+        _end(a3, repeated(state[3]), kept),
+        _end(b0, repeated(state[4]), kept),
+        _end(b1, repeated(state[5]), kept),
+        _end(b2, repeated(state[6]), kept),
+        _end(b3, repeated(state[7]), kept),
+        _end(c0, repeated(state[8]), kept),
+        _end(c1, repeated(state[9]), kept),
+        _end(c2, repeated(state[10]), kept),
+        _end(c3, repeated(state[11]), kept),
+        _end(d0, numbered(state[12]), kept),
+        _end(d1, repeated(state[13]), kept),
+        _end(d2, repeated(state[14]), kept),
+        _end(d3, repeated(state[15]), kept),
+    )
+
+
+@kernel
+def batch(state, out, at):  # type: ignore[no-untyped-def]
+    """Sixteen blocks, word by word: what consumes all words alike takes them in this order.
+
+    Args:
+        state: uint32 [16]. Its counter moves on by 16.
+        out: uint32, contiguous. Receives word j of block counter + l at ``at`` + 16 j + l.
+        at: an index with room for 256 words from it on.
+    """
+    store_in_order(out, at, _blocks(state, repeated(uint32(ALL_BITS))))
     state[12] += uint32(LANES)
 
 
 @kernel
-def key_stream(state, out, read=None, written=None, at=0):  # type: ignore[no-untyped-def]
+def key_stream(state, out, bits=ALL_BITS, read=None, written=None, at=0):  # type: ignore[no-untyped-def]
     """Fills an array with the key stream from the state's block on, in the standard's order.
 
     Args:
         state: uint32 [16]. Its counter moves on by a multiple of 16.
         out: uint32, contiguous, of any length.
+        bits: of each word that are kept; the others are 0.
         read, written, at: two arrays, of which as many elements from ``at`` on are needed next. They come
             from memory meanwhile, which the rounds leave alone.
+
+    Returns:
+        A word that none of the array's is larger than; one of them, if its length is a multiple of 256.
     """
-    whole = out.shape[0] - out.shape[0] % _BATCH_WORDS
-    for i in range(0, whole, _BATCH_WORDS):
-        if read is not None:
+    kept, largest = repeated(uint32(bits)), repeated(uint32(0))
+    words = np.empty(_BATCH_WORDS, np.uint32)
+    for i in range(0, out.shape[0], _BATCH_WORDS):
+        whole = i + _BATCH_WORDS <= out.shape[0]
+        if whole and read is not None:
             ask(read, written, at + i, _BATCH_WORDS)
-        batch(state, out, i)
-        transpose(out, i)
-    if whole < out.shape[0]:
-        rest = np.empty(_BATCH_WORDS, np.uint32)
-        batch(state, rest, 0)
-        transpose(rest, 0)
-        for i in range(whole, out.shape[0]):
-            out[i] = rest[i - whole]
+        blocks = _blocks(state, kept)
+        state[12] += uint32(LANES)
+        for vector in blocks:
+            largest = greatest(largest, vector)
+        if whole:
+            store_transposed(out, i, blocks)
+        else:
+            store_transposed(words, 0, blocks)
+            for j in range(i, out.shape[0]):
+                out[j] = words[j - i]
+    store(words, 0, largest)
+    return words[:LANES].max()
 
 
 def initial_state(key: bytes) -> NDArray[np.uint32]:

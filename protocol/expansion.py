@@ -35,6 +35,8 @@ __all__ = [
     "expanded_dots",
 ]
 
+_BITS = 0x7FFFFFFF
+
 RandomBytes = Callable[[int], bytes]
 """A source of secret random bytes: ``os.urandom`` everywhere but in tests."""
 
@@ -84,11 +86,7 @@ def expand_rows(initial, first_row, out, read=None, written=None):  # type: igno
         row = uint64(first_row) + uint64(r)
         state[12], state[13] = uint32(0), uint32(0)
         state[14], state[15] = uint32(row), uint32(row >> uint64(32))
-        key_stream(state, words, read, written, np.int64(row) * words.shape[0])
-        largest = uint32(0)
-        for i in range(words.shape[0]):
-            words[i] = words[i] & uint32(0x7FFFFFFF)
-            largest = max(largest, words[i])
+        largest = key_stream(state, words, _BITS, read, written, np.int64(row) * words.shape[0])
         if largest < uint32(MODULUS):
             continue
         for i in range(words.shape[0]):
@@ -96,8 +94,8 @@ def expand_rows(initial, first_row, out, read=None, written=None):  # type: igno
             while words[i] >= uint32(MODULUS):
                 stream = uint32(stream + uint32(1))
                 state[12], state[13] = uint32(i // BLOCK_WORDS), stream
-                key_stream(state, block)
-                words[i] = block[i % BLOCK_WORDS] & uint32(0x7FFFFFFF)
+                key_stream(state, block, _BITS)
+                words[i] = block[i % BLOCK_WORDS]
 
 
 def expand_into(out: Residues, key: bytes, first_row: int) -> None:

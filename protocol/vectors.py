@@ -54,9 +54,10 @@ __all__ = [
     "shift_right_signed",
     "store",
     "store_aside",
+    "store_in_order",
+    "store_transposed",
     "subtract",
     "subtract_bytes",
-    "transpose",
 ]
 # `reals` and `tiles` build their operations from these too: address_of, half_type, operation, splat,
 # transposed, Vector, VectorModel, words_type. Kernels have no use for them.
@@ -226,6 +227,37 @@ def fence(context):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
+def _store_sixteen(context, builder, array, values, vectors):  # type: ignore[no-untyped-def]
+    """Puts vectors one behind the other; values are the array and the first one's first element."""
+    index = values[1]
+    for vector in vectors:
+        builder.store(vector, address_of(context, builder, array, (values[0], index), _WORDS), align=4)
+        index = builder.add(index, ir.Constant(index.type, LANES))
+    return context.get_dummy_value()
+
+
+@intrinsic
+def store_in_order(context, array, at, vectors):  # type: ignore[no-untyped-def]
+    """Puts the words of sixteen vectors, a tuple, into an array from element ``at`` on."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        unpacked = cgutils.unpack_tuple(builder, values[2])
+        return _store_sixteen(context, builder, array, values, unpacked)
+
+    return types.void(array, types.intp, vectors), generate
+
+
+@intrinsic
+def store_transposed(context, array, at, vectors):  # type: ignore[no-untyped-def]
+    """As `store_in_order`, but first words 0 of all vectors, then words 1, ..."""
+
+    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
+        unpacked = cgutils.unpack_tuple(builder, values[2])
+        return _store_sixteen(context, builder, array, values, transposed(builder, unpacked))
+
+    return types.void(array, types.intp, vectors), generate
+
+
 @intrinsic
 def prefetch(context, array, at):  # type: ignore[no-untyped-def]
     """Asks for the memory of element ``at``, to be in the second cache when it is read or written.
@@ -254,23 +286,6 @@ def transposed(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
     for _ in range(4):
         x = [builder.shuffle_vector(x[i // 2], x[half + i // 2], orders[i % 2]) for i in range(LANES)]
     return x
-
-
-@intrinsic
-def transpose(context, array, at):  # type: ignore[no-untyped-def]
-    """Transposes sixteen vectors that lie one after the other in an array, in place."""
-
-    def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        def place(i: int) -> ir.Value:
-            index = builder.add(values[1], ir.Constant(values[1].type, LANES * i))
-            return address_of(context, builder, array, (values[0], index), _WORDS)
-
-        x = transposed(builder, [builder.load(place(i), align=4) for i in range(LANES)])
-        for i in range(LANES):
-            builder.store(x[i], place(i), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
 
 
 @operation(words_type, types.uint32)

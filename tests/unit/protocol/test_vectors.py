@@ -195,17 +195,26 @@ def test_words_are_read_and_written_where_they_are_said_to_be(at: int) -> None:
 
 
 @njit
-def transposed(x, at):  # type: ignore[no-untyped-def]
-    v.transpose(x, at)
+def put_sixteen(x, out, at, turned):  # type: ignore[no-untyped-def]
+    vectors = (
+        *(v.load(x, 0), v.load(x, 16), v.load(x, 32), v.load(x, 48)),
+        *(v.load(x, 64), v.load(x, 80), v.load(x, 96), v.load(x, 112)),
+        *(v.load(x, 128), v.load(x, 144), v.load(x, 160), v.load(x, 176)),
+        *(v.load(x, 192), v.load(x, 208), v.load(x, 224), v.load(x, 240)),
+    )
+    if turned:
+        v.store_transposed(out, at, vectors)
+    else:
+        v.store_in_order(out, at, vectors)
 
 
 @pytest.mark.parametrize("at", [0, 3])
-def test_sixteen_vectors_are_transposed_where_they_lie(at: int) -> None:
-    x = np.arange(264, dtype=np.uint32)
-    expected = x.copy()
-    expected[at : at + 256] = x[at : at + 256].reshape(16, 16).T.ravel()
-    transposed(x, at)
-    assert np.array_equal(x, expected)
+@pytest.mark.parametrize("turned", [False, True])
+def test_sixteen_vectors_are_stored_in_order_or_transposed(at: int, turned: bool) -> None:
+    x, out = np.arange(1, 257, dtype=np.uint32), np.zeros(264, np.uint32)
+    put_sixteen(x, out, at, turned)
+    assert np.array_equal(out[at : at + 256], x.reshape(16, 16).T.ravel() if turned else x)
+    assert not out[:at].any() and not out[at + 256 :].any()
 
 
 @njit
