@@ -97,17 +97,18 @@ def _values(row, column_scale, i):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _square_norm(row, column_scale, partial):  # type: ignore[no-untyped-def]
-    """The sum of squares: those of columns k, k + 16, ... first, in order, and then those sums."""
+def _square_norm(row, column_scale, values, partial):  # type: ignore[no-untyped-def]
+    """Copies a row, and sums up squares: those of columns k, k + 16, ... first, in order, then those sums."""
     whole = row.shape[0] - row.shape[0] % LANES
     sums = repeated_real(0.0)
     for i in range(0, whole, LANES):
-        values = _values(row, column_scale, i)
-        sums = add_reals(sums, multiply_reals(values, values))
+        some = _values(row, column_scale, i)
+        store_reals(values, i, some)
+        sums = add_reals(sums, multiply_reals(some, some))
     store_reals(partial, 0, sums)
     for i in range(whole, row.shape[0]):
-        value = _value(row, column_scale, i)
-        partial[i - whole] += value * value
+        values[i] = _value(row, column_scale, i)
+        partial[i - whole] += values[i] * values[i]
     square = 0.0
     for k in range(LANES):
         square += partial[k]
@@ -115,37 +116,40 @@ def _square_norm(row, column_scale, partial):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _round(row, column_scale, scale, out):  # type: ignore[no-untyped-def]
-    """Rounds a row times its scale, and returns the exact sum of squares."""
-    whole = row.shape[0] - row.shape[0] % LANES
+def _round(values, scale, out):  # type: ignore[no-untyped-def]
+    """Rounds numbers times their scale, and returns the exact sum of squares."""
+    columns = out.shape[0]
+    whole = columns - columns % LANES
     factor = repeated_real(scale)
     sums = repeated_half(np.int64(0))
     for i in range(0, whole, LANES):
-        integers = nearest(multiply_reals(_values(row, column_scale, i), factor))
+        integers = nearest(multiply_reals(load_reals(values, i), factor))
         even, odd = even_words(integers), odd_words(integers)
         sums = add(sums, add(multiply_signed(even, even), multiply_signed(odd, odd)))
         store(out, i, integers)
     total = np.int64(total_of_half(sums))
-    for i in range(whole, row.shape[0]):
-        integer = np.int32(np.rint(_value(row, column_scale, i) * scale))
+    for i in range(whole, columns):
+        integer = np.int32(np.rint(values[i] * scale))
         total += np.int64(integer) * np.int64(integer)
         out[i] = integer
     return total
 
 
 @kernel
-def quantize_row(row, column_scale, budget, radius, out, partial):  # type: ignore[no-untyped-def]
+def quantize_row(row, column_scale, budget, radius, out, values):  # type: ignore[no-untyped-def]
     """One row of `quantize_rows`.
+
+    Each element is read once, so that whoever changes the row meanwhile does not get past the budget.
 
     Args:
         row, column_scale, budget, radius: contiguous; see `quantize_rows` and `radius_of`.
         out: int32 [columns], receives the integers.
-        partial: float64 [16], used meanwhile.
+        values: float64 [columns + 16], used meanwhile.
 
     Returns:
         The scale, or nan if a value is not finite.
     """
-    square = _square_norm(row, column_scale, partial)
+    square = _square_norm(row, column_scale, values, values[row.shape[0] :])
     if not np.isfinite(square):
         return np.nan
     if square == 0.0:
@@ -153,16 +157,16 @@ def quantize_row(row, column_scale, budget, radius, out, partial):  # type: igno
         out[:] = 0
         return np.inf
     scale = radius / np.sqrt(square)
-    while _round(row, column_scale, scale, out) > budget:
+    while _round(values, scale, out) > budget:
         scale *= 1.0 - 2.0**-30
     return scale
 
 
 @kernel
 def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # type: ignore[no-untyped-def]
-    partial = np.empty(LANES, np.float64)
+    values = np.empty(x.shape[1] + LANES, np.float64)
     for r in range(start, stop):
-        scales[r] = quantize_row(x[r], column_scale, budget, radius, out[r], partial)
+        scales[r] = quantize_row(x[r], column_scale, budget, radius, out[r], values)
         if np.isnan(scales[r]):
             return r
     return -1

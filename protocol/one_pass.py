@@ -51,7 +51,8 @@ __all__ = ["hide_reals", "reveal_reals"]
 def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     step, count = rows_at_once(columns), len(states)
-    integers, partial = aligned(columns).view(np.int32).reshape((1, columns)), np.empty(LANES, np.float64)
+    integers = aligned(columns).view(np.int32).reshape((1, columns))
+    values = aligned(2 * (columns + LANES)).view(np.float64)
     masks = aligned(count * columns).reshape((count, 1, columns))
     while True:
         start = take(turn, step)
@@ -61,7 +62,7 @@ def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots
             expand_rows(states[0], uint64(r), masks[0], x, masked)
             for k in range(1, count):
                 expand_rows(states[k], uint64(r), masks[k])
-            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], partial)
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], values)
             if np.isnan(scales[r]):
                 return r
             row, expected = masked[r : r + 1], uint64(0)

@@ -259,7 +259,7 @@ def dots_fit(square_sum: int, columns: int) -> bool:
         square_sum: of the integers, at most.
         columns: of the rows.
     """
-    return square_sum * columns * (MODULUS - 1) ** 2 < 1 << 126
+    return int(square_sum) * columns * (MODULUS - 1) ** 2 < 1 << 126  # as Python counts, without end
 
 
 def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]

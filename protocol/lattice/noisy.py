@@ -50,7 +50,7 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     some, (places, width) = rows_at_once(columns), batches
     words, integers = aligned(BLOCK_WORDS * LANES), aligned(columns).view(np.int32)
-    noise, partial = np.empty(columns, np.int8), np.empty(LANES, np.float64)
+    noise, values = np.empty(columns, np.int8), aligned(2 * (columns + LANES)).view(np.float64)
     state, run = np.empty(BLOCK_WORDS, np.uint32), 0
     while True:
         start = take(turn, some)
@@ -62,7 +62,7 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             state[:] = states[run]
             state[12] = uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)
             sample_row(state, words, places, eta, noise, x, out, r * columns)
-            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, partial)
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, values)
             if np.isnan(scales[r]):
                 return r
             dots[r] = _add_noisy_row(integers, noise, v, out[r])
@@ -98,8 +98,8 @@ def add_noisy_integers(
             many. They cover all rows in order.
         eta: of the noise.
         v: uint32 [columns], below q.
-        out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, it holds
-            rows of both kinds.
+        out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, some rows
+            are still as they were.
 
     Returns:
         Scales, float64 [rows], and with ``v`` the dot products of the integers with noise with v, int64

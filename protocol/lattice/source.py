@@ -164,9 +164,9 @@ class LatticeSource(MaskSource):
         hint, packed = self._hint(product), self._public.packed(columns)
         stock, runs, masked = self._masks(product, rows, packed)
         keys = [run.block.noise_key for run in runs]
+        exact = columns <= MOST_COLUMNS and noisy_dots_fit(budget, eta, columns)
         # A transform for less than a block of rows costs more than a check that looks at them once more.
-        if not (rows >= DEGREE and noisy_dots_fit(budget, eta, columns) and columns <= MOST_COLUMNS):
-            v = None
+        v = v if exact and rows >= DEGREE else None
         scales, dots = add_noisy_integers(x, budget, column_scale, keys, bounds(runs), eta, v, masked)
         expected = None if v is None else self._expected(product, v, packed, runs, dots)
         return _LatticeMasked(Share(0, masked, expected=expected), product, hint, stock, runs), scales
@@ -209,8 +209,9 @@ class LatticeSource(MaskSource):
         """C_t . v = ((A v) S)_t + N_t . v mod q, from the N_t . v."""
         known, combination = self._combinations.get(product, (None, packed))
         if known is None or not np.array_equal(known, v):
-            combination = pack_combination(packed, v)
-            self._combinations[product] = v.copy(), combination
+            known = v.copy()
+            combination = pack_combination(packed, known)
+            self._combinations[product] = known, combination
         factors = np.stack([run.block.factors for run in runs])
         masks = np.empty((len(dots), 1), np.uint32)
         mask_rows(combination, factors, bounds(runs), masks, np.empty((0, 1), np.uint32))

@@ -207,7 +207,10 @@ def test_a_worker_that_fails_in_the_middle_is_replaced_with_the_same_bytes(
     first.lie("llama", fault, at=9)
     assert _step(model) == _step(load("llama", masking="reference"))
     statistics = multiplier_of(model).statistics()[spare[failing].name]
-    assert statistics.requests == statistics.verified_responses + 1
+    failures = sum(statistics.failures.values())
+    assert statistics.requests == statistics.verified_responses + failures
+    # Whoever is dead is asked again after a while, which a slow machine takes for a step.
+    assert failures == 1 or (fault == "dies" and failures > 1)
     assert statistics.lies == ()
     failed = read_recording(tmp_path / "first")[8]
     taken_over = read_recording(tmp_path / "replica")[0]

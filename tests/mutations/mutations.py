@@ -482,8 +482,8 @@ _LATTICE = (
         "lattice-expected-of-a-vector-that-changes",
         "the vector that numbers belong to is compared with itself",
         "protocol/lattice/source.py",
-        "v.copy(), combination",
-        "v, combination",
+        "known = v.copy()",
+        "known = v",
         f"{_SOURCE}::test_another_vector_gives_other_numbers_even_in_the_same_memory",
     ),
     _one(

@@ -220,3 +220,13 @@ def test_rows_of_masks_hide_and_unmask_operands(seed: int, rows: int, columns: i
     assert np.array_equal(out, (x.astype(np.int64) + e + mask) % MODULUS)
     unmask_with(mask, out, back)
     assert np.array_equal(back, centred(x.astype(np.int64) + e))
+
+
+def test_an_integer_that_no_mask_hides_is_found_in_every_block_of_rows() -> None:
+    x, e = np.zeros((64, 1 << 14), np.int32), np.zeros((64, 1 << 14), np.int8)
+    for row in (0, 31, 40, 63):  # of those that threads take one after another
+        for integer in (HALF + 1, -HALF - 1):
+            x[row, -1] = integer
+            assert not add_operand(x, e, np.zeros(x.shape, np.uint32))
+        x[row, -1] = 0
+    assert add_operand(x, e, np.zeros(x.shape, np.uint32))
