@@ -38,6 +38,7 @@ __all__ = [
     "centre",
     "centred_difference",
     "centred_differences",
+    "centred_of",
     "dot",
     "dots_fit",
     "from_centred",
@@ -137,11 +138,17 @@ def sums_of(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def centred_differences(a, b):  # type: ignore[no-untyped-def]
-    """`centred_difference`, sixteen times."""
+def centred_of(residues):  # type: ignore[no-untyped-def]
+    """The representatives of smallest magnitude, sixteen times."""
     # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
     half = repeated(uint32(_HALF))
-    return subtract_vectors(sums_of(residues_of(subtract_vectors(a, b)), half), half)
+    return subtract_vectors(sums_of(residues, half), half)
+
+
+@njit(inline="always")
+def centred_differences(a, b):  # type: ignore[no-untyped-def]
+    """`centred_difference`, sixteen times."""
+    return centred_of(residues_of(subtract_vectors(a, b)))
 
 
 @kernel

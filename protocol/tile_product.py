@@ -24,7 +24,7 @@ from blindtune.protocol.compiled import kernel
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.product_methods import LIMBS, Method, contiguous_rows, stacked
 from blindtune.protocol.recycled import large_matrix
-from blindtune.protocol.residues import Residues, residues_of, sums_of
+from blindtune.protocol.residues import Residues, centred_of, residues_of, sums_of
 from blindtune.protocol.row_blocks import for_row_blocks, for_rows_in_turn
 from blindtune.protocol.shared_rows import take
 from blindtune.protocol.tiles import (
@@ -61,7 +61,6 @@ from blindtune.protocol.vectors import (
 
 __all__ = ["TileProduct"]
 
-_HALF = (MODULUS - 1) // 2
 _BYTES_OF_128 = 0x80808080
 _STEPS = 32  # of 64 features, whose sums are recombined together
 _BLOCKS = 4  # of sixteen rows that meet all of a group's packed columns before the next ones do
@@ -102,13 +101,10 @@ def _residues_of_sums(a, b, c, d):  # type: ignore[no-untyped-def]
 @njit(inline="always")
 def _limbs_of(words):  # type: ignore[no-untyped-def]
     """Sixteen residues as four signed bytes each."""
-    # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
-    half = repeated(uint32(_HALF))
-    centred = subtract(sums_of(words, half), half)
     # Adding 128 to every byte carries just where a digit below is negative, so that each byte then holds its
     # digit plus 128, and flipping the byte's top bit takes the 128 off again.
     top = repeated(uint32(_BYTES_OF_128))
-    return bits_xor(add(centred, top), top)
+    return bits_xor(add(centred_of(words), top), top)
 
 
 @kernel

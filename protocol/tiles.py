@@ -14,12 +14,11 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
-from blindtune.protocol.vectors import LANES, transposed, words_type
+from blindtune.protocol.vectors import LANES, address_of, require_elements, transposed, words_type
 
 __all__ = [
     "CONFIGURATION",
@@ -43,7 +42,6 @@ TILE_WORDS = TILE_BYTES // 4
 _SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)  # registers
 
 _I8, _I32, _I64, _VOID = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
-_ADDRESS = _I8.as_pointer()
 
 
 def _configuration() -> NDArray[np.uint8]:
@@ -80,17 +78,6 @@ def _register(number: int) -> ir.Constant:
     return ir.Constant(_I8, number)
 
 
-def _address(context, builder, array_type, array, at):  # type: ignore[no-untyped-def]
-    """Where an element of an array lies, which is indexed as if it had one dimension."""
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [at]), _ADDRESS)
-
-
-def _require_bytes(array: types.Array) -> None:
-    if array.dtype is not types.int8:
-        raise TypingError(f"bytes are int8, not {array.dtype}")
-
-
 def _tile(builder: ir.IRBuilder, instruction: str, register: int, address: ir.Value) -> None:
     """A tile between a register and memory, where its rows lie one after the other."""
     _instruction(builder, instruction, _register(register), address, ir.Constant(_I64, ROW_BYTES))
@@ -101,7 +88,7 @@ def configure(context, configuration):  # type: ignore[no-untyped-def]
     """Begins to use the registers."""
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        start = _address(context, builder, configuration, values[0], ir.Constant(_I64, 0))
+        start = address_of(context, builder, configuration, (values[0], ir.Constant(_I64, 0)), _I8)
         _instruction(builder, "ldtilecfg", start)
         return context.get_dummy_value()
 
@@ -141,16 +128,18 @@ def multiply_tiles(context, left, at, right, one, other):  # type: ignore[no-unt
         right: uint32.
         one, other: the two others' first words.
     """
-    if left.dtype is not types.int8 or right.dtype is not types.uint32:
-        raise TypingError(f"tiles are int8 and uint32, not {left.dtype} and {right.dtype}")
+    require_elements(left, types.int8)
+    require_elements(right, types.uint32)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         for register, number in zip(_RIGHT, values[3:], strict=True):
-            start = _address(context, builder, right, values[2], number)
+            start = address_of(context, builder, right, (values[2], number), _I8)
             _tile(builder, "tileloadd64", register, start)
         for i, register in enumerate(_LEFT):
             number = builder.add(values[1], ir.Constant(values[1].type, i * TILE_BYTES))
-            _tile(builder, "tileloadd64", register, _address(context, builder, left, values[0], number))
+            _tile(
+                builder, "tileloadd64", register, address_of(context, builder, left, (values[0], number), _I8)
+            )
             for j in range(len(_RIGHT)):
                 operands = _SUMS[len(_RIGHT) * i + j], register, _RIGHT[j]
                 _instruction(builder, "tdpbssd", *map(_register, operands))
@@ -167,13 +156,17 @@ def store_sums(context, sums, at):  # type: ignore[no-untyped-def]
         sums: int32, with room for four tiles from ``at`` on.
         at: an index.
     """
-    if sums.dtype is not types.int32:
-        raise TypingError(f"sums are int32, not {sums.dtype}")
+    require_elements(sums, types.int32)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         for i, register in enumerate(_SUMS):
             number = builder.add(values[1], ir.Constant(values[1].type, i * TILE_WORDS))
-            _tile(builder, "tilestored64", register, _address(context, builder, sums, values[0], number))
+            _tile(
+                builder,
+                "tilestored64",
+                register,
+                address_of(context, builder, sums, (values[0], number), _I8),
+            )
         return context.get_dummy_value()
 
     return types.void(sums, types.intp), generate
@@ -183,8 +176,8 @@ def _loaded(context, builder, array_type, values, count):  # type: ignore[no-unt
     """Some rows of 64 bytes of an array, from a byte on; values are the array, the byte and the pitch."""
     number, rows = values[1], []
     for _ in range(count):
-        address = _address(context, builder, array_type, values[0], number)
-        rows.append(builder.load(builder.bitcast(address, words_type.value.as_pointer()), align=1))
+        address = address_of(context, builder, array_type, (values[0], number), words_type.value)
+        rows.append(builder.load(address, align=1))
         number = builder.add(number, values[2])
     return rows
 
@@ -193,8 +186,8 @@ def _stored(context, builder, array_type, values, rows):  # type: ignore[no-unty
     """Puts vectors of words into an array; values are the array, the first word and words to the next."""
     number = values[1]
     for row in rows:
-        address = _address(context, builder, array_type, values[0], number)
-        builder.store(row, builder.bitcast(address, row.type.as_pointer()), align=4)
+        address = address_of(context, builder, array_type, (values[0], number), row.type)
+        builder.store(row, address, align=4)
         number = builder.add(number, values[2])
 
 
@@ -209,7 +202,7 @@ def pack_columns(context, array, at, pitch, packed, to):  # type: ignore[no-unty
         packed: uint32, receives the tile.
         to: its first word.
     """
-    _require_bytes(array)
+    require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         rows = transposed(builder, _loaded(context, builder, array, values, TILE_ROWS))
@@ -228,7 +221,7 @@ def pack_four_rows(context, array, at, pitch, packed, to, apart):  # type: ignor
         to: that row's first word in the first tile, behind which lies the second.
         apart: words from the first tile to the third, behind which lies the fourth.
     """
-    _require_bytes(array)
+    require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         def both(a: ir.Value, b: ir.Value, size: int) -> list[ir.Value]:
@@ -279,7 +272,7 @@ def _lanes(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
 @intrinsic
 def store_apart(context, array, at, pitch, words):  # type: ignore[no-untyped-def]
     """Bytes 0 of sixteen words go to bytes ``at ... at + 15`` of an int8 array, bytes 1 ``pitch`` on, ..."""
-    _require_bytes(array)
+    require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         every, some = (ir.VectorType(_I8, n * LANES) for n in (4, 1))
@@ -287,8 +280,8 @@ def store_apart(context, array, at, pitch, words):  # type: ignore[no-untyped-de
         for k in range(4):
             order = ir.Constant(ir.VectorType(_I32, LANES), [4 * j + k for j in range(LANES)])
             chosen = builder.shuffle_vector(bytes_of_words, ir.Constant(every, ir.Undefined), order)
-            address = _address(context, builder, array, values[0], number)
-            builder.store(chosen, builder.bitcast(address, some.as_pointer()), align=1)
+            address = address_of(context, builder, array, (values[0], number), some)
+            builder.store(chosen, address, align=1)
             number = builder.add(number, values[2])
         return context.get_dummy_value()
 

@@ -59,8 +59,8 @@ __all__ = [
     "subtract",
     "subtract_bytes",
 ]
-# `reals` and `tiles` build their operations from these too: address_of, half_type, operation, splat,
-# transposed, Vector, VectorModel, words_type. Kernels have no use for them.
+# `reals` and `tiles` build their operations from these too: address_of, half_type, operation,
+# require_elements, splat, transposed, Vector, VectorModel, words_type. Kernels have no use for them.
 
 LANES = 16
 """Words in a vector."""
@@ -130,7 +130,7 @@ def address_of(context, builder, array_type, values, vector):  # type: ignore[no
     return builder.bitcast(builder.gep(data, [values[1]]), vector.as_pointer())
 
 
-def _require_elements(array: types.Array, *allowed: types.Type) -> None:
+def require_elements(array: types.Array, *allowed: types.Type) -> None:
     if array.dtype not in allowed:
         raise TypingError(f"elements of type {array.dtype} are not {' or '.join(map(str, allowed))}")
 
@@ -149,7 +149,7 @@ def aligned(words):  # type: ignore[no-untyped-def]
 @intrinsic
 def load(context, array, at):  # type: ignore[no-untyped-def]
     """Words ``at ... at + 15`` of an array of 32-bit integers."""
-    _require_elements(array, types.int32, types.uint32)
+    require_elements(array, types.int32, types.uint32)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         return builder.load(address_of(context, builder, array, values, _WORDS), align=4)
@@ -160,7 +160,7 @@ def load(context, array, at):  # type: ignore[no-untyped-def]
 @intrinsic
 def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
     """The int8 elements ``at ... at + 15`` of an array, as words of the same sign."""
-    _require_elements(array, types.int8)
+    require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         sixteen = ir.VectorType(ir.IntType(8), LANES)
@@ -173,7 +173,7 @@ def load_bytes(context, array, at):  # type: ignore[no-untyped-def]
 @intrinsic
 def load_halves(context, array, at):  # type: ignore[no-untyped-def]
     """The int64 elements ``at ... at + 7`` of an array."""
-    _require_elements(array, types.int64)
+    require_elements(array, types.int64)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         return builder.load(address_of(context, builder, array, values, _HALF), align=8)
