@@ -24,35 +24,35 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62lindtune/proto/worker.proto\x12\x0c\x62lindtune.v1\"\x14\n\x12GetManifestRequest\"\x80\x02\n\x08Manifest\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06scheme\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12#\n\x06layers\x18\x07 \x03(\x0b\x32\x13.blindtune.v1.Layer\x12\x16\n\x0eparameter_sets\x18\x08 \x03(\t\x12$\n\x06limits\x18\t \x01(\x0b\x32\x14.blindtune.v1.Limits\x12\x16\n\x0eproduct_method\x18\n \x01(\t\"U\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cout_features\x18\x02 \x01(\r\x12\x13\n\x0bin_features\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"P\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x19\n\x11max_operand_bytes\x18\x02 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\"2\n\x04Span\x12\r\n\x05layer\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\"X\n\x07Product\x12*\n\tdirection\x18\x01 \x01(\x0e\x32\x17.blindtune.v1.Direction\x12!\n\x05spans\x18\x02 \x03(\x0b\x32\x12.blindtune.v1.Span\"\xbf\x01\n\x0eMultiplyHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rparameter_set\x18\x03 \x01(\t\x12&\n\x07product\x18\x04 \x01(\x0b\x32\x15.blindtune.v1.Product\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x06 \x01(\r\x12 \n\x04seed\x18\x07 \x01(\x0b\x32\x12.blindtune.v1.Seed\"\'\n\x04Seed\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\nrow_offset\x18\x02 \x01(\x04\"]\n\x0fMultiplyRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.blindtune.v1.MultiplyHeaderH\x00\x12\x12\n\x08residues\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"$\n\x10MultiplyResponse\x12\x10\n\x08residues\x18\x01 \x01(\x0c*A\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46ORWARD\x10\x01\x12\x0c\n\x08\x42\x41\x43KWARD\x10\x02\x32\xa0\x01\n\x06Worker\x12G\n\x0bGetManifest\x12 .blindtune.v1.GetManifestRequest\x1a\x16.blindtune.v1.Manifest\x12M\n\x08Multiply\x12\x1d.blindtune.v1.MultiplyRequest\x1a\x1e.blindtune.v1.MultiplyResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x62lindtune/proto/worker.proto\x12\x0c\x62lindtune.v1\"\x14\n\x12GetManifestRequest\"\x96\x02\n\x08Manifest\x12\x19\n\x11protocol_versions\x18\x01 \x03(\r\x12\x18\n\x10software_version\x18\x02 \x01(\t\x12\r\n\x05model\x18\x03 \x01(\t\x12\x10\n\x08revision\x18\x04 \x01(\t\x12\x0e\n\x06scheme\x18\x05 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x06 \x01(\t\x12#\n\x06layers\x18\x07 \x03(\x0b\x32\x13.blindtune.v1.Layer\x12\x16\n\x0eparameter_sets\x18\x08 \x03(\t\x12$\n\x06limits\x18\t \x01(\x0b\x32\x14.blindtune.v1.Limits\x12\x16\n\x0eproduct_method\x18\n \x01(\t\x12\x14\n\x0c\x61\x63knowledges\x18\x0b \x01(\x08\"U\n\x05Layer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0cout_features\x18\x02 \x01(\r\x12\x13\n\x0bin_features\x18\x03 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x04 \x01(\t\"P\n\x06Limits\x12\x10\n\x08max_rows\x18\x01 \x01(\r\x12\x19\n\x11max_operand_bytes\x18\x02 \x01(\x04\x12\x19\n\x11max_message_bytes\x18\x03 \x01(\r\"2\n\x04Span\x12\r\n\x05layer\x18\x01 \x01(\t\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0c\n\x04stop\x18\x03 \x01(\r\"X\n\x07Product\x12*\n\tdirection\x18\x01 \x01(\x0e\x32\x17.blindtune.v1.Direction\x12!\n\x05spans\x18\x02 \x03(\x0b\x32\x12.blindtune.v1.Span\"\xbf\x01\n\x0eMultiplyHeader\x12\x18\n\x10protocol_version\x18\x01 \x01(\r\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\x15\n\rparameter_set\x18\x03 \x01(\t\x12&\n\x07product\x18\x04 \x01(\x0b\x32\x15.blindtune.v1.Product\x12\x0c\n\x04rows\x18\x05 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x06 \x01(\r\x12 \n\x04seed\x18\x07 \x01(\x0b\x32\x12.blindtune.v1.Seed\"\'\n\x04Seed\x12\x0b\n\x03key\x18\x01 \x01(\x0c\x12\x12\n\nrow_offset\x18\x02 \x01(\x04\"]\n\x0fMultiplyRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.blindtune.v1.MultiplyHeaderH\x00\x12\x12\n\x08residues\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"$\n\x10MultiplyResponse\x12\x10\n\x08residues\x18\x01 \x01(\x0c*A\n\tDirection\x12\x19\n\x15\x44IRECTION_UNSPECIFIED\x10\x00\x12\x0b\n\x07\x46ORWARD\x10\x01\x12\x0c\n\x08\x42\x41\x43KWARD\x10\x02\x32\xa0\x01\n\x06Worker\x12G\n\x0bGetManifest\x12 .blindtune.v1.GetManifestRequest\x1a\x16.blindtune.v1.Manifest\x12M\n\x08Multiply\x12\x1d.blindtune.v1.MultiplyRequest\x1a\x1e.blindtune.v1.MultiplyResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'blindtune.proto.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DIRECTION']._serialized_start=1006
-  _globals['_DIRECTION']._serialized_end=1071
+  _globals['_DIRECTION']._serialized_start=1028
+  _globals['_DIRECTION']._serialized_end=1093
   _globals['_GETMANIFESTREQUEST']._serialized_start=46
   _globals['_GETMANIFESTREQUEST']._serialized_end=66
   _globals['_MANIFEST']._serialized_start=69
-  _globals['_MANIFEST']._serialized_end=325
-  _globals['_LAYER']._serialized_start=327
-  _globals['_LAYER']._serialized_end=412
-  _globals['_LIMITS']._serialized_start=414
-  _globals['_LIMITS']._serialized_end=494
-  _globals['_SPAN']._serialized_start=496
-  _globals['_SPAN']._serialized_end=546
-  _globals['_PRODUCT']._serialized_start=548
-  _globals['_PRODUCT']._serialized_end=636
-  _globals['_MULTIPLYHEADER']._serialized_start=639
-  _globals['_MULTIPLYHEADER']._serialized_end=830
-  _globals['_SEED']._serialized_start=832
-  _globals['_SEED']._serialized_end=871
-  _globals['_MULTIPLYREQUEST']._serialized_start=873
-  _globals['_MULTIPLYREQUEST']._serialized_end=966
-  _globals['_MULTIPLYRESPONSE']._serialized_start=968
-  _globals['_MULTIPLYRESPONSE']._serialized_end=1004
-  _globals['_WORKER']._serialized_start=1074
-  _globals['_WORKER']._serialized_end=1234
+  _globals['_MANIFEST']._serialized_end=347
+  _globals['_LAYER']._serialized_start=349
+  _globals['_LAYER']._serialized_end=434
+  _globals['_LIMITS']._serialized_start=436
+  _globals['_LIMITS']._serialized_end=516
+  _globals['_SPAN']._serialized_start=518
+  _globals['_SPAN']._serialized_end=568
+  _globals['_PRODUCT']._serialized_start=570
+  _globals['_PRODUCT']._serialized_end=658
+  _globals['_MULTIPLYHEADER']._serialized_start=661
+  _globals['_MULTIPLYHEADER']._serialized_end=852
+  _globals['_SEED']._serialized_start=854
+  _globals['_SEED']._serialized_end=893
+  _globals['_MULTIPLYREQUEST']._serialized_start=895
+  _globals['_MULTIPLYREQUEST']._serialized_end=988
+  _globals['_MULTIPLYRESPONSE']._serialized_start=990
+  _globals['_MULTIPLYRESPONSE']._serialized_end=1026
+  _globals['_WORKER']._serialized_start=1096
+  _globals['_WORKER']._serialized_end=1256
 # @@protoc_insertion_point(module_scope)

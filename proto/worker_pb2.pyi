@@ -21,7 +21,7 @@ class GetManifestRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("protocol_versions", "software_version", "model", "revision", "scheme", "fingerprint", "layers", "parameter_sets", "limits", "product_method")
+    __slots__ = ("protocol_versions", "software_version", "model", "revision", "scheme", "fingerprint", "layers", "parameter_sets", "limits", "product_method", "acknowledges")
     PROTOCOL_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     SOFTWARE_VERSION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -32,6 +32,7 @@ class Manifest(_message.Message):
     PARAMETER_SETS_FIELD_NUMBER: _ClassVar[int]
     LIMITS_FIELD_NUMBER: _ClassVar[int]
     PRODUCT_METHOD_FIELD_NUMBER: _ClassVar[int]
+    ACKNOWLEDGES_FIELD_NUMBER: _ClassVar[int]
     protocol_versions: _containers.RepeatedScalarFieldContainer[int]
     software_version: str
     model: str
@@ -42,7 +43,8 @@ class Manifest(_message.Message):
     parameter_sets: _containers.RepeatedScalarFieldContainer[str]
     limits: Limits
     product_method: str
-    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., scheme: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameter_sets: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., product_method: _Optional[str] = ...) -> None: ...
+    acknowledges: bool
+    def __init__(self, protocol_versions: _Optional[_Iterable[int]] = ..., software_version: _Optional[str] = ..., model: _Optional[str] = ..., revision: _Optional[str] = ..., scheme: _Optional[str] = ..., fingerprint: _Optional[str] = ..., layers: _Optional[_Iterable[_Union[Layer, _Mapping]]] = ..., parameter_sets: _Optional[_Iterable[str]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ..., product_method: _Optional[str] = ..., acknowledges: _Optional[bool] = ...) -> None: ...
 
 class Layer(_message.Message):
     __slots__ = ("name", "out_features", "in_features", "fingerprint")
