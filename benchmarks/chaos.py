@@ -302,7 +302,7 @@ def write_recipe(folder: Path, model: Path, operators: Sequence[dict[str, Any]])
     (folder / "train.jsonl").write_text("".join(json.dumps(x) + "\n" for x in records))
     recipe = {
         "model": {"name": str(model)},
-        "masking": {"mode": "shares", "retry_seconds": PATIENCE_SECONDS},
+        "masking": {"mode": "shares", "allow_one_machine": True, "retry_seconds": PATIENCE_SECONDS},
         "operators": list(operators),
         "adapter": {"r": 4, "target_modules": "all-linear"},
         "data": {"task": "instructions", "train": str(folder / "train.jsonl"), "max_length": 64},

@@ -1,8 +1,6 @@
 """What the user writes: `BlindConfig` and `Operator`."""
 
-import ipaddress
 import os
-import socket
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -12,12 +10,13 @@ from typing import Any, Literal, get_args
 from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from blindtune.client.addresses import THIS_MACHINE, is_loopback, machines, split_address
 from blindtune.client.head import Head, checked_head
 from blindtune.client.tls_files import public_keys, read_files, read_token
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 
-__all__ = ["METHOD", "BlindConfig", "Masking", "Operator"]
+__all__ = ["METHOD", "BlindConfig", "Masking", "Operator", "refuse_configuration_of_checkpoint"]
 
 METHOD = "blindtune"
 Masking = Literal["shares", "lattice", "reference"]
@@ -44,25 +43,13 @@ class Operator:
     token: str | os.PathLike[str] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigurationError("an operator needs a name")
+        if not self.name or not self.name.isprintable():
+            raise ConfigurationError("an operator needs a name of printable characters, on one line")
         if isinstance(self.workers, str) or not self.workers:
             raise ConfigurationError(f"operator {self.name}: workers is a list of addresses, host:port")
         object.__setattr__(self, "workers", tuple(self.workers))
         for address in self.workers:
             split_address(address, self.name)
-
-
-def split_address(address: str, operator: str) -> tuple[str, int]:
-    """Host and port of an address.
-
-    Raises:
-        ConfigurationError: it is not ``host:port``.
-    """
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 65536:
-        raise ConfigurationError(f"operator {operator}: worker address {address!r} is not host:port")
-    return host.strip("[]"), int(port)
 
 
 @register_quantization_config(METHOD)
@@ -80,8 +67,9 @@ class BlindConfig(QuantizationConfigMixin):
         head: where the output head of a language model is computed. ``"auto"`` keeps it on the
             client when it is tied to the embedding.
         insecure: allow connections without TLS, to loopback addresses only.
-        allow_one_machine: allow operators that share an address or certificates. They can then not be
-            independent, so nothing is private: for demonstrations and tests only.
+        allow_one_machine: allow operators that share an address or certificates, or are all on this
+            machine. They can then not be independent, so nothing is private: for demonstrations and tests
+            only, with a warning each time that they are connected to.
         request_timeout: seconds that one request may take.
         retry_seconds: how long to keep trying when no worker of an operator answers.
         ask_ahead: in ``"shares"``, ask for the product of the next operand's mask while the workers compute
@@ -128,6 +116,23 @@ class BlindConfig(QuantizationConfigMixin):
             for x in self.operators
         ]
         return plain
+
+    @property
+    def not_private(self) -> str | None:
+        """A warning where nothing would be private; None where it is."""
+        if self.masking != "shares" or not self.allow_one_machine:
+            return None
+        return (
+            "nothing is private: allow_one_machine is on, and operators that are one and the same can read "
+            "all that is sent"
+        )
+
+    @property
+    def described(self) -> str:
+        """Who gets requests, and where, on one line."""
+        if not self.operators:
+            return "operators: none, everything is computed in this process"
+        return "operators: " + "; ".join(f"{x.name} at {', '.join(x.workers)}" for x in self.operators)
 
     def __repr__(self) -> str:
         return f"BlindConfig(masking={self.masking!r}, operators={[x.name for x in self.operators]})"
@@ -180,7 +185,7 @@ class BlindConfig(QuantizationConfigMixin):
             if self.insecure:
                 for address in operator.workers:
                     host, _ = split_address(address, operator.name)
-                    if not _is_loopback(host):
+                    if not is_loopback(host):
                         raise ConfigurationError(
                             f"operator {operator.name}: insecure=True allows loopback addresses only, "
                             f"and {address} is none"
@@ -204,30 +209,29 @@ class BlindConfig(QuantizationConfigMixin):
             if operator.token is not None:
                 users["token", read_token(Path(operator.token), operator.name)].add(operator.name)
             for address in operator.workers:
-                for resolved in _resolve(split_address(address, operator.name)[0]):
-                    users["address", resolved].add(operator.name)
+                for machine in machines(split_address(address, operator.name)[0]):
+                    users["address", machine].add(operator.name)
         for (what, value), operators in users.items():
             if len(operators) > 1:
-                shown = f" {value}" if what == "address" else ""
+                shared = f"have the same {what}{f' {value}' if what == 'address' else ''}"
+                if value == THIS_MACHINE:
+                    shared = "are all on this machine"
                 raise ConfigurationError(
-                    f"operators {' and '.join(sorted(operators))} have the same {what}{shown}: operators "
-                    "that are not independent can put the shares together and read the data. Use operators "
-                    "of different organisations (allow_one_machine is for demonstrations only)"
+                    f"operators {' and '.join(sorted(operators))} {shared}: operators that are not "
+                    "independent can put the shares together and read the data. Use operators of different "
+                    "organisations (for a trial, in which nothing is private: allow_one_machine in your own "
+                    "configuration, or --set masking.allow_one_machine=true)"
                 )
 
 
-def _resolve(host: str) -> set[str]:
-    """The addresses of a host; the name itself when it does not resolve here."""
-    try:
-        return {str(info[4][0]) for info in socket.getaddrinfo(host, None)}
-    except (OSError, UnicodeError):  # a label of a name can be too long to be asked for
-        return {host.lower()}
+def refuse_configuration_of_checkpoint(found: bool) -> None:
+    """Transformers would take the ``quantization_config`` in a checkpoint's config.json and drop the user's.
 
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    Raises:
+        ConfigurationError: there is one, and it would say who gets the data.
+    """
+    if found:
+        raise ConfigurationError(
+            "the model's config.json has a quantization_config of its own, which would decide who gets your "
+            "data: remove it from there, and pass your BlindConfig to from_pretrained"
+        )

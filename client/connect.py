@@ -1,5 +1,6 @@
 """From a configuration to a connected multiplier, for each way to mask."""
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from blindtune.client.config import BlindConfig
@@ -20,6 +21,8 @@ from blindtune.protocol.residues import Residues
 
 __all__ = ["HintProgress", "connect", "expectations"]
 
+_logger = logging.getLogger(__name__)
+
 HintProgress = Callable[[Sequence[Product], int], Iterable[Product]]
 """Shows products as their hints are obtained; told the products and the bytes of their hints."""
 
@@ -27,12 +30,15 @@ HintProgress = Callable[[Sequence[Product], int], Iterable[Product]]
 def connect(
     config: BlindConfig, kit: Kit, progress: HintProgress = lambda products, size: products
 ) -> RemoteMultiplier:
-    """Connects to the operators of a configuration.
+    """Connects to the operators of a configuration, with a warning where nothing would be private.
 
     Raises:
         IncompatibleWorkerError, OperatorUnavailableError: see `OperatorClient.connect`.
         KitError: the kit's hints are damaged.
     """
+    if config.not_private:
+        _logger.warning(config.not_private)
+    _logger.info(config.described)
     keep_freed_memory()
     operators = _operators(config, kit)
     if config.masking == "lattice":

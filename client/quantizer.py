@@ -23,7 +23,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.skeleton import frozen_layers
-from blindtune.client.config import METHOD, BlindConfig, Operator
+from blindtune.client.config import METHOD, BlindConfig, Operator, refuse_configuration_of_checkpoint
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
 from blindtune.client.guard import guard_training
@@ -51,6 +51,7 @@ class BlindQuantizer(HfQuantizer):
     quantization_config: BlindConfig
 
     def __init__(self, quantization_config: QuantizationConfigMixin, **kwargs: Any) -> None:
+        refuse_configuration_of_checkpoint(kwargs.get("pre_quantized", False))
         super().__init__(quantization_config, **kwargs)
         # Nothing is quantized while loading: the weights are not loaded at all.
         self.pre_quantized = False

@@ -79,7 +79,7 @@ def load(checkpoints: dict[str, Path]) -> Iterator[Callable[..., "PreTrainedMode
         folder: Path | None = None,
         **options: Any,
     ) -> "PreTrainedModel":
-        config = BlindConfig(**{"progress": False, "retry_seconds": 2.0} | options)
+        config = BlindConfig(**{"progress": False, "retry_seconds": 2.0, "allow_one_machine": True} | options)
         model = CLASSES[family].from_pretrained(
             folder or checkpoints[family], quantization_config=config, dtype=dtype
         )

@@ -22,9 +22,9 @@ def check(config: Config, settings: Settings = None, json: Json = False) -> None
     """Look for whatever would stop a run: data, model, disk, addresses, certificates, versions, bandwidth."""
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.preflight.recipe import check_recipe
-    from blindtune.client.recipe import load_recipe
+    from blindtune.client.trust import own_recipe
 
-    recipe = load_recipe(config, settings or [])
+    recipe = own_recipe(config, settings or [])
     quiet_libraries()
     _show(check_recipe(recipe), json)
 

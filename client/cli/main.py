@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from blindtune.client.cli import audit, demo, health, kit, plan, recipes, record, results
+from blindtune.client.cli import audit, demo, health, kit, plan, recipes, record, results, trust
 from blindtune.client.cli.console import fail, log_as_json
 from blindtune.client.cli.core_dumps import forbid_core_dumps
 from blindtune.client.exit_codes import ExitCode, exit_code
@@ -36,6 +36,7 @@ for name, command, panel in (
     ("prove-record", record.prove_record, "Training record"),
     ("prepare", kit.prepare, "Setting up"),
     ("certs", kit.certs, "Setting up"),
+    ("trust", trust.trust, "Setting up"),
     ("doctor", health.doctor, "Setting up"),
     ("schema", recipes.schema, "Setting up"),
     ("demo", demo.demo, "Setting up"),

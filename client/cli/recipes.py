@@ -68,9 +68,9 @@ def train(
     from its workers goes on with --resume.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.recipe import load_recipe
+    from blindtune.client.trust import own_recipe
 
-    recipe = load_recipe(config, settings or [])
+    recipe = own_recipe(config, settings or [])
     quiet_libraries()
     if dry_run:
         from blindtune.client.cli.dry_run import show_dry_run

@@ -13,6 +13,14 @@ from blindtune.client.cli.recipes import Settings
 __all__ = ["evaluate", "generate", "merge"]
 
 Run = Annotated[Path, typer.Argument(help="The output folder of a finished run.", show_default=False)]
+Operators = Annotated[
+    Path | None,
+    typer.Option(
+        "--operators",
+        metavar="FILE",
+        help="Use the operators of this recipe or file; by default those of the run, if you trust them.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One line of JSON for each result, on stdout.")]
 
 
@@ -34,16 +42,20 @@ def evaluate(
         ),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Of an answer, for --exact-match.")] = 256,
+    operators: Operators = None,
     settings: Settings = None,
     json: Json = False,
 ) -> None:
-    """Measure an adapter: loss and perplexity, or accuracy and macro F1; privately, with the same workers."""
+    """Measure an adapter: loss and perplexity, or accuracy and macro F1; privately, with the same workers.
+
+    Operators that a folder names are used if runs of yours have used them, or blindtune trust was told so.
+    """
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.training import evaluation
     from blindtune.protocol.errors import ConfigurationError
 
     quiet_libraries()
-    with evaluation.tuned_model(run, settings or [], adapter=not base) as tuned:
+    with evaluation.tuned_model(run, settings or [], not base, operators, _say) as tuned:
         path = data or tuned.recipe.data.validation
         if path is None:
             raise ConfigurationError("the run has no validation file: name one with --data")
@@ -92,9 +104,13 @@ def generate(
     temperature: Annotated[
         float, typer.Option(min=0, help="Of sampling; 0 takes the most likely token each time.")
     ] = 0.0,
+    operators: Operators = None,
     settings: Settings = None,
 ) -> None:
-    """Ask a tuned language model, privately, with the same workers."""
+    """Ask a tuned language model, privately, with the same workers.
+
+    Operators that a folder names are used if runs of yours have used them, or blindtune trust was told so.
+    """
     from transformers import TextStreamer
 
     from blindtune.client.cli.quiet import quiet_libraries
@@ -108,7 +124,7 @@ def generate(
         prompt = typer.get_text_stream("stdin").read().strip()
         if not prompt:
             raise ConfigurationError("there is nothing to answer: give --prompt or --file, or pipe a text in")
-    with tuned_model(run, settings or [], adapter=not base) as tuned:
+    with tuned_model(run, settings or [], not base, operators, _say) as tuned:
         if tuned.recipe.data.task != "instructions":
             raise ConfigurationError(f"{run} holds a classifier, which generates nothing: use blindtune eval")
         if prompt is not None:
@@ -163,3 +179,7 @@ def merge(
     messages.print(
         f"{output}: {merged.layers:,} layers merged", markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _say(message: str) -> None:
+    messages.print(message, markup=False, highlight=False, soft_wrap=True)

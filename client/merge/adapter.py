@@ -20,6 +20,7 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
+from blindtune.client.adapter_config import require_plain_lora
 from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
 
 __all__ = ["Changes", "read_changes", "read_config"]
@@ -94,6 +95,7 @@ def read_config(adapter: Path) -> Any:
             f"{adapter} was initialized with {config.init_lora_weights!r}, which changes the base weights: "
             "save it again with path_initial_model_for_weight_conversion, which makes it plain LoRA"
         )
+    require_plain_lora(adapter)
     config.init_lora_weights = True  # nothing is initialized on a model without weights
     return config
 

@@ -16,6 +16,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
+from blindtune.client.addresses import grpc_target
 from blindtune.client.config import Operator
 from blindtune.client.operators.manifest import shown
 from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
@@ -225,7 +226,7 @@ class GrpcTransport:
         # Looked at before they are read: a change in between is then noticed the next time.
         state = self._files_state()
         if self._insecure:
-            return _Connection(grpc.insecure_channel(self._address, _OPTIONS), state)
+            return _Connection(grpc.insecure_channel(grpc_target(self._address), _OPTIONS), state)
         operator = self._operator
         if operator.ca is None:
             raise ConfigurationError(f"operator {operator.name}: TLS needs ca, with cert and key, or token")
@@ -235,7 +236,7 @@ class GrpcTransport:
             # gRPC sends it over TLS alone.
             token = grpc.access_token_call_credentials(files.token)
             credentials = grpc.composite_channel_credentials(credentials, token)
-        return _Connection(grpc.secure_channel(self._address, credentials, _OPTIONS), state)
+        return _Connection(grpc.secure_channel(grpc_target(self._address), credentials, _OPTIONS), state)
 
     def manifest(self, timeout: float) -> worker_pb2.Manifest:
         with self._connected() as connection:

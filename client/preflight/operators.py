@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import grpc
 
-from blindtune.client.config import BlindConfig, Operator, split_address
+from blindtune.client.addresses import split_address
+from blindtune.client.config import BlindConfig, Operator
 from blindtune.client.operators.manifest import Expectations, check_manifest, shown
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError

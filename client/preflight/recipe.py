@@ -75,15 +75,13 @@ def _settings(recipe: Recipe, known: _Known) -> Iterator[Finding]:
         known.config = blind_config(recipe)
         with without_accelerate_variables():
             training_arguments(recipe, recipe.output.dir)
-        yield Finding(
-            "configuration", "ok", f"masking {recipe.masking.mode}, {len(recipe.operators)} operators"
-        )
-        if recipe.masking.allow_one_machine and recipe.masking.mode != "reference":
+        yield Finding("configuration", "ok", f"masking {recipe.masking.mode}, {known.config.described}")
+        if known.config.not_private:
             yield Finding(
                 "independence",
                 "warning",
-                "masking.allow_one_machine is on: nothing is private if the operators are one and the same",
-                "remove it before you train on private data",
+                known.config.not_private,
+                "remove masking.allow_one_machine before you train on private data",
             )
 
     return _guarded("configuration", find)

@@ -2,9 +2,10 @@
 
 import difflib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import StringIO
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -15,14 +16,16 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from blindtune.client.disk import file_written_at_once
 from blindtune.client.recipe.hf_arguments import refused
-from blindtune.client.recipe.schema import Recipe
+from blindtune.client.recipe.schema import MaskingSection, OperatorSection, Recipe
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["load_recipe", "parse_recipe", "write_recipe"]
+__all__ = ["load_operators", "load_recipe", "parse_recipe", "write_recipe"]
 
 _MOST_ERRORS = 8
 # Aliases of aliases make exponentially many of a few lines.
 _MOST_VALUES = 100_000
+# Stand for the sections that a file of operators need not have.
+_OTHERS = {"model": {"name": "-"}, "data": {"task": "instructions", "train": "-"}, "output": {"dir": "-"}}
 
 
 def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
@@ -36,17 +39,44 @@ def load_recipe(path: Path, settings: Sequence[str] = ()) -> Recipe:
         ConfigurationError: the file can't be read, or what it says doesn't make a recipe; the message names
             the file, the line, the key and what would be right.
     """
+    return parse_recipe(_text(path), str(path), settings)
+
+
+def load_operators(path: Path) -> tuple[list[OperatorSection], MaskingSection]:
+    """Reads operators from a recipe, or from a file with its section ``operators`` alone.
+
+    Args:
+        path: of the YAML file; a section ``masking`` may say how they are reached.
+
+    Raises:
+        ConfigurationError: it can't be read, or names none.
+    """
+    recipe = parse_recipe(_text(path), str(path), otherwise=_OTHERS)
+    if not recipe.operators:
+        raise ConfigurationError(f"{path} names no operators: it needs a section operators, as in a recipe")
+    return recipe.operators, recipe.masking
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(
             f"cannot read the configuration {path} ({error}): make one with blindtune init"
         ) from None
-    return parse_recipe(text, str(path), settings)
 
 
-def parse_recipe(text: str, name: str, settings: Sequence[str] = ()) -> Recipe:
-    """The recipe that a text describes; ``name`` is what messages call it."""
+def parse_recipe(
+    text: str, name: str, settings: Sequence[str] = (), otherwise: Mapping[str, Any] = MappingProxyType({})
+) -> Recipe:
+    """The recipe that a text describes.
+
+    Args:
+        text: YAML.
+        name: what messages call it.
+        settings: see `load_recipe`.
+        otherwise: sections for where it has none.
+    """
     # Round-trip mode is YAML 1.2, in which 1e-4 is a number and "no" is a text, and it keeps line numbers.
     # It builds plain values and collections only, whatever tags a file holds.
     try:
@@ -71,6 +101,7 @@ def parse_recipe(text: str, name: str, settings: Sequence[str] = ()) -> Recipe:
         )
     # A section of which everything is commented out is one that is not there.
     plain = {key: x for key, x in plain.items() if x is not None or key not in Recipe.model_fields}
+    plain = {**otherwise, **plain}
     changed = [_apply(plain, setting) for setting in settings]
     try:
         return Recipe.model_validate(plain)

@@ -97,8 +97,8 @@ class MaskingSection(Section):
     insecure: bool = Field(False, description="Plaintext connections, to loopback addresses only.")
     allow_one_machine: bool = Field(
         False,
-        description="Accept operators that share an address or certificates. Nothing is private then: for "
-        "trials only.",
+        description="Accept operators that share an address or certificates, or are all on this machine. "
+        "Nothing is private then: for trials only.",
     )
     request_timeout: float = Field(300.0, gt=0, description="Seconds that one request may take.")
     retry_seconds: float = Field(
@@ -126,7 +126,8 @@ class OperatorSection(Section):
 
     name: str = Field(description="What messages call it.")
     workers: list[str] = Field(
-        min_length=1, description="Addresses of its workers, host:port; they are replicas."
+        min_length=1,
+        description="Addresses of its workers, host:port, an IPv6 address in brackets; they are replicas.",
     )
     ca: FilePath | None = Field(None, description="The operator's certificate authority (PEM).")
     cert: FilePath | None = Field(None, description="Your certificate for this operator (PEM).")

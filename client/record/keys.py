@@ -21,18 +21,15 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.client.settings import settings_folder
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["RecordKey", "VerificationKey", "default_key"]
 
 
 def default_key() -> Path:
-    """Where the key is unless a recipe names another: ``BLINDTUNE_CONFIG`` says which folder, or XDG does."""
-    folder = os.environ.get("BLINDTUNE_CONFIG")
-    if folder:
-        return Path(folder).absolute() / "record.key"
-    root = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return Path(root).absolute() / "blindtune" / "record.key"
+    """Where the key is unless a recipe names another."""
+    return settings_folder() / "record.key"
 
 
 @dataclass(frozen=True)

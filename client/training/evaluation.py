@@ -1,5 +1,6 @@
 """Measuring a run's adapter on other data, and asking it for answers: privately, with the same workers."""
 
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,11 +9,12 @@ from typing import Any
 
 import torch
 
+from blindtune.client.adapter_config import require_plain_lora
 from blindtune.client.data.chat import prompt_text
 from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation, Message
 from blindtune.client.data.prepared import read_questions, read_split
 from blindtune.client.quantizer import multiplier_of
-from blindtune.client.recipe import Recipe, load_recipe
+from blindtune.client.recipe import Recipe
 from blindtune.client.training.checkpoints import read_json
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.folder import RECIPE, STATE, SUMMARY
@@ -24,9 +26,12 @@ from blindtune.client.training.models import (
     trained_adapter,
 )
 from blindtune.client.training.trainer import RecipeTrainer
+from blindtune.client.trust import recipe_of_run
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
+
+_logger = logging.getLogger(__name__)
 
 
 class Tuned:
@@ -102,16 +107,26 @@ class Tuned:
 
 
 @contextmanager
-def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True) -> Iterator[Tuned]:
-    """Opens a run's result.
+def tuned_model(
+    folder: Path,
+    settings: Sequence[str] = (),
+    adapter: bool = True,
+    operators: Path | None = None,
+    say: Callable[[str], None] = _logger.info,
+) -> Iterator[Tuned]:
+    """Opens a run's result. Who gets requests is the user's word, not the folder's: `blindtune.client.trust`.
 
     Args:
         folder: output folder of a run.
-        settings: changes to its recipe, ``section.key=value``; other operators, for example.
+        settings: changes to its recipe, ``section.key=value``.
         adapter: False for the base model alone.
+        operators: a file with operators to use, instead of the trusted ones that the folder names.
+        say: is told who gets requests, before the first one.
 
     Raises:
-        ConfigurationError: the folder is no output folder, or has no adapter yet.
+        ConfigurationError: the folder is no output folder, has no adapter yet, or names operators that the
+            user does not trust.
+        UnsupportedError: its adapter is more than plain LoRA.
         ProtocolError: the workers can't be reached, or hold something else.
     """
     if not (folder / RECIPE).is_file():
@@ -124,11 +139,15 @@ def tuned_model(folder: Path, settings: Sequence[str] = (), adapter: bool = True
             f"{folder} holds a run that is not finished: go on with blindtune train {folder / RECIPE} "
             "--resume"
         )
-    recipe = load_recipe(folder / RECIPE, settings)
+    recipe = recipe_of_run(folder, settings, operators)
+    config = blind_config(recipe)
+    if adapter:
+        require_plain_lora(folder)
+    say(config.described)
     labels = read_json(folder / STATE).get("labels", [])
     tokenizer = load_tokenizer(folder)
     with without_accelerate_variables():
-        base = load_base(recipe, base_folder(recipe), labels, tokenizer, blind_config(recipe))
+        base = load_base(recipe, base_folder(recipe), labels, tokenizer, config)
         multiplier = multiplier_of(base)
         try:
             model = trained_adapter(base, folder)

@@ -33,6 +33,7 @@ from blindtune.client.training.models import (
 from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
+from blindtune.client.trust import remember_operators
 from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
 
 __all__ = ["Observer", "train_recipe"]
@@ -110,7 +111,11 @@ def train_recipe(
                 )
                 folder.keep(model_fingerprint=fingerprint)
         run = _Run(recipe, folder, data, tokenizer, observer, monitor)
+        if config is not None and config.operators:
+            observer.say(config.described)
         run.load(base, config)
+        if config is not None and config.operators and (noted := remember_operators(recipe)):
+            observer.say(noted)
         if not resume:
             folder.begin(recipe, data, fingerprint)
         record = RunRecord.of(key, recipe, folder, data, config, fingerprint, observer.say)

@@ -36,7 +36,7 @@ from blindtune.client.training.batches import EpochSampler
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.metrics import metrics_of
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError
+from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
 
@@ -321,10 +321,16 @@ class _AfterStep(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any
     ) -> None:
-        # A checkpoint knows the best one by its path, and the folder may be elsewhere now.
+        # A checkpoint knows the best one by its path, which may be of another folder, and anyone's.
+        if state.best_model_checkpoint is None:
+            return
         best = Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}"
-        if state.best_global_step and best.is_dir():
-            state.best_model_checkpoint = str(best)
+        if not best.is_dir() and args.load_best_model_at_end:
+            raise CheckpointError(
+                f"{args.output_dir} lacks the best checkpoint, of step {state.best_global_step}: restore it, "
+                "or begin anew in another output.dir"
+            )
+        state.best_model_checkpoint = str(best) if best.is_dir() else None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **others: Any

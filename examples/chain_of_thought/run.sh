@@ -38,6 +38,6 @@ sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
 start_workers "$model" 2
 
 train_recipe "$@"
-blindtune eval output --exact-match 10 --max-new-tokens 128
-blindtune generate output --max-new-tokens 128 \
+blindtune eval output --operators recipe.yaml --exact-match 10 --max-new-tokens 128
+blindtune generate output --operators recipe.yaml --max-new-tokens 128 \
     --prompt "A pen costs 3 dollars and a book costs 5 dollars. How much do two pens and a book cost?"

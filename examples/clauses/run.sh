@@ -31,4 +31,4 @@ cp "$here/recipe.yaml" .
 start_workers model 2
 
 train_recipe "$@"
-blindtune eval output
+blindtune eval output --operators recipe.yaml

@@ -37,5 +37,5 @@ sed "s|name: model .*|name: $model|" "$here/recipe.yaml" >recipe.yaml
 start_workers "$model" 2
 
 train_recipe "$@"
-blindtune eval output
-blindtune generate output --max-new-tokens 64 --prompt "Name three things to pack for a day in the mountains."
+blindtune eval output --operators recipe.yaml
+blindtune generate output --operators recipe.yaml --max-new-tokens 64 --prompt "Name three things to pack for a day in the mountains."

@@ -27,10 +27,18 @@ def recipe(checkpoints: dict[str, Path], operators: RunningOperators, tmp_path: 
 def test_a_recipe_that_works_has_no_problem_and_its_workers_are_measured(recipe: Recipe) -> None:
     findings = list(check_recipe(recipe))
     assert not [x for x in findings if x.status == "problem"]
+    (warning,) = [x for x in findings if x.status == "warning"]
+    assert (warning.check, "nothing is private" in warning.detail) == ("independence", True)
     for operator in recipe.operators:
         for address in operator.workers:
             assert any(x.check == f"{operator.name} {address} download" for x in findings)
     assert not recipe.output.dir.exists(), "looking changes nothing"
+
+
+def test_operators_on_one_machine_are_a_problem_unless_they_are_allowed(recipe: Recipe) -> None:
+    masking = recipe.masking.model_copy(update={"allow_one_machine": False})
+    (finding,) = check_recipe(recipe.model_copy(update={"masking": masking}))
+    assert finding.status == "problem" and "are all on this machine" in finding.detail
 
 
 def test_every_worker_with_a_problem_is_named_and_nothing_is_measured(recipe: Recipe) -> None:

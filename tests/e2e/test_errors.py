@@ -166,6 +166,6 @@ def test_an_unreachable_operator_is_an_error_and_not_a_model_that_computes_nothi
 ) -> None:
     alpha, beta = operators.operators("llama", [0])
     nobody = replace(beta, workers=["127.0.0.2:9"])
-    config = BlindConfig(operators=[alpha, nobody], progress=False, retry_seconds=1.0)
+    config = BlindConfig(operators=[alpha, nobody], allow_one_machine=True, progress=False, retry_seconds=1.0)
     with pytest.raises(OperatorUnavailableError, match="no worker of operator beta answers"):
         AutoModelForCausalLM.from_pretrained(checkpoints["llama"], quantization_config=config)

@@ -29,7 +29,9 @@ def assert_same_adapter(one: Path, other: Path) -> None:
 def test_three_operators_give_the_reference_adapter_bit_for_bit(tmp_path: Path) -> None:
     expected, _ = fine_tune(tmp_path / "reference", BlindConfig(masking="reference", progress=False), STEPS)
     with running_operators(tmp_path, {"tiny-llama": asset("models/tiny-llama")}, (1, 1, 1)) as operators:
-        config = BlindConfig(operators=operators.operators("tiny-llama"), progress=False)
+        config = BlindConfig(
+            operators=operators.operators("tiny-llama"), allow_one_machine=True, progress=False
+        )
         losses, trainer = fine_tune(tmp_path / "shares", config, STEPS)
         figures = multiplier_of(trainer.model).statistics()
         multiplier_of(trainer.model).close()
@@ -63,7 +65,7 @@ def _gradients(operators: Sequence[Operator], masking: str) -> tuple[float, dict
     from peft import get_peft_model
 
     set_seed(0)
-    config = BlindConfig(operators=operators, masking=masking, progress=False)  # type: ignore[arg-type]
+    config = BlindConfig(operators=operators, masking=masking, allow_one_machine=True, progress=False)  # type: ignore[arg-type]
     base = AutoModelForSequenceClassification.from_pretrained(
         minilm(), num_labels=3, quantization_config=config, dtype=torch.float32
     )

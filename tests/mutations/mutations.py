@@ -1234,7 +1234,7 @@ _WORKER = (
         "client-in-plaintext-beyond-loopback",
         "a client sends in plaintext over a network",
         "client/config.py",
-        "                    if not _is_loopback(host):\n",
+        "                    if not is_loopback(host):\n",
         "                    if not host:\n",
         f"{_CONFIG}::test_plaintext_beyond_this_machine_is_refused",
     ),

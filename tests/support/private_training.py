@@ -72,7 +72,7 @@ def main(settings: dict[str, object]) -> None:
     connections.start()
     output = Path(str(settings["output"]))
     operators = [Operator(**x) for x in settings["operators"]]  # type: ignore[attr-defined]
-    config = BlindConfig(operators=operators, progress=False, retry_seconds=5.0)
+    config = BlindConfig(operators=operators, allow_one_machine=True, progress=False, retry_seconds=5.0)
     model = AutoModelForCausalLM.from_pretrained(settings["model"], quantization_config=config)
     phase[0] = "training"
     model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))

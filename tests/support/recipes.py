@@ -96,7 +96,7 @@ def recipe_of(folder: Path, model: str | Path, train: Path, **sections: Any) -> 
     """
     base: dict[str, Any] = {
         "model": {"name": str(model)},
-        "masking": {"mode": "reference"},
+        "masking": {"mode": "reference", "allow_one_machine": True},
         "data": {"task": "instructions", "train": str(train)},
         "training": {"use_cpu": True, "save_strategy": "no", "per_device_train_batch_size": 2},
         "output": {"dir": str(folder / "output")},

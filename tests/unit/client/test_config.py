@@ -1,6 +1,7 @@
 """Configurations that would be unsafe or can't work are refused, in words that say what to change."""
 
 import json
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ def files(tmp_path: Path) -> Files:
 
 
 # Each operator is at home at an address of its own, which needs no look-up.
-ADDRESSES = {"alpha": "127.0.0.1:7100", "beta": "127.0.0.2:7100"}
+ADDRESSES = {"alpha": "203.0.113.1:7100", "beta": "198.51.100.1:7100"}
 
 
 def _operator(name: str, files: Files, *workers: str, **changes: Any) -> Operator:
@@ -99,27 +100,81 @@ def test_one_client_certificate_in_two_files_is_refused_however_the_files_differ
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        ("127.0.0.1:7100", "127.0.0.1:7100"),
-        ("127.0.0.1:7100", "127.0.0.1:7200"),
-        ("localhost:7100", "LOCALHOST:7200"),
-        ("localhost:7100", "127.0.0.1:7100"),
-        ("[::1]:7100", "[0:0:0:0:0:0:0:1]:7100"),
+        ("203.0.113.7:7100", "203.0.113.7:7100"),
+        ("203.0.113.7:7100", "203.0.113.7:7200"),
+        ("203.0.113.7:7100", "[::ffff:203.0.113.7]:7100"),
+        ("203.0.113.7:7100", "[64:ff9b::cb00:7107]:7100"),
+        ("203.0.113.7:7100", "[2002:cb00:7107::]:7100"),
+        ("[2001:db8::1]:7100", "[2001:DB8:0:0:0:0:0:1]:7200"),
+        ("[fe80::1%eth0]:7100", "[fe80::1]:7200"),
+        ("alpha.invalid:7100", "ALPHA.invalid.:7200"),
     ],
 )
 def test_two_operators_at_one_address_are_refused(files: Files, first: str, second: str) -> None:
-    operators = [_operator("alpha", files, "127.0.0.3:1", first), _operator("beta", files, second)]
+    operators = [_operator("alpha", files, "203.0.113.9:1", first), _operator("beta", files, second)]
     with pytest.raises(ConfigurationError, match="alpha and beta have the same address"):
         BlindConfig(operators=operators)
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("127.0.0.1:7100", "127.0.0.2:7100"),
+        ("localhost:7100", "LOCALHOST.:7200"),
+        ("localhost:7100", "127.255.3.4:7100"),
+        ("beta.localhost:7100", "[::1]:7200"),
+        ("[::1]:7100", "[0:0:0:0:0:0:0:1]:7100"),
+        ("[::ffff:127.0.0.1]:7100", "0.0.0.0:7100"),
+        ("[::]:7100", "127.0.0.1:7100"),
+    ],
+)
+def test_two_operators_on_this_machine_are_refused(files: Files, first: str, second: str) -> None:
+    operators = [_operator("alpha", files, first), _operator("beta", files, "203.0.113.9:1", second)]
+    with pytest.raises(ConfigurationError, match="alpha and beta are all on this machine: .*not independent"):
+        BlindConfig(operators=operators)
+
+
+def test_all_addresses_of_this_machine_are_this_machine(files: Files) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        try:
+            asked.connect(("203.0.113.1", 9))  # sends nothing
+        except OSError:
+            pytest.skip("this machine has no address but loopback")
+        own = asked.getsockname()[0]
+    operators = [_operator("alpha", files, f"{own}:7100"), _operator("beta", files, "127.0.0.1:7100")]
+    with pytest.raises(ConfigurationError, match="alpha and beta are all on this machine"):
+        BlindConfig(operators=operators)
+
+
+def test_one_operator_may_be_on_this_machine(files: Files) -> None:
+    BlindConfig(operators=[_operator("alpha", files, "127.0.0.1:7100"), _operator("beta", files)])
+
+
+def test_names_that_lead_to_one_machine_are_refused(files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"alpha.test": ["203.0.113.1", "203.0.113.2"], "beta.test": ["2001:db8::2", "::ffff:203.0.113.2"]}
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, port: [(0, 0, 0, "", (x, 0)) for x in found[host]]
+    )
+    operators = [_operator(name, files, f"{name}.test:7100") for name in ("alpha", "beta")]
+    with pytest.raises(ConfigurationError, match="alpha and beta have the same address 203.0.113.2"):
+        BlindConfig(operators=operators)
+
+
 def test_replicas_of_one_operator_may_share_an_address(files: Files) -> None:
-    alpha = _operator("alpha", files, "127.0.0.1:7100", "127.0.0.1:7101")
-    BlindConfig(operators=[alpha, _operator("beta", files, "127.0.0.2:7100")])
+    alpha = _operator("alpha", files, "203.0.113.1:7100", "203.0.113.1:7101")
+    BlindConfig(operators=[alpha, _operator("beta", files)])
 
 
-def test_one_machine_is_allowed_when_asked_for(files: Files) -> None:
-    operators = [_operator(name, files, "127.0.0.1:7100") for name in ("alpha", "beta")]
-    BlindConfig(operators=operators, allow_one_machine=True)
+@pytest.mark.parametrize("masking", ["shares", "lattice", "reference"])
+def test_one_machine_is_allowed_when_asked_for_and_then_nothing_is_called_private(
+    files: Files, masking: str
+) -> None:
+    names = {"shares": ("alpha", "beta"), "lattice": ("alpha",), "reference": ()}[masking]
+    operators = [_operator(name, files, "127.0.0.1:7100") for name in names]
+    config = BlindConfig(operators=operators, masking=masking, allow_one_machine=True)  # type: ignore[arg-type]
+    # One operator learns nothing with a lattice, wherever it is.
+    assert ("nothing is private" in (config.not_private or "")) is (masking == "shares")
+    assert BlindConfig(operators=[_operator("alpha", files), _operator("beta", files)]).not_private is None
 
 
 @pytest.mark.parametrize("missing", [("ca",), ("cert",), ("key",), ("cert", "key")])
@@ -155,13 +210,24 @@ def test_a_key_that_is_not_the_certificates_is_refused(files: Files) -> None:
         BlindConfig(operators=[_operator("alpha", files), mixed])
 
 
-@pytest.mark.parametrize("address", ["worker.invalid:7100", "10.0.0.1:7100", "0.0.0.0:7100", "[::]:7100"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "worker.invalid:7100",
+        "10.0.0.1:7100",
+        "0.0.0.0:7100",
+        "[::]:7100",
+        "a.localhost:7100",
+        "[64:ff9b::7f00:1]:7100",  # a gateway's idea of 127.0.0.1
+        "[2002:7f00:1::]:7100",
+    ],
+)
 def test_plaintext_beyond_this_machine_is_refused(address: str) -> None:
     operators = [Operator("alpha", ["127.0.0.1:7100"]), Operator("beta", ["127.0.0.2:7100", address])]
     with pytest.raises(
         ConfigurationError, match="operator beta: insecure=True allows loopback addresses only"
     ):
-        BlindConfig(operators=operators, insecure=True)
+        BlindConfig(operators=operators, insecure=True, allow_one_machine=True)
 
 
 def test_plaintext_on_loopback_needs_the_flag() -> None:
@@ -169,9 +235,9 @@ def test_plaintext_on_loopback_needs_the_flag() -> None:
         Operator("alpha", ["127.0.0.1:7100", "localhost:7101", "[::1]:7102"]),
         Operator("beta", ["127.0.0.2:7100"]),
     ]
-    BlindConfig(operators=operators, insecure=True)
+    BlindConfig(operators=operators, insecure=True, allow_one_machine=True)
     with pytest.raises(ConfigurationError, match="TLS needs ca, cert and key"):
-        BlindConfig(operators=operators)
+        BlindConfig(operators=operators, allow_one_machine=True)
 
 
 def test_the_reference_cannot_be_combined_with_operators(files: Files) -> None:
@@ -195,12 +261,42 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
         BlindConfig(**options)
 
 
-@pytest.mark.parametrize(
-    "address", ["", "worker", "worker:", ":7100", "worker:port", "worker:0", "worker:65536", "worker:-1"]
+NO_ADDRESSES = (
+    *(
+        "",
+        "worker",
+        "worker:",
+        ":7100",
+        "worker:port",
+        "worker:0",
+        "worker:65536",
+        "worker:-1",
+        "worker:\uff17",
+    ),
+    # What gRPC takes for something else than a host.
+    *("dns:///worker:1", "dns:worker:1", "ipv4:127.0.0.1:1", "ipv6:[::1]:1", "unix:/tmp/socket:1"),
+    *("unix-abstract:x:1", "xds:///worker:1", "passthrough:///worker:1", "vsock:1:2", "a:1,b:1"),
+    # What some resolvers take for 127.0.0.1.
+    *("127.1:1", "2130706433:1", "0x7f000001:1", "0x7f.0.0.1:1", "0177.0.0.1:1", "127.0.0.01:1"),
+    *("\uff1127.0.0.1:1", "127.0.0.1.:1", "worker.7:1", "worker.0x7:1"),
+    *("::1:1", "[127.0.0.1]:1", "[::1:1", "::1]:1", "[[::1]]:1", "[::1]a:1", "[]:1", "[fe80::1%a/b]:1"),
+    *("user@worker:1", "worker/path:1", "a b:1", "a:1 ", "a\n:1", "a:1\n", "-a:1", "a-:1", "a..b:1"),
+    "w\xf6rker:1",
 )
-def test_an_address_without_a_host_or_a_port_is_refused(address: str) -> None:
+
+
+@pytest.mark.parametrize("address", NO_ADDRESSES)
+def test_an_address_that_is_no_host_and_port_is_refused(address: str) -> None:
     with pytest.raises(ConfigurationError, match="operator alpha: worker address .* is not host:port"):
         Operator("alpha", [address])
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["a:1", "A-1.b_2.example.:65535", "10.0.0.1:1", "[::1]:1", "[fe80::1%eth0.1]:1", "unix:1", "1a:1"],
+)
+def test_an_address_of_a_host_and_a_port_is_taken(address: str) -> None:
+    assert Operator("alpha", [address]).workers == (address,)
 
 
 def test_one_address_in_place_of_a_list_is_refused() -> None:
@@ -208,8 +304,9 @@ def test_one_address_in_place_of_a_list_is_refused() -> None:
         Operator("alpha", "127.0.0.1:7100")
     with pytest.raises(ConfigurationError, match="workers is a list"):
         Operator("alpha", [])
-    with pytest.raises(ConfigurationError, match="needs a name"):
-        Operator("", ["127.0.0.1:7100"])
+    for name in ("", "al\npha", "al\x1b[2Jpha"):
+        with pytest.raises(ConfigurationError, match="needs a name"):
+            Operator(name, ["127.0.0.1:7100"])
 
 
 def test_a_configuration_survives_being_written_down(files: Files) -> None:

@@ -4,6 +4,7 @@ The layers compute in this process (masking "reference"), which is what shares e
 """
 
 import copy
+import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ from support.training import training_step, with_adapter
 from torch import nn
 from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
 
+from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, multiplier_of
 from blindtune.client.groups import trace_groups
 from blindtune.client.prepare import prepare
@@ -257,6 +259,22 @@ def test_a_model_spread_over_devices_is_refused(checkpoints: dict[str, Path], de
             device_map=device_map,
             quantization_config=BlindConfig(masking="reference", progress=False),
         )
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["given", "not given"])
+def test_a_checkpoint_that_names_operators_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, given: bool
+) -> None:
+    """Transformers would take its ``quantization_config``, and drop the one that the user gave."""
+    kit = tmp_path / "kit"
+    prepare(Checkpoint.open(checkpoints["llama"]), kit)
+    config = json.loads((kit / "config.json").read_text())
+    theirs = {"quant_method": "blindtune", "masking": "lattice", "insecure": True}
+    theirs["operators"] = [{"name": "eve", "workers": ["127.0.0.1:9"]}]
+    (kit / "config.json").write_text(json.dumps({**config, "quantization_config": theirs}))
+    options = {"quantization_config": BlindConfig(masking="reference", progress=False)} if given else {}
+    with pytest.raises(ConfigurationError, match="has a quantization_config of its own"):
+        CLASSES["llama"].from_pretrained(kit, **options)
 
 
 def test_saving_the_base_model_is_refused(load: Load, tmp_path: Path) -> None:
