@@ -1,15 +1,15 @@
 """The output folder of a run: one run at a time, and what says whether it can be gone on with.
 
 OUTPUT/recipe.yaml            the configuration with everything that it resolved to
-OUTPUT/run.json               what makes the run this one: the base model's fingerprint, digests of the
-                              data, and the figures before training
+OUTPUT/run.json               what makes the run this one: the base model's fingerprint, keyed digests of
+                              the data, and the figures before training
 OUTPUT/checkpoints/           checkpoint-STEP folders
 OUTPUT/adapter_model.safetensors, adapter_config.json, tokenizer ...   the result
 OUTPUT/summary.json           written last: the run is complete
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -19,10 +19,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from blindtune.client.data.prepared import PreparedData
-from blindtune.client.data.records import digest
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.training.checkpoints import forget_unfinished, newest, read_json, write_json
+from blindtune.client.training.data_tag import differing, new_tags, plain_digests
 from blindtune.client.training.trainer import CHECKPOINTS
 from blindtune.protocol.errors import ConfigurationError
 
@@ -31,6 +31,7 @@ __all__ = ["RECIPE", "STATE", "SUMMARY", "RunFolder"]
 RECIPE, STATE, SUMMARY, LOCK = "recipe.yaml", "run.json", "summary.json", ".lock"
 _COMPUTING = ("blindtune", "torch", "transformers", "peft", "accelerate", "numpy")
 # Who multiplies, and where the results go, may change between two parts of a run.
+_PLAIN_DIGESTS = ("train_sha256", "validation_sha256")  # of earlier versions
 _SAME = ("model", "quantization", "adapter", "data", "training")
 
 
@@ -103,17 +104,20 @@ class RunFolder:
                 f"{self.path} is not empty ({', '.join(sorted(others)[:3])}): choose another output.dir"
             )
 
-    def begin(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> None:
+    def begin(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> list[str]:
         """Writes down what makes this run the one it is.
 
         Args:
             fingerprint: of the base model; None for a run that is not private, which needs none.
+
+        Returns:
+            Warnings.
         """
         write_recipe(recipe, self.path / RECIPE)
-        self.keep(
-            versions=_versions(), model_fingerprint=fingerprint, **_digests(data), labels=list(data.labels)
-        )
+        tags, warnings = _tags(data)
+        self.keep(versions=_versions(), model_fingerprint=fingerprint, data=tags, labels=list(data.labels))
         self._own_checkpoints()
+        return warnings
 
     def _own_checkpoints(self) -> None:
         checkpoints = self.path / CHECKPOINTS
@@ -135,11 +139,14 @@ class RunFolder:
         """Whether it says which base model the run began with; earlier versions did not write that down."""
         return self.state.get("model_fingerprint") is not None
 
-    def require_same(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> None:
+    def require_same(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> list[str]:
         """Checks that going on would finish the run that was begun here.
 
         Args:
             fingerprint: of the base model; None for a run that is not private.
+
+        Returns:
+            Warnings.
 
         Raises:
             ConfigurationError: there is none, or the configuration, the data or the base model differ.
@@ -161,13 +168,7 @@ class RunFolder:
                 f"{self.path} holds a run with another {', '.join(changed)} (see {RECIPE} there): resume it "
                 "as it was, or choose another output.dir"
             )
-        for name, value in _digests(data).items():
-            if state.get(name) != value:
-                what = name.removesuffix("_sha256")
-                raise ConfigurationError(
-                    f"{self.path}: the {what} data is not what the run began with: restore it, or choose "
-                    "another output.dir"
-                )
+        untold = self._require_same_data(state, data)
         if list(data.labels) != state.get("labels"):
             raise ConfigurationError(
                 f"{self.path}: the labels are not those that the run began with: restore them"
@@ -182,6 +183,37 @@ class RunFolder:
         write_recipe(recipe, self.path / RECIPE)
         self._own_checkpoints()
         forget_unfinished(self.path / CHECKPOINTS)
+        if not untold and "data" in state:
+            return []
+        tags, warnings = _tags(data)
+        kept = {name: x for name, x in state.items() if name not in _PLAIN_DIGESTS}
+        write_json(self.path / STATE, kept | {"data": tags})
+        return untold + warnings
+
+    def _require_same_data(self, state: dict[str, Any], data: PreparedData) -> list[str]:
+        """Warnings, where whether the data is the same can't be told."""
+        try:
+            if any(name in state for name in _PLAIN_DIGESTS):
+                changed = [x for x, value in plain_digests(data).items() if state.get(x) != value]
+                what = changed[0].removesuffix("_sha256") if changed else None
+            else:
+                what = differing(state.get("data"), data)
+        except ConfigurationError as error:
+            return [f"warning: whether the data is what the run began with can't be told: {error}"]
+        if what is not None:
+            raise ConfigurationError(
+                f"{self.path}: the {what} data is not what the run began with: restore it, or choose "
+                "another output.dir"
+            )
+        return []
+
+
+def _tags(data: PreparedData) -> tuple[dict[str, Any] | None, list[str]]:
+    """What is kept of the data, and warnings."""
+    try:
+        return new_tags(data), []
+    except ConfigurationError as error:  # a container without a settings folder of its own
+        return None, [f"warning: --resume will not notice if the data changes: {error}"]
 
 
 def _versions() -> dict[str, str]:
@@ -190,13 +222,3 @@ def _versions() -> dict[str, str]:
 
 def _values(recipe: Recipe, section: str) -> dict[str, Any]:
     return dict(getattr(recipe, section).model_dump(mode="json"))
-
-
-def _digests(data: PreparedData) -> dict[str, str | None]:
-    def of(rows: Sequence[dict[str, Any]] | None) -> str | None:
-        return None if rows is None else digest(rows)
-
-    return {
-        "train_sha256": of(data.train.rows),
-        "validation_sha256": of(None if data.validation is None else data.validation.rows),
-    }

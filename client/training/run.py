@@ -95,7 +95,8 @@ def train_recipe(
             folder.require_unused()
         fingerprint = base_fingerprint(recipe, base) if private else None
         if resume:
-            folder.require_same(recipe, data, fingerprint)
+            for warning in folder.require_same(recipe, data, fingerprint):
+                observer.say(warning)
             if changed := folder.differing_versions():
                 observer.say(
                     f"this run began with other versions ({', '.join(changed)}): it goes on, and may "
@@ -117,7 +118,8 @@ def train_recipe(
         if config is not None and config.operators and (noted := remember_operators(recipe)):
             observer.say(noted)
         if not resume:
-            folder.begin(recipe, data, fingerprint)
+            for warning in folder.begin(recipe, data, fingerprint):
+                observer.say(warning)
         record = RunRecord.of(key, recipe, folder, data, config, fingerprint, observer.say)
         with record.kept_to_the_end():
             return run.finish(prices or Prices(), stop or StopRequest(), record)
