@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NoReturn
 
 import typer
 
-from blindtune.client.cli import audit, demo, health, kit, plan, recipes, record, results, trust
+from blindtune.client.cli import audit, demo, health, kit, package, plan, recipes, record, results, trust
 from blindtune.client.cli.console import fail, log_as_json
 from blindtune.client.cli.core_dumps import forbid_core_dumps
 from blindtune.client.exit_codes import ExitCode, exit_code
@@ -32,6 +32,7 @@ for name, command, panel in (
     ("eval", results.evaluate, "Fine-tuning"),
     ("generate", results.generate, "Fine-tuning"),
     ("merge", results.merge, "Fine-tuning"),
+    ("package", package.package, "Fine-tuning"),
     ("verify-record", record.verify_record, "Training record"),
     ("prove-record", record.prove_record, "Training record"),
     ("prepare", kit.prepare, "Setting up"),
