@@ -8,13 +8,19 @@ is readable by its owner only. It protects integrity, not privacy.
     KIT/blindtune/kit.json              what this is, of which model, and digests
     KIT/blindtune/layers.safetensors    arrays of each layer
     KIT/blindtune/verification.key      32 bytes
+    KIT/config.json, tokenizer.json, model.safetensors ...      what ``from_pretrained`` reads
+
+The description has a digest of every file, those that ``from_pretrained`` reads too, and a keyed digest over
+all of that. Opening a kit reads all of it: a disk that rots changes no time of a file, so that nothing but
+the bytes tells. A process hashes a file once as long as it stays as it is.
 """
 
 import hashlib
 import hmac
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -36,12 +42,14 @@ __all__ = [
     "Kit",
     "KitDescription",
     "LayerDescription",
+    "file_sha256",
     "is_kit",
+    "kit_files",
     "product_outputs",
 ]
 
 KIT_FOLDER = "blindtune"
-KIT_VERSION = 1
+KIT_VERSION = 2
 DESCRIPTION, ARRAYS, SECRET = "kit.json", "layers.safetensors", "verification.key"
 
 
@@ -61,7 +69,7 @@ class KitDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     model: str
     revision: str | None
     scheme: str
@@ -70,6 +78,8 @@ class KitDescription(BaseModel):
     head_included: bool
     arrays_sha256: str
     secret_sha256: str
+    files: dict[str, str]
+    """SHA-256 of each file beside the folder ``blindtune``; none in a kit that a checkpoint goes with."""
     keyed_digest: str = ""
 
     def digest(self, secret: bytes) -> str:
@@ -77,6 +87,53 @@ class KitDescription(BaseModel):
         key = derive_key(secret, "kit description")
         content = self.model_copy(update={"keyed_digest": ""}).model_dump_json()
         return hmac.digest(key, content.encode(), "sha256").hex()
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, in hex. What was hashed before, and has not been touched since, is known.
+
+    Raises:
+        OSError: it can't be read.
+    """
+    state = path.stat()
+    return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+@lru_cache(maxsize=256)
+def _sha256(path: Path, *state: int) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def kit_files(folder: Path) -> list[str]:
+    """Names beside the folder ``blindtune``, without hidden ones, which nothing reads."""
+    return sorted(x.name for x in folder.iterdir() if x.name != KIT_FOLDER and x.name[0] != ".")
+
+
+def _require_files(folder: Path, said: Mapping[str, str], again: str) -> None:
+    try:
+        found = kit_files(folder)
+        for name in sorted({*said, *found}):
+            if name not in said:
+                raise KitError(
+                    f"the kit in {folder} holds {name[:100]}, which is not its own and could be read in the "
+                    "place of what is: remove it"
+                )
+            if name not in found:
+                raise KitError(f"the kit in {folder} lacks {name}; {again}")
+            if file_sha256(folder / name) != said[name]:
+                raise KitError(f"{folder / name} is damaged: its digest differs; {again}")
+    except OSError as error:
+        raise KitError(f"the kit in {folder} cannot be read ({error}); {again}") from error
+
+
+def _version(content: bytes) -> int | float | None:
+    """The version that a description says; None where that is not even a number."""
+    try:
+        found = json.loads(content)["version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return found if isinstance(found, int | float) and abs(found) < 1e9 else None
 
 
 def product_outputs(product: Product, shapes: Mapping[str, tuple[int, int]]) -> int:
@@ -114,10 +171,15 @@ class Kit:
         inside = folder / KIT_FOLDER
         again = f"remove {folder} and make it again with: blindtune prepare MODEL --output {folder}"
         try:
-            description = KitDescription.model_validate_json((inside / DESCRIPTION).read_bytes())
+            content = (inside / DESCRIPTION).read_bytes()
+            if (version := _version(content)) not in (None, KIT_VERSION):
+                raise KitError(
+                    f"the kit in {folder} is of another release (version {version:.0f}, this one reads "
+                    f"{KIT_VERSION}); {again}"
+                )
+            description = KitDescription.model_validate_json(content)
             secret = (inside / SECRET).read_bytes()
-            with open(inside / ARRAYS, "rb") as arrays:
-                arrays_sha256 = hashlib.file_digest(arrays, "sha256").hexdigest()
+            arrays_sha256 = file_sha256(inside / ARRAYS)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"])) or "the file"
@@ -132,6 +194,7 @@ class Kit:
             raise KitError(f"{inside / DESCRIPTION} was changed: its digest differs; {again}")
         if arrays_sha256 != description.arrays_sha256:
             raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")
+        _require_files(folder, description.files, again)
         return cls(folder, description, secret)
 
     @property

@@ -28,7 +28,9 @@ from blindtune.client.kit import (
     Kit,
     KitDescription,
     LayerDescription,
+    file_sha256,
     is_kit,
+    kit_files,
 )
 from blindtune.protocol.errors import ConfigurationError, KitError
 from blindtune.protocol.expansion import KEY_BYTES
@@ -202,8 +204,6 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     write_private(inside / ARRAYS, b"")
     save_arrays(arrays, inside / ARRAYS)
     (inside / ARRAYS).chmod(0o600)
-    with open(inside / ARRAYS, "rb") as file:
-        arrays_sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     head_included = not (folder / "model.safetensors").exists() or _holds_head(checkpoint, folder)
     description = KitDescription(
         model=checkpoint.model,
@@ -212,8 +212,9 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
         fingerprint=model_fingerprint({name: x.fingerprint for name, x in layers.items()}),
         layers=layers,
         head_included=head_included,
-        arrays_sha256=arrays_sha256,
+        arrays_sha256=file_sha256(inside / ARRAYS),
         secret_sha256=hashlib.sha256(secret).hexdigest(),
+        files={name: file_sha256(folder / name) for name in kit_files(folder)},
     )
     description = description.model_copy(update={"keyed_digest": description.digest(secret)})
     (inside / DESCRIPTION).write_text(description.model_dump_json(indent=1) + "\n")

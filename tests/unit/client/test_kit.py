@@ -249,6 +249,45 @@ def test_a_damaged_kit_is_refused_with_the_command_that_makes_it_again(
         Kit.open(folder)
 
 
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+def test_a_kit_whose_model_is_damaged_is_refused(
+    prepared: Path, tmp_path: Path, name: str, damage: Damage
+) -> None:
+    """Embeddings, norms, configuration and tokenizer decide what is trained, as the rest does."""
+    folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
+    assert Kit.open(folder).layers, "what is hashed once is not taken for what it becomes"
+    content = damage((folder / name).read_bytes())
+    (folder / name).unlink()
+    if content is not None:
+        (folder / name).write_bytes(content)
+    with pytest.raises(KitError, match=f"{name}.*blindtune prepare MODEL --output {folder}"):
+        Kit.open(folder)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tokenizer_config.json", "pytorch_model.bin", "model.safetensors.index.json", "modeling_x.py", "a/b"],
+)
+def test_a_kit_with_a_file_that_is_not_its_own_is_refused(prepared: Path, tmp_path: Path, name: str) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
+    (folder / ".DS_Store").touch()
+    Kit.open(folder)
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("{}")
+    with pytest.raises(KitError, match=f"holds {name.split('/')[0]}, which is not its own.*: remove it"):
+        Kit.open(folder)
+
+
+def test_a_kit_that_an_earlier_release_made_is_to_be_made_again(prepared: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
+    file = folder / "blindtune" / "kit.json"
+    earlier = {k: v for k, v in json.loads(file.read_text()).items() if k != "files"} | {"version": 1}
+    file.write_text(json.dumps(earlier))
+    with pytest.raises(KitError, match=r"another release \(version 1, this one reads 2\).*blindtune prepare"):
+        Kit.open(folder)
+
+
 def test_the_advice_for_a_damaged_kit_works(prepared: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     """It is read by somebody who follows it to the letter."""
     folder = Path(shutil.copytree(prepared, tmp_path / "kit"))
@@ -271,6 +310,8 @@ def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_
         "a layer's fingerprint": original
         | {"layers": original["layers"] | {name: layer | {"fingerprint": other}}},
         "a layer's shape": original | {"layers": original["layers"] | {name: layer | {"out_features": 8}}},
+        "no files": original | {"files": {}},
+        "another digest of a file": original | {"files": original["files"] | {"config.json": other}},
         "a layer less": original | {"layers": {k: v for k, v in original["layers"].items() if k != name}},
     }
     unnoticed = []
@@ -286,7 +327,12 @@ def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
-    [("version", 2, "version"), ("scheme", "nf4-v1", "is for nf4-v1, this is int8"), ("extra", 1, "extra")],
+    [
+        ("version", 3, "version"),
+        ("version", "x", "version"),
+        ("scheme", "nf4-v1", "is for nf4-v1, this is int8"),
+        ("extra", 1, "extra"),
+    ],
 )
 def test_a_kit_of_another_release_is_refused(
     prepared: Path, tmp_path: Path, field: str, value: object, message: str
