@@ -75,6 +75,9 @@ class BlindConfig(QuantizationConfigMixin):
         ask_ahead: in ``"shares"``, ask for the product of the next operand's mask while the workers compute
             the current one. Steps over slow networks get shorter. Masks whose operand never comes are in
             vain, and a process that ends before the last one has come waits for it.
+        rows_follow_content: allow what makes numbers of rows depend on a text's content and not on its length
+            alone: assisted decoding, prompt lookup, custom and batched ways to generate, sparse prediction.
+            Operators then see, for example, how many guessed tokens were right.
         progress: show progress while the kit of a checkpoint is made at first use.
     """
 
@@ -89,6 +92,7 @@ class BlindConfig(QuantizationConfigMixin):
         request_timeout: float = 300.0,
         retry_seconds: float = 60.0,
         ask_ahead: bool = False,
+        rows_follow_content: bool = False,
         progress: bool = True,
         **unknown: Any,
     ) -> None:
@@ -105,6 +109,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.request_timeout = request_timeout
         self.retry_seconds = retry_seconds
         self.ask_ahead = ask_ahead
+        self.rows_follow_content = rows_follow_content
         self.progress = progress
         self._validate()
 

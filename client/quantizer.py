@@ -34,6 +34,7 @@ from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.client.output import OutputConsole
 from blindtune.client.prepare import Progress, cached_kit, kit_of
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
+from blindtune.client.row_guard import guard_rows
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.products import Product
 
@@ -109,6 +110,8 @@ class BlindQuantizer(HfQuantizer):
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
         guard_training(model)
+        config = self.quantization_config
+        guard_rows(model, config.rows_follow_content or config.masking == "reference")
         return model
 
 
