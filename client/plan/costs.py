@@ -10,8 +10,9 @@ For R rows, contraction c and outputs o (constants as in `blindtune.client.plan.
     client, both    + for each operator request + byte * payload
     nobody          turn
 
-B counts the rows that masks are computed for: they come in blocks of 256, and rows left over wait for
-the next operand of the same product, as far as they fit the memory that is kept for them.
+B counts the rows that masks are computed for: they come in blocks of 256. Where few are left over, they are
+given up; else they wait for the next operand of the same product, as far as they fit the memory that is kept
+for them.
 """
 
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ from blindtune.client.plan.schedule import LATENCY, Stage
 from blindtune.client.plan.traffic import WORD_BYTES
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
+from blindtune.protocol.lattice.stock import shared_rows
 from blindtune.protocol.product_methods import LIMBS
 
 __all__ = [
@@ -34,6 +36,7 @@ __all__ = [
     "Protocol",
     "kept_share",
     "product_stages",
+    "waiting_bytes",
     "worker_workspace",
 ]
 
@@ -104,9 +107,15 @@ class Link:
     latency: float
 
 
+def waiting_bytes(matrix: Matrix) -> int:
+    """Of mask rows that an operand leaves over for the next one."""
+    left = -shared_rows(matrix.rows) % DEGREE
+    return left * WORD_BYTES * (matrix.contraction + matrix.outputs)
+
+
 def kept_share(products: Sequence[Matrix]) -> float:
     """The share of left-over mask rows that fit the memory for them, where all products are asked in turn."""
-    needed = sum(-x.rows % DEGREE * WORD_BYTES * (x.contraction + x.outputs) for x in products)
+    needed = sum(waiting_bytes(x) for x in products)
     return min(1.0, KEPT_BYTES / needed) if needed else 1.0
 
 
@@ -168,7 +177,9 @@ def _payload(matrix: Matrix, protocol: Protocol) -> tuple[list[int], list[int]]:
 
 
 def _computed_rows(rows: int, kept: float) -> float:
-    return kept * rows + (1 - kept) * DEGREE * ceil(rows / DEGREE)
+    last = shared_rows(rows)
+    own = DEGREE * ceil((rows - last) / DEGREE)
+    return own + kept * last + (1 - kept) * DEGREE * ceil(last / DEGREE)
 
 
 def worker_workspace(matrix: Matrix) -> int:

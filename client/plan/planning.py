@@ -21,6 +21,7 @@ from blindtune.client.plan.costs import (
     Protocol,
     kept_share,
     product_stages,
+    waiting_bytes,
     worker_workspace,
 )
 from blindtune.client.plan.local_work import LocalWork, counted
@@ -29,7 +30,7 @@ from blindtune.client.plan.schedule import Resource, Stage, schedule
 from blindtune.client.plan.skeleton import Skeleton, Task, config_folder, skeleton_of
 from blindtune.client.plan.traffic import WORD_BYTES, Traffic
 from blindtune.protocol.errors import ConfigurationError, UnsupportedError
-from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS, MLWE1280
+from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.verification import VECTORS
 
 __all__ = ["Memory", "Plan", "Settings", "make_plan"]
@@ -328,7 +329,7 @@ def _memory(
     hints = 0
     if protocol.lattice is not None:
         buffers += WORD_BYTES * protocol.lattice.dimension * widest + min(
-            KEPT_BYTES, sum(-x.rows % DEGREE * WORD_BYTES * (x.contraction + x.outputs) for x in matrices)
+            KEPT_BYTES, sum(waiting_bytes(x) for x in matrices)
         )
         hints = _hints(skeleton, protocol)
     adapter = _TRAINED_BYTES * work.trained

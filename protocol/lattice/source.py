@@ -5,9 +5,10 @@
     get        C M
     result     C M - H S = X M + E M,        H = A M, asked for once, E M within the noise bound
 
-A is public and shared by all blocks of a run; S and E are fresh for each block of 256 rows and serve
-one product. Many secrets under one matrix are as hard as one, up to the number of blocks (Peikert,
-Vaikuntanathan, Waters 2008).
+A is public and shared by all blocks of a run; S and E are fresh for each block of 256 rows. A block serves
+one product and one operand, but for the last rows of some: see `blindtune.protocol.lattice.stock`. Many
+secrets under one matrix are as hard as one, up to the number of blocks (Peikert, Vaikuntanathan, Waters
+2008).
 """
 
 import os
@@ -97,11 +98,11 @@ class LatticeSource(MaskSource):
 
     Guarantees that what operators record of all operands of a run, even together, tells nothing about
     them beyond their products and numbers of rows, as long as Module-LWE with these parameters is hard
-    and ChaCha20 and HKDF-SHA256 are pseudorandom. Rows of a block that are left over mask a later
-    operand, which may depend on results that hold noise of the block's first rows; that this tells
-    nothing either is an assumption of its own, like circular security. Not guaranteed: that a response
-    or a hint is right. Both must be verified, or what the client does next tells their sender about the
-    mask.
+    and ChaCha20 and HKDF-SHA256 are pseudorandom, and nothing that depends on results reaches them.
+    Results hold noise; what depends on it and reaches operators (a later operand that shares a block, a
+    published adapter or text, a stop) is covered by an assumption of its own, like circular security: see
+    docs/protocol.md, section 12. Not guaranteed: that a response or a hint is right. Both must be
+    verified, or what the client does next tells their sender about the mask.
 
     Args:
         parameters: the lattice.

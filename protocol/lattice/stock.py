@@ -1,12 +1,14 @@
 """Blocks of masks, whose 256 rows are handed out in order, each once.
 
-A block holds what its rows can be computed from: S, transformed, and the key of E. An operand takes the
-rows it needs, of one block or of several, and what is left waits for the next operand of the same
-product. So short operands share a block, and nothing is sent but real rows.
+A block holds what its rows can be computed from: S, transformed, and the key of E. Whole blocks of an
+operand are its own. So is the one of its last rows where few are left over, which are then given up: at most
+an eighth of the operand's rows. Other last rows come out of a block that is shared with other operands of the
+same product, so that short operands do not pay for 256 rows. Nothing is sent but real rows.
 
-The inverse transform yields all 256 rows of A S and H S at once. Those not handed out yet are kept, 4
-bytes an element, as long as all kept rows together fit a limit. Beyond it they are computed again for
-the next operand: slower for short ones, equal in result. E is drawn for the rows of an operand alone.
+The inverse transform yields all 256 rows of A S and H S at once. Those of a shared block that are not handed
+out yet are kept, 4 bytes an element, as long as all kept rows together fit a limit. Beyond it they are
+computed again for the next operand: slower for short ones, equal in result. E is drawn for the rows of an
+operand alone.
 
 Stock lives in memory only. Rows are drawn under a lock, and a forked process draws none of its parent's.
 """
@@ -28,14 +30,22 @@ from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
-__all__ = ["Run", "Stock", "bounds"]
+__all__ = ["Run", "Stock", "bounds", "shared_rows"]
+
+_LITTLE = 8  # times the rows left over may be as many as those of the operand
 
 Side = Literal["mask", "hint"]
 """Which product of S: A S or H S."""
 
 
+def shared_rows(rows: int) -> int:
+    """How many of an operand's rows, its last ones, come out of a block that serves other operands too."""
+    last = rows % DEGREE
+    return last if last and (DEGREE - last) * _LITTLE > rows else 0
+
+
 class _Block:
-    """256 rows of masks for one product.
+    """256 rows of masks for one product, and for one operand unless it is ``shared``.
 
     Args:
         parameters: rank and eta.
@@ -48,6 +58,7 @@ class _Block:
         s = centred_binomial(derive_key(secret, *label, "S"), 0, parameters.rank, DEGREE, parameters.eta)
         self.factors = transformed(s)
         self.drawn = 0
+        self.shared = False
         self.noise_key = derive_key(secret, *label, "E")
         self.eta = parameters.eta
         self._kept: dict[Side, tuple[int, Residues]] = {}
@@ -88,7 +99,7 @@ def bounds(runs: Sequence[Run]) -> NDArray[np.int64]:
 
 
 class Stock:
-    """The blocks with rows left, one for each product.
+    """The shared blocks with rows left, one for each product.
 
     Args:
         parameters: of the blocks.
@@ -114,15 +125,16 @@ class Stock:
     def draw(self, product: Product, rows: int) -> list[Run]:
         """Takes rows out of the stock. Nobody else ever gets them."""
         runs: list[Run] = []
-        row = 0
+        row, own = 0, rows - shared_rows(rows)
         with self._lock:
             while row < rows:
-                block = self._blocks.pop(product, None)
+                block = self._blocks.pop(product, None) if row >= own else None
                 if block is None:
                     block = _Block(self._parameters, product, self._random_bytes(KEY_BYTES))
                 run = Run(block, row, block.drawn, min(rows - row, DEGREE - block.drawn))
                 block.drawn += run.count
-                if block.drawn < DEGREE:
+                block.shared = row >= own
+                if block.shared and block.drawn < DEGREE:
                     self._blocks[product] = block
                 runs.append(run)
                 row += run.count
@@ -154,7 +166,8 @@ class Stock:
                 serve(run.rows, kept)
         if missing:
             last = missing[-1]
-            rest = self._room(DEGREE - last.first - last.count, columns)
+            left = DEGREE - last.first - last.count if last.block.shared else 0
+            rest = self._room(left, columns)
             factors = np.stack([run.block.factors for run in missing])
             compute(factors, bounds(missing), rest)
             last.block.keep(side, rest)

@@ -105,6 +105,9 @@ def test_mask_rows_of_short_operands_are_shared_as_far_as_they_are_kept() -> Non
     assert seconds(64, 1.0) == pytest.approx(seconds(256, 1.0) / 4)
     assert seconds(64, 0.0) == pytest.approx(seconds(256, 1.0))
     assert seconds(257, 0.0) == pytest.approx(2 * seconds(256, 1.0))
+    assert seconds(257, 1.0) == pytest.approx(257 / 256 * seconds(256, 1.0))
+    assert seconds(1000, 1.0) == pytest.approx(4 * seconds(256, 1.0)), "few are left over, and given up"
+    assert kept_share([Matrix(1000, 10**6, 10**6)]) == 1.0
 
 
 def test_the_memory_for_kept_rows_is_that_of_the_mask_source() -> None:
