@@ -33,7 +33,7 @@ from blindtune.client.training.models import (
 from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
-from blindtune.client.trust import remember_operators
+from blindtune.client.trust import are_new, remember_operators
 from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
 
 __all__ = ["Observer", "train_recipe"]
@@ -113,7 +113,8 @@ def train_recipe(
                 folder.keep(model_fingerprint=fingerprint)
         run = _Run(recipe, folder, data, tokenizer, observer, monitor)
         if config is not None and config.operators:
-            observer.say(config.described)
+            new = " (no run of yours has used these before)" if are_new(recipe) else ""
+            observer.say(config.described + new)
         run.load(base, config)
         if config is not None and config.operators and (noted := remember_operators(recipe)):
             observer.say(noted)

@@ -12,7 +12,14 @@ from typer.testing import CliRunner
 
 from blindtune.client.certs import issue_operator_certificates
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
-from blindtune.client.trust import own_recipe, recipe_of_run, remember_operators, trust_file, trust_named
+from blindtune.client.trust import (
+    are_new,
+    own_recipe,
+    recipe_of_run,
+    remember_operators,
+    trust_file,
+    trust_named,
+)
 from blindtune.protocol.errors import ConfigurationError
 
 NAMES = {"alpha": "203.0.113.1:7100", "beta": "198.51.100.1:7100"}
@@ -76,7 +83,9 @@ def test_operators_that_no_run_has_used_are_refused(run: Path) -> None:
 
 
 def test_operators_of_an_own_run_are_trusted_at_once(recipe: Recipe, run: Path, tmp_path: Path) -> None:
+    assert are_new(recipe)
     assert str(trust_file()) in (remember_operators(recipe) or "")
+    assert not are_new(recipe)
     assert remember_operators(recipe) is None
     assert recipe_of_run(run).operators == recipe.operators
     shutil.copytree(run, tmp_path / "moved")
@@ -220,6 +229,22 @@ def test_a_recipe_in_an_output_folder_names_neither_another_folder_nor_a_key(
     with pytest.raises(ConfigurationError, match="names the key"):
         own_recipe(path, [f"output.dir={run}"])
     own_recipe(path, [f"output.dir={run}", "record.key=mine.key"])
+
+
+def test_a_kit_that_only_a_folder_names_is_refused(recipe: Recipe, run: Path, tmp_path: Path) -> None:
+    """Its maker knows the secret by which answers are verified."""
+    kit = tmp_path / "kit"
+    (kit / "blindtune").mkdir(parents=True)
+    (kit / "blindtune" / "kit.json").touch()
+    remember_operators(recipe)
+    _changed(run, lambda x: x["model"].update(name=str(kit)))
+    for act in (recipe_of_run, lambda folder: own_recipe(folder / "recipe.yaml")):
+        with pytest.raises(ConfigurationError, match=f"names the kit {kit}.*--set model.name={kit}"):
+            act(run)
+    assert recipe_of_run(run, [f"model.name={kit}"]).model.name == str(kit)
+    named = recipe.model_copy(update={"model": recipe.model.model_copy(update={"name": str(kit)})})
+    assert remember_operators(named) is None, "the operators are not new"
+    assert recipe_of_run(run).model.name == str(kit)
 
 
 def test_a_trust_list_that_others_can_write_to_is_refused(recipe: Recipe, run: Path) -> None:
