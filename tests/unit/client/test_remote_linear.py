@@ -13,11 +13,12 @@ import torch
 from support.transports import LocalWorker, honest_multiplier, remote_multiplier
 
 from blindtune.checkpoint import Checkpoint
+from blindtune.client.absent_weight import AbsentWeight
 from blindtune.client.kit import Kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.client.prepare import cached_kit
-from blindtune.client.remote_linear import AbsentWeight, RemoteGroup, RemoteLinear
+from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import MAX_CONTRACTION, Product
@@ -81,7 +82,7 @@ def _layers(
             layer = reader.read(found[name])
             weights.append(layer.integers.double() * torch.from_numpy(layer.scales).double()[:, None])
             module = RemoteLinear(
-                IN, layer.out_features, member == 0, group, member, torch.device("cpu"), dtype
+                IN, layer.out_features, member == 0, group, member, torch.device("cpu"), dtype, f"q{member}"
             )
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias)

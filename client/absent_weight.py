@@ -1,0 +1,186 @@
+"""`AbsentWeight`: what stands for a weight that workers hold.
+
+It tells the weight's shape, type and device, and takes no memory. Whatever else it is asked is refused unless
+it is on a list: code that computes with a weight which is not here must fail, and not compute with nothing.
+"""
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
+
+import torch
+from torch.overrides import resolve_name
+
+from blindtune.protocol.errors import UnsupportedError
+
+__all__ = ["AbsentWeight"]
+
+_Tensor = torch.Tensor
+
+
+def _getters(*names: str) -> set[Any]:
+    return {getattr(_Tensor, name).__get__ for name in names}
+
+
+# What a weight is asked about itself, and answers without a number of its own.
+_DESCRIBES = {
+    _Tensor.__dir__,
+    _Tensor.__hash__,
+    _Tensor.__len__,
+    _Tensor.dim,
+    _Tensor.element_size,
+    _Tensor.get_device,
+    _Tensor.is_complex,
+    _Tensor.is_contiguous,
+    _Tensor.is_floating_point,
+    _Tensor.is_inference,
+    _Tensor.nelement,
+    _Tensor.ndimension,
+    _Tensor.numel,
+    _Tensor.size,
+    _Tensor.stride,
+    torch.is_complex,
+    torch.is_floating_point,
+    torch.numel,
+    *_getters("device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps"),
+    *_getters("is_nested", "is_quantized", "is_sparse", "is_xla", "is_xpu", "itemsize", "layout"),
+    *_getters("nbytes", "ndim", "requires_grad", "retains_grad", "shape", "_version"),
+}
+# What makes a new tensor of its shape, or of its type alone.
+_FOLLOWS_SHAPE = {torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.randn_like}
+_FOLLOWS_SHAPE |= {torch.rand_like}
+_FOLLOWS_TYPE = {_Tensor.new_empty, _Tensor.new_zeros, _Tensor.new_ones, _Tensor.new_full, _Tensor.new_tensor}
+_FOLLOWS_TYPE |= {_Tensor.to, _Tensor.type_as}
+# What gives the same weight again, perhaps of another type or on another device: it is absent there, too.
+_KEEPS = {
+    _Tensor.bfloat16,
+    _Tensor.clone,
+    _Tensor.contiguous,
+    _Tensor.cpu,
+    _Tensor.cuda,
+    _Tensor.detach,
+    _Tensor.double,
+    _Tensor.float,
+    _Tensor.half,
+    _Tensor.to,
+    _Tensor.type,
+    torch.clone,
+    torch.detach,
+    *_getters("data"),
+}
+
+
+class AbsentWeight(torch.Tensor):
+    """Stands for a weight that workers hold.
+
+    Args:
+        shape: of the weight.
+        dtype, device: of the module's parameters.
+        name: of the weight in its model, for errors.
+    """
+
+    # Transformers initializes whatever is not marked.
+    _is_hf_initialized = True
+    weight_name: str
+
+    def __new__(
+        cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device, name: str
+    ) -> "AbsentWeight":
+        self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        self.weight_name = name
+        return self
+
+    def like(self, example: torch.Tensor) -> "AbsentWeight":
+        """The same weight with the type and device of ``example``."""
+        return AbsentWeight(self.shape, example.dtype, example.device, self.weight_name)
+
+    def placeholder(self) -> torch.Tensor:
+        """An ordinary tensor without elements, of this type and on this device."""
+        return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    @classmethod
+    def __torch_function__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _DESCRIBES:
+            return super().__torch_function__(func, types, args, kwargs)
+        first = args[0] if args else None
+        if func in _KEEPS and isinstance(first, AbsentWeight):
+            moved = func(first.placeholder(), *args[1:], **kwargs)
+            return first.like(moved) if isinstance(moved, torch.Tensor) else moved
+        if func in _FOLLOWS_SHAPE and isinstance(first, AbsentWeight):
+            shaped = torch.empty(first.shape, dtype=first.dtype, device="meta")
+            return func(shaped, *args[1:], **{"device": first.device, **kwargs})
+        if func in _FOLLOWS_TYPE:
+            args = [x.placeholder() if isinstance(x, AbsentWeight) else x for x in args]
+            return func(*args, **kwargs)
+        if func in _SETS_GRADIENT and [*args[1:], *kwargs.values()] == [False]:
+            return first
+        _refuse(_name_of(func), (args, kwargs))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> NoReturn:
+        """Reached by operations that start below Python; nothing on the list above does."""
+        _refuse(str(func), (args, kwargs))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "AbsentWeight":
+        return self.like(self)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a model with remote layers cannot be pickled: save its adapter instead")
+
+    def __format__(self, specification: str) -> str:
+        return format(repr(self), specification)
+
+    def __repr__(self, **kwargs: Any) -> str:
+        return f"AbsentWeight({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype}, held by workers)"
+
+
+_SETS_GRADIENT = {_Tensor.requires_grad_, _Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
+
+
+def _refuse(operation: str, arguments: object) -> NoReturn:
+    weight = _first_absent(arguments)
+    name = "a base weight" if weight is None else weight.weight_name
+    raise UnsupportedError(
+        f"{name} stays with the workers, and {_reader()} needs its numbers ({operation}). Whatever reads base "
+        "weights (DoRA, PiSSA and other adapters or initializations of their kind, merging, fused output "
+        "heads) cannot run on a remote model: use adapters that only add to what a layer computes, as plain "
+        "LoRA does, and merge the saved adapter where the base model is"
+    )
+
+
+def _name_of(func: Callable[..., Any]) -> str:
+    """Of an operation, as one writes it; some have several."""
+    found = resolve_name(func) or ""
+    name = getattr(func, "__name__", str(func))
+    return found if name.startswith("__") or found.endswith(f".{name}") else f"torch.{name}"
+
+
+def _first_absent(value: object) -> AbsentWeight | None:
+    if isinstance(value, AbsentWeight):
+        return value
+    parts = value.values() if isinstance(value, Mapping) else value if isinstance(value, tuple | list) else ()
+    return next((found for part in parts if (found := _first_absent(part)) is not None), None)
+
+
+def _reader() -> str:
+    """The function outside torch that asked, by its module and name."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        module = frame.f_globals.get("__name__", "")
+        if module != __name__ and module.partition(".")[0] != "torch":
+            return f"{module}.{frame.f_code.co_qualname}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return "something"
