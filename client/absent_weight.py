@@ -134,6 +134,9 @@ class AbsentWeight(torch.Tensor):
         """Reached by operations that start below Python; nothing on the list above does."""
         _refuse(str(func), (args, kwargs))
 
+    def __copy__(self) -> "AbsentWeight":
+        return self.like(self)
+
     def __deepcopy__(self, memo: dict[int, Any]) -> "AbsentWeight":
         return self.like(self)
 
@@ -144,7 +147,9 @@ class AbsentWeight(torch.Tensor):
         return format(repr(self), specification)
 
     def __repr__(self, **kwargs: Any) -> str:
-        return f"AbsentWeight({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype}, held by workers)"
+        return (
+            f"AbsentWeight({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype}, with workers)"
+        )
 
 
 _SETS_GRADIENT = {_Tensor.requires_grad_, _Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
@@ -154,10 +159,11 @@ def _refuse(operation: str, arguments: object) -> NoReturn:
     weight = _first_absent(arguments)
     name = "a base weight" if weight is None else weight.weight_name
     raise UnsupportedError(
-        f"{name} stays with the workers, and {_reader()} needs its numbers ({operation}). Whatever reads base "
-        "weights (DoRA, PiSSA and other adapters or initializations of their kind, merging, fused output "
-        "heads) cannot run on a remote model: use adapters that only add to what a layer computes, as plain "
-        "LoRA does, and merge the saved adapter where the base model is"
+        f"{name} stays with the workers, and {_reader()} needs its numbers ({operation}). Whatever reads "
+        "base weights (DoRA, PiSSA and other adapters or initializations of their kind, merging, fused "
+        "output heads) cannot run on a remote model: use adapters that only add to what a layer computes, "
+        "as plain LoRA does, merge the saved adapter where the base model is, and keep an output head that a "
+        "loss reads here with head='local'"
     )
 
 

@@ -1,16 +1,16 @@
 """TRL's fused output head for a head that workers hold.
 
-TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and get log-probabilities of the labels
-instead of logits. TRL computes them out of the head's weight, tile by tile; where that is absent, the model's
-own forward computes logits through the head, and the same outputs follow from those. The head is asked for all
-positions: asking for labelled ones alone would show workers their number.
+TRL's trainers call ``model(..., labels=labels, fused_lm_head=True)`` and get log-probabilities of the
+labels instead of logits. TRL computes them out of the head's weight, tile by tile; where that is absent, the
+model's own forward computes logits through the head, and the same outputs follow from those. The head is
+asked for all positions: asking for labelled ones alone would show workers their number.
 """
 
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from types import FunctionType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -45,6 +45,9 @@ class _FusedHead:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_FusedHead":
         return _FusedHead()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a model with remote layers cannot be pickled: save its adapter instead")
 
     def before(
         self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -86,8 +89,8 @@ def _request(model: nn.Module, arguments: Mapping[str, Any]) -> _Request:
             if {x.name for x in fields(output_class)} == _OUTPUTS and wanted <= set(_PER_TOKEN):
                 return _Request(arguments, cells["temperature"], wanted, output_class)
     raise UnsupportedError(
-        "this version of TRL computes its loss from the output head's weight, which stays with the workers, in "
-        "a way that is not known here: keep the head on the client with head='local', or use trl 1.16"
+        "this version of TRL computes its loss from the output head's weight, which stays with the workers, "
+        "in a way that is not known here: keep the head on the client with head='local', or use trl 1.16"
     )
 
 

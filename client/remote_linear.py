@@ -1,8 +1,8 @@
 """`RemoteLinear`: a linear layer whose weight is elsewhere.
 
 It is an ``nn.Linear`` to PEFT and transformers. Its ``weight`` is an `AbsentWeight`, since much code asks a
-weight for its shape, type and device. It is neither parameter nor buffer: nothing saves, counts, broadcasts or
-initializes it.
+weight for its shape, type and device. It is neither parameter nor buffer: nothing saves, counts, broadcasts
+or initializes it.
 """
 
 import threading
