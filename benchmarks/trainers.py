@@ -301,7 +301,9 @@ def untied(model: Path, folder: Path) -> Path:
 @contextmanager
 def _operators(checkpoint: Path, folder: Path) -> Iterator[list[Operator]]:
     workers = [
-        WorkerProcess(HONEST, [str(checkpoint), "--insecure"], f"127.0.0.{i + 1}", folder / f"worker-{i}.log")
+        WorkerProcess(
+            HONEST, ["--model", str(checkpoint), "--insecure"], f"127.0.0.{i + 1}", folder / f"worker-{i}.log"
+        )
         for i in range(2)
     ]
     try:

@@ -6,6 +6,7 @@ it is on a list: code that computes with a weight which is not here must fail, a
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch
@@ -124,7 +125,7 @@ class AbsentWeight(torch.Tensor):
         _refuse(_name_of(func), (args, kwargs))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls,
         func: Callable[..., Any],
         types: Sequence[type],
@@ -146,7 +147,7 @@ class AbsentWeight(torch.Tensor):
     def __format__(self, specification: str) -> str:
         return format(repr(self), specification)
 
-    def __repr__(self, **kwargs: Any) -> str:
+    def __repr__(self) -> str:  # type: ignore[override]
         return (
             f"AbsentWeight({self.weight_name}, shape={tuple(self.shape)}, dtype={self.dtype}, with workers)"
         )
@@ -183,10 +184,10 @@ def _first_absent(value: object) -> AbsentWeight | None:
 
 def _reader() -> str:
     """The function outside torch that asked, by its module and name."""
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         module = frame.f_globals.get("__name__", "")
         if module != __name__ and module.partition(".")[0] != "torch":
             return f"{module}.{frame.f_code.co_qualname}"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return "something"

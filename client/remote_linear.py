@@ -137,7 +137,7 @@ class RemoteLinear(nn.Linear):
     """
 
     bias: nn.Parameter | None  # type: ignore[assignment]
-    weight: AbsentWeight  # type: ignore[assignment]
+    weight: AbsentWeight
 
     def __init__(
         self,
