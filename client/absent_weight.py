@@ -12,64 +12,10 @@ from typing import Any, NoReturn
 import torch
 from torch.overrides import resolve_name
 
+from blindtune.checkpoint.weight_reads import DESCRIBES, FOLLOWS_SHAPE, FOLLOWS_TYPE, KEEPS
 from blindtune.protocol.errors import UnsupportedError
 
 __all__ = ["AbsentWeight"]
-
-_Tensor = torch.Tensor
-
-
-def _getters(*names: str) -> set[Any]:
-    return {getattr(_Tensor, name).__get__ for name in names}
-
-
-# What a weight is asked about itself, and answers without a number of its own.
-_DESCRIBES = {
-    _Tensor.__dir__,
-    _Tensor.__hash__,
-    _Tensor.__len__,
-    _Tensor.dim,
-    _Tensor.element_size,
-    _Tensor.get_device,
-    _Tensor.is_complex,
-    _Tensor.is_contiguous,
-    _Tensor.is_floating_point,
-    _Tensor.is_inference,
-    _Tensor.nelement,
-    _Tensor.ndimension,
-    _Tensor.numel,
-    _Tensor.size,
-    _Tensor.stride,
-    torch.is_complex,
-    torch.is_floating_point,
-    torch.numel,
-    *_getters("device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mps"),
-    *_getters("is_nested", "is_quantized", "is_sparse", "is_xla", "is_xpu", "itemsize", "layout"),
-    *_getters("nbytes", "ndim", "requires_grad", "retains_grad", "shape", "_version"),
-}
-# What makes a new tensor of its shape, or of its type alone.
-_FOLLOWS_SHAPE = {torch.empty_like, torch.zeros_like, torch.ones_like, torch.full_like, torch.randn_like}
-_FOLLOWS_SHAPE |= {torch.rand_like}
-_FOLLOWS_TYPE = {_Tensor.new_empty, _Tensor.new_zeros, _Tensor.new_ones, _Tensor.new_full, _Tensor.new_tensor}
-_FOLLOWS_TYPE |= {_Tensor.to, _Tensor.type_as}
-# What gives the same weight again, perhaps of another type or on another device: it is absent there, too.
-_KEEPS = {
-    _Tensor.bfloat16,
-    _Tensor.clone,
-    _Tensor.contiguous,
-    _Tensor.cpu,
-    _Tensor.cuda,
-    _Tensor.detach,
-    _Tensor.double,
-    _Tensor.float,
-    _Tensor.half,
-    _Tensor.to,
-    _Tensor.type,
-    torch.clone,
-    torch.detach,
-    *_getters("data"),
-}
-
 
 class AbsentWeight(torch.Tensor):
     """Stands for a weight that workers hold.
@@ -108,16 +54,16 @@ class AbsentWeight(torch.Tensor):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _DESCRIBES:
+        if func in DESCRIBES:
             return super().__torch_function__(func, types, args, kwargs)
         first = args[0] if args else None
-        if func in _KEEPS and isinstance(first, AbsentWeight):
+        if func in KEEPS and isinstance(first, AbsentWeight):
             moved = func(first.placeholder(), *args[1:], **kwargs)
             return first.like(moved) if isinstance(moved, torch.Tensor) else moved
-        if func in _FOLLOWS_SHAPE and isinstance(first, AbsentWeight):
+        if func in FOLLOWS_SHAPE and isinstance(first, AbsentWeight):
             shaped = torch.empty(first.shape, dtype=first.dtype, device="meta")
             return func(shaped, *args[1:], **{"device": first.device, **kwargs})
-        if func in _FOLLOWS_TYPE:
+        if func in FOLLOWS_TYPE:
             args = [x.placeholder() if isinstance(x, AbsentWeight) else x for x in args]
             return func(*args, **kwargs)
         if func in _SETS_GRADIENT and [*args[1:], *kwargs.values()] == [False]:
@@ -153,7 +99,7 @@ class AbsentWeight(torch.Tensor):
         )
 
 
-_SETS_GRADIENT = {_Tensor.requires_grad_, _Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
+_SETS_GRADIENT = {torch.Tensor.requires_grad_, torch.Tensor.requires_grad.__set__}  # type: ignore[attr-defined]
 
 
 def _refuse(operation: str, arguments: object) -> NoReturn:
