@@ -24,6 +24,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from blindtune.checkpoint.trace import trace
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
 __all__ = [
@@ -39,6 +40,9 @@ _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 _BLOCKS = re.compile(r"(num_|n_)?((hidden|encoder|decoder)_)?layers?")
 # Several times as deep as any model: what a damaged number asks for would fill the memory.
 _MOST_BLOCKS = 1000
+# Multiplications for each number that a request sends or brings. A product costs the client about that much
+# work in masks and conversions alone.
+_LEAST_WORK = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,11 +164,15 @@ def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, st
 def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLayer]:
     """The frozen linear layers of a model whose weights are in a checkpoint, in the model's order.
 
+    A layer whose weight other code than its own forward pass reads is none of them, nor is one so small that
+    asking for its product takes more than the product.
+
     Args:
         model: on any device, the meta device included.
         keys: of all tensors in the checkpoint.
     """
     stored = checkpoint_keys(model, keys)
+    read = trace(type(model), model.config).read
     head = model.get_output_embeddings()
     # The weights of modules that `tie_word_embeddings` joins: target parameter -> source parameter.
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
@@ -179,6 +187,8 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
         if key is None:
             continue
         rows, columns = module.weight.shape
+        if name in read or rows * columns < _LEAST_WORK * (rows + columns):
+            continue
         transposed = isinstance(module, Conv1D)
         layers.append(
             FrozenLayer(

@@ -1,21 +1,17 @@
 """Layer groups: linear layers that read the same tensor share one request.
 
-Groups are found by running the model's skeleton once on the meta device and seeing which layers
-receive the same tensor object, which needs no table of module names. The run has no attention mask:
-with one, most architectures fail on the meta device.
+Groups are found by running the model once without its weights (see `blindtune.checkpoint.trace`) and seeing
+which layers receive the same tensor object, which needs no table of module names.
 """
 
-import copy
 import logging
 from collections.abc import Collection, Sequence
-from typing import Any
 
-import torch
-from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.skeleton import build_skeleton
+from blindtune.checkpoint.trace import trace
 from blindtune.client.head import Head, head_is_remote
 from blindtune.protocol.products import Product, backward_products, forward_products
 
@@ -57,37 +53,18 @@ def trace_groups(
         A partition of ``modules``, in the order in which the model calls them. Where the skeleton can't
         be run, every module is a group of its own, which is right but costs more traffic.
     """
-    groups: dict[tuple[int, int], list[str]] = {}
-    inputs: list[torch.Tensor] = []  # kept alive, so that no two of them get the same id
-    config = copy.deepcopy(config)
-    config.use_cache = True  # without a cache, masks depend on the values of positions, which are not there
-    try:
-        with torch.device("meta"):
-            skeleton = model_class(config)
-        for name in modules:
-
-            def hook(module: nn.Module, args: tuple[Any, ...], name: str = name) -> None:
-                inputs.append(args[0])
-                groups.setdefault((id(args[0]), args[0]._version), []).append(name)
-
-            skeleton.get_submodule(name).register_forward_pre_hook(hook)
-        skeleton.eval()
-        with torch.no_grad():
-            skeleton(**{skeleton.main_input_name: torch.zeros((1, 4), dtype=torch.long, device="meta")})
-    except Exception as error:  # any architecture may fail here, in any way
+    traced = trace(model_class, config)
+    wanted = set(modules)
+    groups = [[name for name in group if name in wanted] for group in traced.groups]
+    found = [group for group in groups if group]
+    seen = {name for group in found for name in group}
+    alone = [name for name in modules if name not in seen]
+    if alone and traced.failure:
         _logger.warning(
-            "cannot trace %s to group its layers (%s: %s); each layer is asked for by itself",
+            "cannot trace %s to group its layers (%s); %d of %d are asked for one by one",
             model_class.__name__,
-            type(error).__name__,
-            error,
+            traced.failure,
+            len(alone),
+            len(wanted),
         )
-        return [[name] for name in modules]
-    found = [list(dict.fromkeys(group)) for group in groups.values()]
-    seen: set[str] = set()
-    partition = []
-    for group in found:
-        fresh = [name for name in group if name not in seen]
-        seen.update(fresh)
-        if fresh:
-            partition.append(fresh)
-    return partition + [[name] for name in modules if name not in seen]
+    return found + [[name] for name in alone]

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from blindtune.client.fused_head import serve_fused_head
 from blindtune.client.remote_linear import RemoteLinear
 from blindtune.protocol.errors import UnsupportedError
 
@@ -22,6 +23,7 @@ _logger = logging.getLogger(__name__)
 def guard_training(model: PreTrainedModel) -> None:
     """Watches a model's forward passes."""
     model.register_forward_pre_hook(_Guard(), with_kwargs=True)
+    serve_fused_head(model)
 
 
 class _Guard:
@@ -39,12 +41,11 @@ class _Guard:
                     f"{name} uses DoRA, which needs the base model's weights: they stay with the workers. "
                     "Use plain LoRA (use_dora=False)"
                 )
-            copies = getattr(child, "modules_to_save", None)
-            trained = copies.values() if isinstance(copies, nn.ModuleDict) else ()
-            if any(isinstance(x, RemoteLinear) for x in trained):
+            if any(isinstance(x, RemoteLinear) for x in _trained_copies(child)):
                 raise UnsupportedError(
-                    f"{name} is to be trained whole (modules_to_save), but its weight stays with the "
-                    "workers: name it in target_modules, or keep an output head here with head='local'"
+                    f"{name} is to be trained whole, but its weight stays with the workers: name it in "
+                    "target_modules of an adapter that adds to its output (LoRA), not in modules_to_save; "
+                    "keep an output head here with head='local'"
                 )
         if not self._warned and any(
             getattr(child, "gradient_checkpointing", False) for child in module.modules()
@@ -54,3 +55,10 @@ class _Guard:
                 "gradient checkpointing is on: every forward round trip happens twice, for about half as "
                 "much traffic again. Unless memory is short, set gradient_checkpointing=False"
             )
+
+
+def _trained_copies(module: nn.Module) -> list[nn.Module]:
+    """Copies of a module that peft trains in its place (modules_to_save, LN tuning)."""
+    if not type(module).__module__.startswith("peft."):
+        return []
+    return [x for copies in module.children() if isinstance(copies, nn.ModuleDict) for x in copies.values()]

@@ -199,6 +199,7 @@ def _replace(
                 index,
                 device,
                 dtype,
+                layer.module,
             )
             model.set_submodule(layer.module, remote)
             parameter = f"{layer.module}.weight"

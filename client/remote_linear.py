@@ -1,42 +1,23 @@
 """`RemoteLinear`: a linear layer whose weight is elsewhere.
 
-It is an ``nn.Linear`` to PEFT and transformers. Its ``weight`` is an empty buffer on the right device
-and of the right type, since much code asks a weight for those; `AbsentWeight` turns whatever needs the
-numbers into one clear error.
+It is an ``nn.Linear`` to PEFT and transformers. Its ``weight`` is an `AbsentWeight`, since much code asks a
+weight for its shape, type and device. It is neither parameter nor buffer: nothing saves, counts, broadcasts
+or initializes it.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, Self
 
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from blindtune.client.absent_weight import AbsentWeight
 from blindtune.client.layer_group import LayerGroup
 from blindtune.protocol.errors import UnsupportedError
 
-__all__ = ["AbsentWeight", "RemoteGroup", "RemoteLinear"]
-
-
-class AbsentWeight(torch.Tensor):
-    """An empty tensor in place of a weight that workers hold."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> "AbsentWeight":
-        return torch.empty(0, device=self.device, dtype=self.dtype).as_subclass(AbsentWeight)
-
-    @classmethod
-    def __torch_function__(
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        try:
-            return super().__torch_function__(func, types, args, kwargs or {})
-        except (RuntimeError, IndexError, ValueError) as error:
-            raise UnsupportedError(
-                "this needs the base model's weights, which stay with the workers: merging, DoRA, PiSSA, "
-                "OLoRA, CorDA, LoftQ and LoRA-GA cannot run on a remote model. Use plain LoRA, and merge "
-                "the saved adapter where the base model is"
-            ) from error
+__all__ = ["RemoteGroup", "RemoteLinear"]
 
 
 class _GroupProduct(torch.autograd.Function):
@@ -48,9 +29,7 @@ class _GroupProduct(torch.autograd.Function):
         ctx.set_materialize_grads(False)
         ctx.shape, ctx.dtype = x.shape, x.dtype
         outputs = group.forward(_rows(x))
-        return tuple(
-            torch.from_numpy(y).reshape(*x.shape[:-1], y.shape[1]).to(x.device, dtype) for y in outputs
-        )
+        return tuple(_tensor(y, (*x.shape[:-1], y.shape[1])).to(x.device, dtype) for y in outputs)
 
     @staticmethod
     @once_differentiable
@@ -60,7 +39,7 @@ class _GroupProduct(torch.autograd.Function):
             return None, None, None
         gradient = ctx.group.backward([None if g is None else _rows(g) for g in gradients])
         return (
-            torch.from_numpy(gradient).reshape(ctx.shape).to(given[0].device, ctx.dtype),
+            _tensor(gradient, ctx.shape).to(given[0].device, ctx.dtype),
             None,
             None,
         )
@@ -69,6 +48,14 @@ class _GroupProduct(torch.autograd.Function):
 def _rows(x: torch.Tensor) -> Any:
     """float32 [rows, features] in ordinary memory."""
     return x.detach().reshape(-1, x.shape[-1]).to("cpu", torch.float32).contiguous().numpy()
+
+
+def _tensor(rows: Any, shape: Sequence[int]) -> torch.Tensor:
+    """The numbers of an array as a tensor of its own: autograd lets no view be changed in place.
+
+    Members of a group are columns of one array; none reaches into another.
+    """
+    return torch.from_numpy(rows.reshape(shape))
 
 
 class _Waiting:
@@ -126,7 +113,7 @@ class RemoteGroup:
     def _single(self, member: int, x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         if x.numel() == 0:
             # Nothing to ask for, and still connected to x for the backward pass.
-            return x[..., :1].expand(*x.shape[:-1], self._singles[member].out_features[0]).to(dtype)
+            return x[..., :1].to(dtype) * x.new_zeros(self._singles[member].out_features[0], dtype=dtype)
         return _GroupProduct.apply(x, self._singles[member], dtype)[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
@@ -146,9 +133,11 @@ class RemoteLinear(nn.Linear):
         group: answers for the layer's group.
         member: the layer's place in it.
         device, dtype: of the bias, and of what stands for the weight.
+        name: of the module in its model, for errors.
     """
 
     bias: nn.Parameter | None  # type: ignore[assignment]
+    weight: AbsentWeight
 
     def __init__(
         self,
@@ -159,18 +148,31 @@ class RemoteLinear(nn.Linear):
         member: int,
         device: torch.device,
         dtype: torch.dtype,
+        name: str,
     ) -> None:
         nn.Module.__init__(self)
         self.in_features = in_features
         self.out_features = out_features
-        absent = torch.empty(0, device=device, dtype=dtype).as_subclass(AbsentWeight)
-        self.register_buffer("weight", absent, persistent=False)
+        self.weight = AbsentWeight((out_features, in_features), dtype, device, f"{name}.weight")
         if bias:
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
         self._group = group
         self._member = member
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "weight" and not isinstance(value, AbsentWeight):
+            raise UnsupportedError(
+                f"{self.weight.weight_name} cannot be replaced: the workers multiply by theirs all the same"
+            )
+        super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
+        """Moves and casts the layer; of the weight, what it tells of itself."""
+        super()._apply(fn, recurse)
+        self.weight = self.weight.like(fn(self.weight.placeholder()))
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x W^T + bias.

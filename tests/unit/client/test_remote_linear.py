@@ -13,11 +13,12 @@ import torch
 from support.transports import LocalWorker, honest_multiplier, remote_multiplier
 
 from blindtune.checkpoint import Checkpoint
+from blindtune.client.absent_weight import AbsentWeight
 from blindtune.client.kit import Kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.client.prepare import cached_kit
-from blindtune.client.remote_linear import AbsentWeight, RemoteGroup, RemoteLinear
+from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import MAX_CONTRACTION, Product
@@ -81,7 +82,7 @@ def _layers(
             layer = reader.read(found[name])
             weights.append(layer.integers.double() * torch.from_numpy(layer.scales).double()[:, None])
             module = RemoteLinear(
-                IN, layer.out_features, member == 0, group, member, torch.device("cpu"), dtype
+                IN, layer.out_features, member == 0, group, member, torch.device("cpu"), dtype, f"q{member}"
             )
             if module.bias is not None:
                 torch.nn.init.normal_(module.bias)
@@ -352,36 +353,41 @@ def test_threads_that_share_a_model_get_their_own_outputs(layers: Layers) -> Non
                 assert _error(y.detach(), layers.expected(member, x)) < CLOSE
 
 
-def test_the_weight_is_absent_and_yet_tells_its_device_and_type(layers: Layers) -> None:
+def test_the_weight_is_absent_and_yet_tells_its_shape_device_and_type(layers: Layers) -> None:
     layer = layers.remote[0]
     assert isinstance(layer, torch.nn.Linear)
-    assert layer.weight.numel() == 0
+    assert layer.weight.shape == (32, IN) and layer.weight.numel() == 32 * IN
     assert (layer.weight.device, layer.weight.dtype) == (torch.device("cpu"), torch.float32)
     assert [name for name, _ in layer.named_parameters()] == ["bias"]
-    assert list(layer.state_dict()) == ["bias"]
+    assert [*layer.state_dict()] == ["bias"] and not [*layer.buffers()]
     moved = layer.to(torch.bfloat16).weight
     assert isinstance(moved, AbsentWeight)
-    assert moved.dtype == torch.bfloat16
+    assert (moved.dtype, moved.shape) == (torch.bfloat16, (32, IN))
+    assert layer.to("meta").weight.device.type == "meta"
 
 
-@pytest.mark.parametrize(
-    "use",
-    [
-        lambda w: w + torch.zeros(32, 32),
-        lambda w: w.data.add_(torch.zeros(32, 32)),
-        lambda w: torch.linalg.svd(w),
-        lambda w: torch.linalg.qr(w.float()),
-        lambda w: w[0, 0],
-        lambda w: w.reshape(32, 32),
-        lambda w: torch.nn.functional.linear(torch.zeros(2, 32), w),
-    ],
-    ids=["add", "merge", "svd", "qr", "index", "reshape", "linear"],
-)
-def test_whatever_needs_the_weight_says_that_it_is_elsewhere(
-    layers: Layers, use: Callable[[torch.Tensor], object]
-) -> None:
-    with pytest.raises(UnsupportedError, match="which stay with the workers"):
-        use(layers.remote[0].weight)
+def test_a_weight_that_is_put_in_place_of_the_absent_one_is_refused(layers: Layers) -> None:
+    for weight in (torch.zeros(32, IN), torch.nn.Parameter(torch.zeros(32, IN))):
+        with pytest.raises(UnsupportedError, match="q0.weight cannot be replaced"):
+            layers.remote[0].weight = weight
+
+
+def test_outputs_can_be_changed_in_place_and_gradients_stay_right(layers: Layers) -> None:
+    x = _random(2, 3, IN).requires_grad_()
+    a, b = (layers.remote[member](x) for member in (1, 2))
+    expected = [layers.expected(member, x) for member in (1, 2)]
+    a += 1
+    b.mul_(2)
+    assert _error(a, expected[0] + 1) < CLOSE and _error(b, 2 * expected[1]) < CLOSE
+    torch.autograd.backward([a, b], [torch.ones_like(a), torch.ones_like(b)])
+    gradient = (layers.weights[1].sum(0) + 2 * layers.weights[2].sum(0)).expand(2, 3, IN)
+    assert x.grad is not None and _error(x.grad, gradient) < CLOSE
+
+
+def test_outputs_of_a_group_are_not_copied(layers: Layers) -> None:
+    x = _random(5, IN)
+    outputs = [layer(x) for layer in layers.remote][1:]  # the first has a bias, and so another tensor
+    assert {y.stride(0) for y in outputs} == {64}, "they are columns of one array"
 
 
 def test_a_copied_layer_asks_the_same_workers_and_has_its_own_bias(layers: Layers) -> None:
