@@ -1,8 +1,9 @@
 """Hugging Face's trainer, so that what a run computes depends on nothing but its recipe.
 
-Four things differ from the stock trainer: the order of the examples follows from the epoch's number
-alone, the micro-batches of a step draw random numbers each of its own, so that several can be in flight,
-measuring leaves the random number generators as they were, and checkpoints appear whole.
+Five things differ from the stock trainer: the order of the examples follows from the epoch's number
+alone, a step's loss does not depend on how it is cut into micro-batches, these draw random numbers each of
+its own, so that several can be in flight, measuring leaves the random number generators as they were, and
+checkpoints appear whole.
 """
 
 from collections import deque
@@ -35,6 +36,7 @@ from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
+from blindtune.client.training.loss import StepLoss
 from blindtune.client.training.metrics import metrics_of
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
 
@@ -130,6 +132,7 @@ class RecipeTrainer(Trainer):
     ) -> None:
         self._recipe = recipe
         self._metrics = metrics_of(recipe.data.task)
+        self._loss = StepLoss(recipe.data.task, recipe.training.label_smoothing_factor)
         self._so_far = so_far
         self._staging: Path | None = None
         self._after_step: checkpoints.RandomState | None = None
@@ -151,6 +154,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=validation,
             data_collator=collator,
             processing_class=tokenizer,
+            compute_loss_func=self._loss,
             compute_metrics=self._metrics.add,
             preprocess_logits_for_metrics=self._reduce,
         )
@@ -244,6 +248,10 @@ class RecipeTrainer(Trainer):
         self._step, items = super().get_batch_samples(*args, **options)
         self._losses.clear()
         return self._step, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        # The stock count goes by what the model does with labels, and ours never gets any.
+        return self._loss.items([x["labels"] for x in batch_samples]).to(device) if batch_samples else None
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
         # The stock loop asks for one micro-batch after the other; at the first, all of its step are computed.
