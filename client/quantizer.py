@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import frozen_layers
+from blindtune.checkpoint.skeleton import absent_parameters, frozen_layers
 from blindtune.client.config import METHOD, BlindConfig, Operator
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
@@ -55,6 +55,7 @@ class BlindQuantizer(HfQuantizer):
         # Nothing is quantized while loading: the weights are not loaded at all.
         self.pre_quantized = False
         self.multiplier: PrivateMultiplier | None = None
+        self._absent: list[str] = []
 
     @property
     def is_trainable(self) -> bool:
@@ -82,6 +83,8 @@ class BlindQuantizer(HfQuantizer):
         folder = Path(checkpoint_files[0]).parent
         with torch.device("cpu"):  # loading builds models on the meta device
             kit, self.multiplier = _open(config, folder, model.config._name_or_path)
+        with TensorFiles(folder) as tensors:
+            self._absent = absent_parameters(model, [*kit.layers, *tensors])
         remote = self._remote_layers(model, folder, kit)
         groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
         built = _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
@@ -107,7 +110,7 @@ class BlindQuantizer(HfQuantizer):
         # The model is here: from now on nothing asks the hub or reports to it.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-        guard_training(model)
+        guard_training(model, self._absent)
         return model
 
 

@@ -94,7 +94,7 @@ def merge(
         stored = checkpoint_keys(model, tensors)
         changes = read_changes(adapter, lora, build(config).float())
         untied = untied_parameters(model, changes, stored)
-        check_complete(base, model, changes, stored, untied)
+        check_complete(tensors, model, changes, stored, untied)
         # The head of a language model has no place in a classifier. Tensors of unknown use stay.
         unused = set(checkpoint_keys(build_skeleton(config), tensors).values()) - set(stored.values())
         shards = layout(model, changes, tensors, stored, untied, unused)

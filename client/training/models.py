@@ -1,11 +1,11 @@
-"""Models, tokenizers and adapters of a recipe."""
+"""Models and tokenizers of a recipe, and the adapter that a run wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -14,8 +14,9 @@ from transformers import (
     set_seed,
 )
 
-from blindtune.checkpoint.files import resolve
+from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.client import BlindConfig, Operator
+from blindtune.client.kit import Kit, is_kit
 from blindtune.client.prepare import kit_of
 from blindtune.client.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
@@ -28,11 +29,9 @@ __all__ = [
     "blind_config",
     "load_base",
     "load_tokenizer",
-    "new_adapter",
+    "stored_keys",
     "trained_adapter",
 ]
-
-_TASK_TYPES = {"instructions": "CAUSAL_LM", "classification": "SEQ_CLS"}
 
 
 def blind_config(recipe: Recipe) -> BlindConfig:
@@ -137,19 +136,18 @@ def load_base(
     return model
 
 
-def new_adapter(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """A fresh adapter on a base model, the same for the same seed.
+def stored_keys(folder: Path) -> list[str]:
+    """The keys of all tensors of a checkpoint, or of the one that a kit was made from.
 
     Raises:
-        ConfigurationError: PEFT refuses the section.
+        CheckpointError, KitError: it can't be read.
     """
-    section = recipe.adapter.model_dump()
-    try:
-        lora = LoraConfig(task_type=_TASK_TYPES[recipe.data.task], revision=recipe.model.revision, **section)
-        set_seed(recipe.training.seed)
-        return get_peft_model(base, lora)
-    except ValueError as error:
-        raise ConfigurationError(f"adapter: {' '.join(str(error).split())}") from None
+    with TensorFiles(folder) as tensors:
+        keys = list(tensors)
+    if not is_kit(folder):
+        return keys
+    remote = Kit.open(folder).layers
+    return [*remote, *(x for x in keys if x not in remote)]
 
 
 def trained_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

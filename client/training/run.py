@@ -16,6 +16,7 @@ from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
+from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.checkpoints import damage_is_clear, owner_only, read_json, sync, write_json
 from blindtune.client.training.divergence import DivergenceWarning
 from blindtune.client.training.environment import without_accelerate_variables
@@ -28,7 +29,7 @@ from blindtune.client.training.models import (
     blind_config,
     load_base,
     load_tokenizer,
-    new_adapter,
+    stored_keys,
 )
 from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
@@ -155,7 +156,7 @@ class _Run:
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
         _require_positions(model, self._data)
-        self._model = new_adapter(model, self._recipe)
+        self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
         self._started = time.monotonic()
 
     def finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:

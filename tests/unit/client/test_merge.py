@@ -548,3 +548,13 @@ def test_a_classifier_whose_random_head_was_never_trained_is_refused(tmp_path: P
         "classifier.weight.*modules_to_save",
         lambda out: merge(adapter, base, out, labels=LABELS),
     )
+
+
+def test_a_pooler_that_was_random_in_training_is_refused(tmp_path: Path) -> None:
+    model = BertModel(BertConfig.from_pretrained(_encoder(tmp_path / "base")), add_pooling_layer=False)
+    model.save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    original = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    adapter = _trained(original, tmp_path / "adapter", target_modules=["query"])
+    match = "bert.pooler.dense.weight.*modules_to_save"
+    _refused(tmp_path, CheckpointError, match, lambda out: merge(adapter, base, out, labels=LABELS))
