@@ -128,8 +128,10 @@ def load_base(
             f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
             f"{' '.join(str(error).split())[:500]}"
         ) from error
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    # A classifier finds the last token of a text by it, and so must know what the tokenizer pads with.
+    for settings in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        if settings is not None:
+            settings.pad_token_id = tokenizer.pad_token_id
     if not Path(recipe.model.name).is_dir():
         # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
         model.name_or_path = model.config._name_or_path = recipe.model.name

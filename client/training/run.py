@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.disk import disk_errors_are_clear
@@ -150,6 +151,7 @@ class _Run:
 
     def load(self, base: Path, config: BlindConfig | None) -> None:
         """Loads the model, which connects to its workers, and puts the adapter on it."""
+        self._tell_padding(base)
         model = load_base(self._recipe, base, self._data.labels, self._tokenizer, config)
         if config is not None:
             self._multiplier = multiplier_of(model)
@@ -158,6 +160,16 @@ class _Run:
         _require_positions(model, self._data)
         self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
         self._started = time.monotonic()
+
+    def _tell_padding(self, base: Path) -> None:
+        stated = getattr(supported_config(base).get_text_config(), "pad_token_id", None)
+        pad = self._tokenizer.pad_token_id
+        if self._recipe.data.task == "classification" and stated not in (None, pad):
+            self._observer.say(
+                f"the model's config.json pads with token {stated} and its tokenizer with {pad}: the "
+                "tokenizer counts; where you load the adapter yourself, set model.config.pad_token_id = "
+                f"{pad}"
+            )
 
     def finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:
         """Trains from the newest checkpoint, or from the start, to the end."""

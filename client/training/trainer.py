@@ -6,6 +6,7 @@ its own, so that several can be in flight, measuring leaves the random number ge
 checkpoints appear whole.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -143,10 +144,11 @@ class RecipeTrainer(Trainer):
         self._losses: deque[torch.Tensor] = deque()
         self.trained = Figures()
         collator: Any
+        padding = _padding(tokenizer, model)
         if recipe.data.task == "classification":
-            collator = DataCollatorWithPadding(tokenizer)
+            collator = DataCollatorWithPadding(padding)
         else:
-            collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+            collator = DataCollatorForSeq2Seq(padding, label_pad_token_id=IGNORED)
         super().__init__(
             model=model,
             args=training_arguments(recipe, folder, measuring=train is None),
@@ -320,6 +322,17 @@ class RecipeTrainer(Trainer):
         self._after_step = checkpoints.RandomState()
         self.trained += self._this_step + Figures(steps=1)
         self._this_step = Figures()
+
+
+def _padding(tokenizer: Any, model: Any) -> Any:
+    """The tokenizer, padding on the side where no token of a text is seen in another place for it.
+
+    Models with absolute positions count from the left. Those that summarise a text by the last place want
+    it to be the text's, which is why theirs are padded there.
+    """
+    padding = copy.deepcopy(tokenizer)
+    padding.padding_side = "left" if getattr(model.config, "summary_type", None) == "last" else "right"
+    return padding
 
 
 class _AfterStep(TrainerCallback):
