@@ -24,6 +24,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from blindtune.checkpoint.files import require_no_pointer
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
 __all__ = [
@@ -34,6 +35,8 @@ __all__ = [
     "frozen_layers",
     "require_supported",
     "supported_config",
+    "unknown_keys",
+    "weight_keys",
 ]
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
@@ -72,6 +75,7 @@ def supported_config(folder: Path) -> PretrainedConfig:
         UnsupportedError: see `require_supported`.
     """
     path = folder / "config.json"
+    require_no_pointer(path)
     try:
         settings = json.loads(path.read_bytes())
         blocks = [x for name, x in _settings(settings) if _BLOCKS.fullmatch(name) and isinstance(x, int)]
@@ -158,6 +162,20 @@ def absent_parameters(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
     known = [re.compile(x) for x in model._keys_to_ignore_on_load_missing or ()]
     names = (name for name, _ in model.named_parameters(remove_duplicate=False))
     return [x for x in names if x not in given and not any(pattern.search(x) for pattern in known)]
+
+
+def weight_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Checkpoint keys of all that a model's parameters are made of."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [x.key for x in _loaded(model, keys) if not parameters.isdisjoint(x.names)]
+
+
+def unknown_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Checkpoint keys that a model has no place for, but for those that it is known to pass over."""
+    keys = list(keys)
+    placed = {x.key for x in _loaded(model, keys)}
+    passed = [re.compile(x) for x in model._keys_to_ignore_on_load_unexpected or ()]
+    return [x for x in keys if x not in placed and not any(pattern.search(x) for pattern in passed)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
 from blindtune.client.disk import folder_written_at_once
 from blindtune.client.merge.adapter import Changes, read_changes, read_config
@@ -92,6 +93,7 @@ def merge(
         config.num_labels = len(labels)
     build = _classifier if classifies else build_skeleton
     with TensorFiles(base) as tensors:
+        require_full_precision(build_skeleton(config), tensors)
         model = build(config)
         stored = checkpoint_keys(model, tensors)
         changes = read_changes(adapter, lora, build(config).float())

@@ -14,7 +14,7 @@ from transformers import (
     set_seed,
 )
 
-from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.prepare import kit_of
@@ -32,6 +32,8 @@ __all__ = [
     "stored_keys",
     "trained_adapter",
 ]
+
+_TOKENIZER = ("*.json", "*.model", "vocab*", "merges*", "*.jinja")
 
 
 def blind_config(recipe: Recipe) -> BlindConfig:
@@ -83,6 +85,9 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: there is none.
     """
+    for pattern in _TOKENIZER:
+        for path in folder.glob(pattern):
+            require_no_pointer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
