@@ -108,7 +108,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
             raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
 
     def dtype(self, key: str) -> str:
-        """The type of a tensor, by torch's name or, where torch lacks it, by safetensors'; nothing is read."""
+        """The type of a tensor, by torch's name or, where it has none, safetensors'; nothing is read."""
         path = self._files[key]
         try:
             if path.suffix == ".bin":

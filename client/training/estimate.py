@@ -29,6 +29,7 @@ from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
 from blindtune.client.training.models import stored_keys
+from blindtune.client.training.positions import require_positions
 from blindtune.protocol.products import Product
 
 __all__ = ["Estimate", "estimate", "remote_products"]
@@ -72,6 +73,7 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     repeated = recipe.training.activation_checkpointing
     # Two names of one setting; the newer one goes first, as in TrainingArguments.
     repeated = recipe.training.gradient_checkpointing if repeated is None else repeated
+    require_positions(model, (data.train, data.validation))
 
     def with_adapter(model: PreTrainedModel) -> PeftModel:
         return new_adapter(model, recipe, keys, [x.module for x in layers])

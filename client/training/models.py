@@ -111,6 +111,9 @@ def load_base(
     Args:
         folder: from `base_folder`.
         labels: class names, for classification.
+
+    Raises:
+        CheckpointError: the model can't be loaded, or a weight that stays here is not finite.
     """
     # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
@@ -133,6 +136,7 @@ def load_base(
             f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
             f"{' '.join(str(error).split())[:500]}"
         ) from error
+    _require_finite(model, recipe.model.name)
     # A classifier finds the last token of a text by it, and so must know what the tokenizer pads with.
     for settings in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
         if settings is not None:
@@ -141,6 +145,16 @@ def load_base(
         # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
         model.name_or_path = model.config._name_or_path = recipe.model.name
     return model
+
+
+def _require_finite(model: PreTrainedModel, name: str) -> None:
+    for parameter, values in model.named_parameters():
+        # The extremes of anything with a NaN are NaN, and take no memory.
+        if values.numel() and not all(x.isfinite() for x in values.detach().aminmax()):
+            raise CheckpointError(
+                f"{parameter} of {name} holds a value that is infinite or no number: the file is damaged; "
+                "get the checkpoint again"
+            )
 
 
 def stored_keys(folder: Path) -> list[str]:

@@ -33,9 +33,10 @@ from blindtune.client.training.models import (
     stored_keys,
 )
 from blindtune.client.training.monitoring import Monitor
+from blindtune.client.training.positions import require_positions
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
-from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
+from blindtune.protocol.errors import InterruptedRunError
 
 __all__ = ["Observer", "train_recipe"]
 
@@ -157,7 +158,7 @@ class _Run:
             self._multiplier = multiplier_of(model)
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
-        _require_positions(model, self._data)
+        require_positions(model, (self._data.train, self._data.validation))
         self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
         self._started = time.monotonic()
 
@@ -293,22 +294,6 @@ class _Run:
             **figures.summary(prices),
         }
         return dict(finite(summary))  # as it will be read back
-
-
-def _require_positions(base: Any, data: PreparedData) -> None:
-    """Checks that the model has a position for every token.
-
-    Raises:
-        ConfigurationError: an example is longer.
-    """
-    positions = getattr(base.config, "max_position_embeddings", None)
-    splits = [x for x in (data.train, data.validation) if x is not None]
-    longest = max(max(x.lengths) for x in splits)
-    if positions is not None and longest > positions:
-        raise ConfigurationError(
-            f"the longest example has {longest} tokens, and the model takes {positions}: "
-            f"set data.max_length to {positions}"
-        )
 
 
 def _counts(split: Split) -> dict[str, int]:

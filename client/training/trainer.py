@@ -39,6 +39,7 @@ from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
 from blindtune.client.training.metrics import metrics_of
+from blindtune.client.training.optimizers import require_optimizer
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
@@ -60,7 +61,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
         measuring: whether nothing will be trained.
 
     Raises:
-        ConfigurationError: Hugging Face refuses a combination of its values.
+        ConfigurationError: Hugging Face refuses a combination of its values, or the optimizer does not read
+            some of them.
     """
     given = recipe.training.model_dump(exclude_none=True) | (_MEASURING if measuring else {})
     if recipe.data.validation is None and given["eval_strategy"] != "no":
@@ -79,6 +81,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"training: {' '.join(str(error).split())}") from None
     _require_repeatable(arguments)
+    if not measuring:
+        require_optimizer(arguments)
     return arguments
 
 
@@ -227,7 +231,7 @@ class RecipeTrainer(Trainer):
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         try:
             return super().create_optimizer(*args, **options)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise ConfigurationError(f"training.optim: {' '.join(str(error).split())}") from None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **options: Any) -> None:
