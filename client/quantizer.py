@@ -42,6 +42,7 @@ __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of", "prepar
 Item = TypeVar("Item")
 
 _logger = logging.getLogger(__name__)
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @register_quantizer(METHOD)
@@ -65,6 +66,13 @@ class BlindQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         """The base model is not here, so it can't be saved."""
         return False
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """With one device there is nothing to spread over several."""
+        if isinstance(device_map, str) and device_map in _SPREAD and torch.accelerator.device_count() <= 1:
+            found = torch.accelerator.current_accelerator(check_available=True)
+            return {"": torch.device("cpu") if found is None else torch.device(found.type, 0)}
+        return device_map
 
     def _process_model_before_weight_loading(
         self,
@@ -164,7 +172,7 @@ def _device(device_map: Any) -> torch.device:
     if not device_map:
         return torch.device("cpu")
     devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-    if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential", "disk"}:
+    if len(devices) > 1 or devices & {*_SPREAD, "disk"}:
         raise UnsupportedError("remote layers need the rest of the model on one device: device_map='cpu'")
     return torch.device(devices.pop())
 
