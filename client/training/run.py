@@ -24,6 +24,7 @@ from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.figures import Figures, Prices, traffic
 from blindtune.client.training.finite import finite
 from blindtune.client.training.folder import STATE, SUMMARY, RunFolder
+from blindtune.client.training.learning import learning_warnings
 from blindtune.client.training.models import (
     base_fingerprint,
     base_folder,
@@ -230,6 +231,13 @@ class _Run:
         self._save_adapter(trainer)
         after = self._measure(trainer, "after")
         summary = self._summary(so_far(), before, after, prices)
+        state = trainer.state
+        warnings = learning_warnings(
+            self._model, state.global_step, state.epoch or 0.0, before, after, state.log_history
+        )
+        for warning in warnings:
+            self._observer.say(f"warning: {warning}")
+        summary["warnings"] = warnings
         summary["record"] = record.finish(
             self._folder.path, summary["steps"], summary["verified_responses"], summary["lies"]
         )
