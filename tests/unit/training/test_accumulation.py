@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import prepare_data
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.models import load_base, load_tokenizer, new_adapter
+from blindtune.client.training.adapter import new_adapter
+from blindtune.client.training.models import load_base, load_tokenizer, stored_keys
 from blindtune.client.training.trainer import RecipeTrainer
 
 pytestmark = pytest.mark.hf
@@ -79,7 +80,7 @@ class Steps:
         for module in base.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # which numbers are dropped does depend on the cut
-        self._model = new_adapter(base, recipe)
+        self._model = new_adapter(base, recipe, stored_keys(folder / family))
 
     def _recipe(self, size: int, accumulated: int) -> Recipe:
         model, train, data = self._sections
