@@ -13,10 +13,24 @@ from safetensors import SafetensorError, safe_open
 
 from blindtune.protocol.errors import CheckpointError
 
-__all__ = ["TensorFiles", "resolve"]
+__all__ = ["TensorFiles", "require_no_pointer", "resolve"]
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_TYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "I64": "int64",
+    "I32": "int32",
+    "I8": "int8",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -38,6 +52,24 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
             f"{model} is neither a local folder nor a model that the Hugging Face hub gave "
             f"(revision {revision or 'main'}): {error}"
         ) from error
+
+
+def require_no_pointer(path: Path) -> None:
+    """Refuses the few lines that git leaves in place of a large file when it is cloned without git-lfs.
+
+    Raises:
+        CheckpointError: the file is such a pointer. What can't be read is none.
+    """
+    try:
+        with open(path, "rb") as file:
+            pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return
+    if pointer:
+        raise CheckpointError(
+            f"{path} is a git-lfs pointer, and not the file itself: fetch it with git lfs pull in that "
+            "folder, or download the model again"
+        )
 
 
 class TensorFiles(AbstractContextManager["TensorFiles"]):
@@ -75,6 +107,17 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
         except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
 
+    def dtype(self, key: str) -> str:
+        """The type of a tensor, by torch's name or, where it has none, safetensors'; nothing is read."""
+        path = self._files[key]
+        try:
+            if path.suffix == ".bin":
+                return str(self._pickled(path)[key].dtype).removeprefix("torch.")
+            code = str(self._safetensors(path).get_slice(key).get_dtype())
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
+        return _TYPES.get(code, code)
+
     def paths(self) -> list[Path]:
         """The weight files, each once."""
         return sorted(set(self._files.values()))
@@ -99,6 +142,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
         )
 
     def _indexed(self, index: Path) -> dict[str, Path]:
+        require_no_pointer(index)
         try:
             names = json.loads(index.read_bytes())["weight_map"]
             return {key: self.folder / _plain_name(name) for key, name in names.items()}
@@ -110,6 +154,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
 
     def _safetensors(self, path: Path) -> Any:
         if path not in self._open:
+            require_no_pointer(path)
             try:
                 self._open[path] = self._stack.enter_context(safe_open(path, framework="pt"))
             except (SafetensorError, OSError) as error:
@@ -118,6 +163,7 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
 
     def _pickled(self, path: Path) -> Any:
         if path not in self._open:
+            require_no_pointer(path)
             try:
                 self._open[path] = _tensors(torch.load(path, "cpu", mmap=True, weights_only=True))
             except Exception as error:  # torch raises many types for a damaged file

@@ -8,6 +8,7 @@ from pathlib import Path
 from transformers import PretrainedConfig
 
 from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import (
     FrozenLayer,
     build_skeleton,
@@ -43,13 +44,15 @@ class Checkpoint:
         """Finds a checkpoint and its layers, without reading a weight.
 
         Raises:
-            CheckpointError: there is no such checkpoint, or it can't be read.
+            CheckpointError: there is no such checkpoint, it can't be read, or it is not in full precision.
             UnsupportedError: the protocol cannot serve this kind of model.
         """
         folder = resolve(model, revision)
         config = supported_config(folder)
+        skeleton = build_skeleton(config)
         with TensorFiles(folder) as tensors:
-            found = frozen_layers(build_skeleton(config), tensors)
+            require_full_precision(skeleton, tensors)
+            found = frozen_layers(skeleton, tensors)
         if not found:
             raise UnsupportedError(f"{model} ({config.model_type}) has no frozen linear layers")
         layers = {layer.name: layer for layer in reversed(found)}
@@ -77,8 +80,6 @@ class LayerReader:
         weight = self.tensors.get(layer.name)
         where = f"tensor {layer.name} of {self.tensors.folder}"
         expected = (layer.out_features, layer.in_features)
-        if not weight.is_floating_point():
-            raise CheckpointError(f"{where} is {weight.dtype}: name a checkpoint in full precision")
         if layer.transposed and weight.dim() == 2:
             weight = weight.t()
         if tuple(weight.shape) != expected:

@@ -24,16 +24,20 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from blindtune.checkpoint.files import require_no_pointer
 from blindtune.checkpoint.trace import trace
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
 __all__ = [
     "FrozenLayer",
+    "absent_parameters",
     "build_skeleton",
     "checkpoint_keys",
     "frozen_layers",
     "require_supported",
     "supported_config",
+    "unknown_keys",
+    "weight_keys",
 ]
 
 _EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
@@ -75,6 +79,7 @@ def supported_config(folder: Path) -> PretrainedConfig:
         UnsupportedError: see `require_supported`.
     """
     path = folder / "config.json"
+    require_no_pointer(path)
     try:
         settings = json.loads(path.read_bytes())
         blocks = [x for name, x in _settings(settings) if _BLOCKS.fullmatch(name) and isinstance(x, int)]
@@ -146,19 +151,67 @@ def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, st
 
     Parameters that loading puts together out of several tensors are left out.
     """
+    return {x.names[0]: x.key for x in _loaded(model, keys) if not x.converted}
+
+
+def absent_parameters(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Names of the parameters that no tensor of a checkpoint gives, so that loading makes them up.
+
+    Args:
+        model: on any device, as loading builds it.
+        keys: of all tensors in the checkpoint.
+    """
+    given = {name for x in _loaded(model, keys) for name in x.names}
+    given |= dict(getattr(model, "all_tied_weights_keys", None) or {}).keys()
+    known = [re.compile(x) for x in model._keys_to_ignore_on_load_missing or ()]
+    names = (name for name, _ in model.named_parameters(remove_duplicate=False))
+    return [x for x in names if x not in given and not any(pattern.search(x) for pattern in known)]
+
+
+def weight_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Checkpoint keys of all that a model's parameters are made of."""
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    return [x.key for x in _loaded(model, keys) if not parameters.isdisjoint(x.names)]
+
+
+def unknown_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
+    """Checkpoint keys that a model has no place for, but for those that it is known to pass over."""
+    keys = list(keys)
+    placed = {x.key for x in _loaded(model, keys)}
+    passed = [re.compile(x) for x in model._keys_to_ignore_on_load_unexpected or ()]
+    return [x for x in keys if x not in placed and not any(pattern.search(x) for pattern in passed)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """What becomes of a tensor of a checkpoint.
+
+    Attributes:
+        key: in the checkpoint.
+        names: in the model.
+        converted: it is not taken as it is, but split, or put together with others.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    converted: bool
+
+
+def _loaded(model: PreTrainedModel, keys: Iterable[str]) -> Iterator[_Loaded]:
+    """The tensors that a model has a place for."""
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
+    targets = {source: x.target_patterns for x in converters for source in x.source_patterns}
     state = dict.fromkeys(model.state_dict(), True)
     prefix = model.base_model_prefix
-    found = {}
     for key in keys:
         name, converted = rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:
             name, converted = rename_source_key(key, [], [], prefix, state)
-        if name in state and converted is None:
-            found[name] = key
-    return found
+        if name in state:
+            first, *others = targets.get(converted or "", ("",))
+            yield _Loaded(key, (name, *(name.replace(first, x) for x in others)), converted is not None)
 
 
 def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLayer]:

@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import frozen_layers
+from blindtune.checkpoint.skeleton import absent_parameters, frozen_layers
 from blindtune.client.config import METHOD, BlindConfig, Operator, refuse_configuration_of_checkpoint
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
@@ -43,6 +43,7 @@ __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of", "prepar
 Item = TypeVar("Item")
 
 _logger = logging.getLogger(__name__)
+_SPREAD = ("auto", "balanced", "balanced_low_0", "sequential")
 
 
 @register_quantizer(METHOD)
@@ -57,6 +58,7 @@ class BlindQuantizer(HfQuantizer):
         # Nothing is quantized while loading: the weights are not loaded at all.
         self.pre_quantized = False
         self.multiplier: PrivateMultiplier | None = None
+        self._absent: list[str] = []
 
     @property
     def is_trainable(self) -> bool:
@@ -66,6 +68,13 @@ class BlindQuantizer(HfQuantizer):
     def is_serializable(self) -> bool:
         """The base model is not here, so it can't be saved."""
         return False
+
+    def update_device_map(self, device_map: Any) -> Any:
+        """With one device there is nothing to spread over several."""
+        if isinstance(device_map, str) and device_map in _SPREAD and torch.accelerator.device_count() <= 1:
+            found = torch.accelerator.current_accelerator(check_available=True)
+            return {"": torch.device("cpu") if found is None else torch.device(found.type, 0)}
+        return device_map
 
     def _process_model_before_weight_loading(
         self,
@@ -84,6 +93,8 @@ class BlindQuantizer(HfQuantizer):
         folder = Path(checkpoint_files[0]).parent
         with torch.device("cpu"):  # loading builds models on the meta device
             kit, self.multiplier = _open(config, folder, model.config._name_or_path)
+        with TensorFiles(folder) as tensors:
+            self._absent = absent_parameters(model, [*kit.layers, *tensors])
         remote = self._remote_layers(model, folder, kit)
         groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
         built = _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
@@ -109,7 +120,7 @@ class BlindQuantizer(HfQuantizer):
         # The model is here: from now on nothing asks the hub or reports to it.
         huggingface_hub.constants.HF_HUB_OFFLINE = True
         huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
-        guard_training(model)
+        guard_training(model, self._absent)
         config = self.quantization_config
         guard_rows(model, config.rows_follow_content or config.masking == "reference")
         return model
@@ -165,7 +176,7 @@ def _device(device_map: Any) -> torch.device:
     if not device_map:
         return torch.device("cpu")
     devices = set(device_map.values()) if isinstance(device_map, dict) else {device_map}
-    if len(devices) > 1 or devices & {"auto", "balanced", "balanced_low_0", "sequential", "disk"}:
+    if len(devices) > 1 or devices & {*_SPREAD, "disk"}:
         raise UnsupportedError("remote layers need the rest of the model on one device: device_map='cpu'")
     return torch.device(devices.pop())
 

@@ -84,9 +84,9 @@ def read_config(adapter: Path) -> Any:
     except Exception as error:  # a setting of the wrong type leads to errors of any kind
         what = repr(error)[:300]
         raise CheckpointError(f"{path} is no adapter configuration: {what}; save it again") from error
-    if config is None:
-        raise UnsupportedError(f"{adapter} is a {kind} adapter, and only LoRA can be merged")
     instead = "merge it with merge_and_unload of PEFT, on a machine that holds the whole model"
+    if config is None:
+        raise UnsupportedError(f"{adapter} is a {kind} adapter, and only LoRA can be merged here: {instead}")
     for setting in _MORE_THAN_LORA:
         if getattr(config, setting, None):
             raise UnsupportedError(f"{adapter} uses {setting}, which is more than plain LoRA: {instead}")

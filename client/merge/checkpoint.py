@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
 from blindtune.client.disk import folder_written_at_once
 from blindtune.client.merge.adapter import Changes, read_changes, read_config
-from blindtune.client.merge.files import copy_tokenizer, write_tensors
+from blindtune.client.merge.files import copy_tokenizer, pad_with, padding_token, write_tensors
 from blindtune.client.merge.layout import Output, check_complete, layout, untied_parameters
 from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
 
@@ -56,7 +57,8 @@ def merge(
     Deltas are computed and added in float32. Of the base, one tensor at a time is in memory. Each weight
     file of the base becomes one of the same name (a pickled one becomes safetensors), and nothing appears
     at the output before all of it is written. When an adapter makes the output head differ from the
-    embedding it was tied to, both are written and the configuration says so.
+    embedding it was tied to, both are written and the configuration says so. It also says with what the
+    adapter's tokenizer pads, since classifiers go by that.
 
     Args:
         adapter: folder of a PEFT LoRA adapter; its tokenizer and chat template win over the base's.
@@ -79,6 +81,7 @@ def merge(
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigurationError(f"weights cannot be stored as {dtype}: choose a floating-point type")
     lora = read_config(adapter)
+    pad = padding_token(adapter)
     classifies = _classifies(adapter, lora.task_type, labels)
     base = resolve(checkpoint, revision)
     config = supported_config(base)
@@ -90,11 +93,12 @@ def merge(
         config.num_labels = len(labels)
     build = _classifier if classifies else build_skeleton
     with TensorFiles(base) as tensors:
+        require_full_precision(build_skeleton(config), tensors)
         model = build(config)
         stored = checkpoint_keys(model, tensors)
         changes = read_changes(adapter, lora, build(config).float())
         untied = untied_parameters(model, changes, stored)
-        check_complete(base, model, changes, stored, untied)
+        check_complete(tensors, model, changes, stored, untied)
         # The head of a language model has no place in a classifier. Tensors of unknown use stay.
         unused = set(checkpoint_keys(build_skeleton(config), tensors).values()) - set(stored.values())
         shards = layout(model, changes, tensors, stored, untied, unused)
@@ -109,6 +113,8 @@ def merge(
             settings["torch_dtype" if "torch_dtype" in settings else "dtype"] = str(dtype).split(".")[1]
         with folder_written_at_once(output) as folder:
             copy_tokenizer(base, adapter, folder)
+            if pad is not None:
+                pad_with(pad, settings, folder)
             (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
             source = _Source(tensors, changes, dtype, config.dtype or torch.float32)
             size = _write(folder, shards, source, progress)

@@ -8,12 +8,14 @@ import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import AutoTokenizer
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
-__all__ = ["copy_tokenizer", "write_tensors"]
+__all__ = ["copy_tokenizer", "pad_with", "padding_token", "write_tensors"]
 
 _TYPES = {
     torch.float64: "F64",
@@ -75,17 +77,49 @@ def write_tensors(path: Path, shapes: Mapping[str, torch.Tensor], make: Callable
         return file.tell()
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a whole tokenizer."""
+    return (folder / "tokenizer_config.json").is_file() and any(_matching(folder, _VOCABULARY))
+
+
 def copy_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
     """Copies the tokenizer, the chat template and the generation settings; the adapter's win.
 
     A tokenizer that is whole beside the adapter is taken alone: files of the base that it lacks, such as
     special_tokens_map.json, would override its settings.
     """
-    whole = (adapter / "tokenizer_config.json").is_file() and any(_matching(adapter, _VOCABULARY))
-    for path in _matching(base, _BESIDE if whole else (*_BESIDE, *_TOKENIZER)):
+    for path in _matching(base, _BESIDE if has_tokenizer(adapter) else (*_BESIDE, *_TOKENIZER)):
         shutil.copyfile(path, folder / path.name)
     for path in _matching(adapter, (*_BESIDE, *_TOKENIZER)):
         shutil.copyfile(path, folder / path.name)
+
+
+def padding_token(adapter: Path) -> int | None:
+    """What the tokenizer beside an adapter pads with; None where there is none.
+
+    Raises:
+        CheckpointError: the tokenizer cannot be read.
+    """
+    if not has_tokenizer(adapter):
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(adapter, trust_remote_code=False)
+    except Exception as error:  # a damaged file leads to errors of any kind
+        what = " ".join(str(error).split())[:300]
+        raise CheckpointError(f"the tokenizer in {adapter} cannot be read: {what}; save it again") from error
+    number: int | None = tokenizer.pad_token_id
+    return number
+
+
+def pad_with(number: int, settings: dict[str, Any], folder: Path) -> None:
+    """Makes a configuration, and the generation settings in a folder, say which token pads texts."""
+    settings["pad_token_id"] = number
+    if isinstance(text := settings.get("text_config"), dict):
+        text["pad_token_id"] = number
+    generation = folder / "generation_config.json"
+    if generation.is_file():
+        content = json.loads(generation.read_text(encoding="utf-8")) | {"pad_token_id": number}
+        generation.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> list[Path]:

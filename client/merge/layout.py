@@ -7,6 +7,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
+from blindtune.checkpoint.skeleton import absent_parameters
 from blindtune.client.merge.adapter import Changes
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
@@ -66,13 +67,18 @@ def _equal(changes: Changes, alias: str, parameter: str) -> bool:
 
 
 def check_complete(
-    base: Path, model: PreTrainedModel, changes: Changes, stored: dict[str, str], untied: dict[str, str]
+    tensors: TensorFiles,
+    model: PreTrainedModel,
+    changes: Changes,
+    stored: dict[str, str],
+    untied: dict[str, str],
 ) -> None:
     """Refuses a merged model with parameters that loading would have to make up.
 
     Raises:
         CheckpointError: neither base nor adapter holds a parameter.
     """
+    base = tensors.folder
     known = stored.keys() | changes.replaced.keys() | untied.keys()
     for name in changes.deltas:
         if name not in known:
@@ -80,10 +86,10 @@ def check_complete(
                 f"the adapter adds to {name}, but {base} does not store it: name the checkpoint that the "
                 "adapter was trained on"
             )
-    known |= dict(getattr(model, "all_tied_weights_keys", None) or {}).keys()
-    inside = () if model.base_model is model else (f"{model.base_model_prefix}.",)
-    for name, _ in model.named_parameters(remove_duplicate=False):
-        if name not in known and inside and not name.startswith(inside):
+    if model.base_model is model:
+        return  # its outputs are features, and what it lacks, such as a pooler, is not among them as a rule
+    for name in absent_parameters(model, tensors):
+        if name not in known:
             raise CheckpointError(
                 f"neither {base} nor the adapter holds {name}, which was random while the adapter was "
                 "trained: train again with its module in modules_to_save"

@@ -3,6 +3,7 @@
 Descriptions here become the configuration reference and the JSON schema for editors.
 """
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -139,26 +140,67 @@ class OperatorSection(Section):
     )
 
 
+def _names(value: Any) -> Any:
+    """Names of modules: an empty one would match all of them."""
+    if isinstance(value, list) and not all(isinstance(x, str) and x.strip() for x in value):
+        raise ValueError("expected names of modules, none of them empty")
+    return value
+
+
+def _names_or_expression(value: Any) -> Any:
+    if isinstance(value, str):
+        return _expression(value)
+    return _names(value)
+
+
+def _expression(value: str) -> str:
+    try:
+        re.compile(value)
+    except re.error as error:
+        raise ValueError(f"{value!r} is no regular expression: {error}") from None
+    if not value.strip():
+        raise ValueError("expected a regular expression, or a list of names")
+    return value
+
+
+def _patterns(value: Any) -> Any:
+    if isinstance(value, dict):
+        for name in value:
+            _expression(str(name))
+    return value
+
+
+Names = Annotated[list[str], BeforeValidator(_names)]
+Ranks = Annotated[dict[str, Annotated[int, Field(ge=1)]], BeforeValidator(_patterns)]
+NamesOrExpression = Annotated[str | list[str], BeforeValidator(_names_or_expression)]
+
+
 class AdapterSection(Section):
     """The LoRA adapter, as in PEFT's LoraConfig."""
 
     r: int = Field(8, ge=1, description="Rank.")
     lora_alpha: float = Field(16, gt=0, description="Scale: updates are multiplied by lora_alpha / r.")
     lora_dropout: float = Field(0.0, ge=0, lt=1, description="Dropout before the adapter.")
-    target_modules: str | list[str] = Field(
+    target_modules: NamesOrExpression = Field(
         "all-linear", description="Layers that get an adapter: all-linear, names, or a regular expression."
     )
-    exclude_modules: str | list[str] | None = Field(None, description="Layers that get none.")
+    exclude_modules: NamesOrExpression | None = Field(None, description="Layers that get none.")
     bias: Literal["none", "all", "lora_only"] = Field("none", description="Which biases are trained.")
     use_rslora: bool = Field(False, description="Multiply by lora_alpha / sqrt(r) instead.")
-    modules_to_save: list[str] | None = Field(
-        None, description="Modules on the client that are trained whole; a classifier's head always is."
+    modules_to_save: Names | None = Field(
+        None,
+        description="Modules on the client that are trained whole; those that the checkpoint lacks, such as "
+        "a classifier's head, always are.",
     )
-    layers_to_transform: list[int] | None = Field(
-        None, description="Indices of the blocks that get an adapter."
+    layers_to_transform: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="Numbers of the blocks that get an adapter, from 0."
     )
-    rank_pattern: dict[str, int] = Field(default_factory=dict, description="Ranks for some layers.")
-    alpha_pattern: dict[str, int] = Field(default_factory=dict, description="Alphas for some layers.")
+    rank_pattern: Ranks = Field(
+        default_factory=dict, description="Ranks for some layers, by name or regular expression."
+    )
+    alpha_pattern: Ranks = Field(
+        default_factory=dict, description="Alphas for some layers, by name or regular expression."
+    )
 
 
 class DataSection(Section):

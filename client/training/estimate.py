@@ -7,26 +7,29 @@ It follows from the recipe: the order of the examples depends on nothing else. W
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 
-from blindtune.checkpoint.files import TensorFiles, resolve
+from blindtune.checkpoint.files import resolve
 from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_config
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.groups import products_of
 from blindtune.client.head import head_is_remote
-from blindtune.client.kit import Kit, is_kit
 from blindtune.client.plan.asked import Step, asked_products
 from blindtune.client.plan.traffic import Traffic
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
-from blindtune.client.training.models import new_adapter
+from blindtune.client.training.models import stored_keys
+from blindtune.client.training.positions import require_positions
 from blindtune.protocol.products import Product
 
 __all__ = ["Estimate", "estimate", "remote_products"]
@@ -64,11 +67,18 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     per_epoch = _steps_in_epoch(recipe, data.train)
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
-    model, layers = _layers(recipe, data.labels)
+    folder = resolve(recipe.model.name, recipe.model.revision)
+    keys = stored_keys(folder)
+    model, layers = _layers(recipe, folder, keys, data.labels)
     repeated = recipe.training.activation_checkpointing
     # Two names of one setting; the newer one goes first, as in TrainingArguments.
     repeated = recipe.training.gradient_checkpointing if repeated is None else repeated
-    forward, training = asked_products(model, layers, Step(lambda x: new_adapter(x, recipe), bool(repeated)))
+    require_positions(model, (data.train, data.validation))
+
+    def with_adapter(model: PreTrainedModel) -> PeftModel:
+        return new_adapter(model, recipe, keys, [x.module for x in layers])
+
+    forward, training = asked_products(model, layers, Step(with_adapter, bool(repeated)))
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
     operators = 0 if recipe.masking.mode == "reference" else len(recipe.operators)
     measuring, besides = Traffic(forward, shapes, operators), Traffic(training, shapes, operators)
@@ -96,7 +106,8 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
 
 def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
     """All products of a recipe's layer groups, forward and backward."""
-    model, layers = _layers(recipe, labels)
+    folder = resolve(recipe.model.name, recipe.model.revision)
+    model, layers = _layers(recipe, folder, stored_keys(folder), labels)
     return products_of(type(model), model.config, layers)
 
 
@@ -149,15 +160,11 @@ def _training_batches(recipe: Recipe, split: Split) -> list[list[int]]:
     return taken
 
 
-def _layers(recipe: Recipe, labels: Sequence[str]) -> tuple[PreTrainedModel, list[FrozenLayer]]:
+def _layers(
+    recipe: Recipe, folder: Path, keys: Sequence[str], labels: Sequence[str]
+) -> tuple[PreTrainedModel, list[FrozenLayer]]:
     """The model that the task takes, without weights, and the layers that workers multiply by."""
-    folder = resolve(recipe.model.name, recipe.model.revision)
     config = supported_config(folder)
-    with TensorFiles(folder) as tensors:
-        keys = list(tensors)
-    if is_kit(folder):
-        kit = Kit.open(folder)
-        keys = [*kit.layers, *(key for key in keys if key not in kit.layers)]
     loader: Any = AutoModelForCausalLM
     if recipe.data.task == "classification":
         config.num_labels = len(labels)

@@ -1,11 +1,11 @@
-"""Models, tokenizers and adapters of a recipe."""
+"""Models and tokenizers of a recipe, and the adapter that a run wrote."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -14,8 +14,9 @@ from transformers import (
     set_seed,
 )
 
-from blindtune.checkpoint.files import resolve
+from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.client import BlindConfig, Operator
+from blindtune.client.kit import Kit, is_kit
 from blindtune.client.prepare import kit_of
 from blindtune.client.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
@@ -28,11 +29,11 @@ __all__ = [
     "blind_config",
     "load_base",
     "load_tokenizer",
-    "new_adapter",
+    "stored_keys",
     "trained_adapter",
 ]
 
-_TASK_TYPES = {"instructions": "CAUSAL_LM", "classification": "SEQ_CLS"}
+_TOKENIZER = ("*.json", "*.model", "vocab*", "merges*", "*.jinja")
 
 
 def blind_config(recipe: Recipe) -> BlindConfig:
@@ -84,6 +85,9 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         CheckpointError: there is none.
     """
+    for pattern in _TOKENIZER:
+        for path in folder.glob(pattern):
+            require_no_pointer(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -107,6 +111,9 @@ def load_base(
     Args:
         folder: from `base_folder`.
         labels: class names, for classification.
+
+    Raises:
+        CheckpointError: the model can't be loaded, or a weight that stays here is not finite.
     """
     # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
     options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
@@ -129,27 +136,39 @@ def load_base(
             f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
             f"{' '.join(str(error).split())[:500]}"
         ) from error
-    if getattr(model.config, "pad_token_id", None) is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+    _require_finite(model, recipe.model.name)
+    # A classifier finds the last token of a text by it, and so must know what the tokenizer pads with.
+    for settings in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
+        if settings is not None:
+            settings.pad_token_id = tokenizer.pad_token_id
     if not Path(recipe.model.name).is_dir():
         # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
         model.name_or_path = model.config._name_or_path = recipe.model.name
     return model
 
 
-def new_adapter(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
-    """A fresh adapter on a base model, the same for the same seed.
+def _require_finite(model: PreTrainedModel, name: str) -> None:
+    for parameter, values in model.named_parameters():
+        # The extremes of anything with a NaN are NaN, and take no memory.
+        if values.numel() and not all(x.isfinite() for x in values.detach().aminmax()):
+            raise CheckpointError(
+                f"{parameter} of {name} holds a value that is infinite or no number: the file is damaged; "
+                "get the checkpoint again"
+            )
+
+
+def stored_keys(folder: Path) -> list[str]:
+    """The keys of all tensors of a checkpoint, or of the one that a kit was made from.
 
     Raises:
-        ConfigurationError: PEFT refuses the section.
+        CheckpointError, KitError: it can't be read.
     """
-    section = recipe.adapter.model_dump()
-    try:
-        lora = LoraConfig(task_type=_TASK_TYPES[recipe.data.task], revision=recipe.model.revision, **section)
-        set_seed(recipe.training.seed)
-        return get_peft_model(base, lora)
-    except ValueError as error:
-        raise ConfigurationError(f"adapter: {' '.join(str(error).split())}") from None
+    with TensorFiles(folder) as tensors:
+        keys = list(tensors)
+    if not is_kit(folder):
+        return keys
+    remote = Kit.open(folder).layers
+    return [*remote, *(x for x in keys if x not in remote)]
 
 
 def trained_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
+from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.disk import disk_errors_are_clear
@@ -16,25 +17,28 @@ from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
+from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.checkpoints import damage_is_clear, owner_only, read_json, sync, write_json
 from blindtune.client.training.divergence import DivergenceWarning
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.figures import Figures, Prices, traffic
 from blindtune.client.training.finite import finite
 from blindtune.client.training.folder import STATE, SUMMARY, RunFolder
+from blindtune.client.training.learning import learning_warnings
 from blindtune.client.training.models import (
     base_fingerprint,
     base_folder,
     blind_config,
     load_base,
     load_tokenizer,
-    new_adapter,
+    stored_keys,
 )
 from blindtune.client.training.monitoring import Monitor
+from blindtune.client.training.positions import require_positions
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
 from blindtune.client.trust import are_new, remember_operators
-from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
+from blindtune.protocol.errors import InterruptedRunError
 
 __all__ = ["Observer", "train_recipe"]
 
@@ -157,14 +161,25 @@ class _Run:
 
     def load(self, base: Path, config: BlindConfig | None) -> None:
         """Loads the model, which connects to its workers, and puts the adapter on it."""
+        self._tell_padding(base)
         model = load_base(self._recipe, base, self._data.labels, self._tokenizer, config)
         if config is not None:
             self._multiplier = multiplier_of(model)
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
-        _require_positions(model, self._data)
-        self._model = new_adapter(model, self._recipe)
+        require_positions(model, (self._data.train, self._data.validation))
+        self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
         self._started = time.monotonic()
+
+    def _tell_padding(self, base: Path) -> None:
+        stated = getattr(supported_config(base).get_text_config(), "pad_token_id", None)
+        pad = self._tokenizer.pad_token_id
+        if self._recipe.data.task == "classification" and stated not in (None, pad):
+            self._observer.say(
+                f"the model's config.json pads with token {stated} and its tokenizer with {pad}: the "
+                "tokenizer counts; where you load the adapter yourself, set model.config.pad_token_id = "
+                f"{pad}"
+            )
 
     def finish(self, prices: Prices, stop: StopRequest, record: RunRecord) -> dict[str, Any]:
         """Trains from the newest checkpoint, or from the start, to the end."""
@@ -224,6 +239,13 @@ class _Run:
         self._save_adapter(trainer)
         after = self._measure(trainer, "after")
         summary = self._summary(so_far(), before, after, prices)
+        state = trainer.state
+        warnings = learning_warnings(
+            self._model, state.global_step, state.epoch or 0.0, before, after, state.log_history
+        )
+        for warning in warnings:
+            self._observer.say(f"warning: {warning}")
+        summary["warnings"] = warnings
         summary["record"] = record.finish(
             self._folder.path, summary["steps"], summary["verified_responses"], summary["lies"]
         )
@@ -288,22 +310,6 @@ class _Run:
             **figures.summary(prices),
         }
         return dict(finite(summary))  # as it will be read back
-
-
-def _require_positions(base: Any, data: PreparedData) -> None:
-    """Checks that the model has a position for every token.
-
-    Raises:
-        ConfigurationError: an example is longer.
-    """
-    positions = getattr(base.config, "max_position_embeddings", None)
-    splits = [x for x in (data.train, data.validation) if x is not None]
-    longest = max(max(x.lengths) for x in splits)
-    if positions is not None and longest > positions:
-        raise ConfigurationError(
-            f"the longest example has {longest} tokens, and the model takes {positions}: "
-            f"set data.max_length to {positions}"
-        )
 
 
 def _counts(split: Split) -> dict[str, int]:

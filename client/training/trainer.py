@@ -1,10 +1,12 @@
 """Hugging Face's trainer, so that what a run computes depends on nothing but its recipe.
 
-Four things differ from the stock trainer: the order of the examples follows from the epoch's number
-alone, the micro-batches of a step draw random numbers each of its own, so that several can be in flight,
-measuring leaves the random number generators as they were, and checkpoints appear whole.
+Five things differ from the stock trainer: the order of the examples follows from the epoch's number
+alone, a step's loss does not depend on how it is cut into micro-batches, these draw random numbers each of
+its own, so that several can be in flight, measuring leaves the random number generators as they were, and
+checkpoints appear whole.
 """
 
+import copy
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -35,7 +37,9 @@ from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
+from blindtune.client.training.loss import StepLoss
 from blindtune.client.training.metrics import metrics_of
+from blindtune.client.training.optimizers import require_optimizer
 from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
@@ -57,7 +61,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
         measuring: whether nothing will be trained.
 
     Raises:
-        ConfigurationError: Hugging Face refuses a combination of its values.
+        ConfigurationError: Hugging Face refuses a combination of its values, or the optimizer does not read
+            some of them.
     """
     given = recipe.training.model_dump(exclude_none=True) | (_MEASURING if measuring else {})
     if recipe.data.validation is None and given["eval_strategy"] != "no":
@@ -76,6 +81,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
     except (ValueError, TypeError, ImportError) as error:
         raise ConfigurationError(f"training: {' '.join(str(error).split())}") from None
     _require_repeatable(arguments)
+    if not measuring:
+        require_optimizer(arguments)
     return arguments
 
 
@@ -130,6 +137,7 @@ class RecipeTrainer(Trainer):
     ) -> None:
         self._recipe = recipe
         self._metrics = metrics_of(recipe.data.task)
+        self._loss = StepLoss(recipe.data.task, recipe.training.label_smoothing_factor)
         self._so_far = so_far
         self._staging: Path | None = None
         self._after_step: checkpoints.RandomState | None = None
@@ -140,10 +148,11 @@ class RecipeTrainer(Trainer):
         self._losses: deque[torch.Tensor] = deque()
         self.trained = Figures()
         collator: Any
+        padding = _padding(tokenizer, model)
         if recipe.data.task == "classification":
-            collator = DataCollatorWithPadding(tokenizer)
+            collator = DataCollatorWithPadding(padding)
         else:
-            collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
+            collator = DataCollatorForSeq2Seq(padding, label_pad_token_id=IGNORED)
         super().__init__(
             model=model,
             args=training_arguments(recipe, folder, measuring=train is None),
@@ -151,6 +160,7 @@ class RecipeTrainer(Trainer):
             eval_dataset=validation,
             data_collator=collator,
             processing_class=tokenizer,
+            compute_loss_func=self._loss,
             compute_metrics=self._metrics.add,
             preprocess_logits_for_metrics=self._reduce,
         )
@@ -221,7 +231,7 @@ class RecipeTrainer(Trainer):
     def create_optimizer(self, *args: Any, **options: Any) -> Any:
         try:
             return super().create_optimizer(*args, **options)
-        except (ImportError, ValueError) as error:
+        except (ImportError, ValueError, TypeError) as error:
             raise ConfigurationError(f"training.optim: {' '.join(str(error).split())}") from None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **options: Any) -> None:
@@ -244,6 +254,10 @@ class RecipeTrainer(Trainer):
         self._step, items = super().get_batch_samples(*args, **options)
         self._losses.clear()
         return self._step, items
+
+    def _get_num_items_in_batch(self, batch_samples: list[Any], device: torch.device) -> torch.Tensor | None:
+        # The stock count goes by what the model does with labels, and ours never gets any.
+        return self._loss.items([x["labels"] for x in batch_samples]).to(device) if batch_samples else None
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **options: Any) -> torch.Tensor:
         # The stock loop asks for one micro-batch after the other; at the first, all of its step are computed.
@@ -312,6 +326,17 @@ class RecipeTrainer(Trainer):
         self._after_step = checkpoints.RandomState()
         self.trained += self._this_step + Figures(steps=1)
         self._this_step = Figures()
+
+
+def _padding(tokenizer: Any, model: Any) -> Any:
+    """The tokenizer, padding on the side where no token of a text is seen in another place for it.
+
+    Models with absolute positions count from the left. Those that summarise a text by the last place want
+    it to be the text's, which is why theirs are padded there.
+    """
+    padding = copy.deepcopy(tokenizer)
+    padding.padding_side = "left" if getattr(model.config, "summary_type", None) == "last" else "right"
+    return padding
 
 
 class _AfterStep(TrainerCallback):

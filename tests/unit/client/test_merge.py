@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftModel, PrefixTuningConfig, get_peft_model
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support.assets import asset, minilm
@@ -383,11 +383,21 @@ def test_a_damaged_adapter_is_refused(
     )
 
 
-def test_an_adapter_that_is_not_lora_is_refused(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        ("PREFIX_TUNING", PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)),
+        ("LOHA", LoHaConfig(r=2, target_modules=["q_proj"])),
+        ("LOKR", LoKrConfig(r=2, target_modules=["q_proj"])),
+    ],
+)
+def test_an_adapter_that_is_not_lora_is_refused(
+    checkpoints: dict[str, Path], tmp_path: Path, kind: str, config: Any
+) -> None:
     base = checkpoints["llama"]
-    config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
-    get_peft_model(CLASSES["llama"].from_pretrained(base), config).save_pretrained(tmp_path / "prefix")
-    _refused(tmp_path, UnsupportedError, "PREFIX_TUNING", lambda out: merge(tmp_path / "prefix", base, out))
+    get_peft_model(CLASSES["llama"].from_pretrained(base), config).save_pretrained(tmp_path / "other")
+    match = f"{kind} .*merge_and_unload"
+    _refused(tmp_path, UnsupportedError, match, lambda out: merge(tmp_path / "other", base, out))
 
 
 @pytest.mark.parametrize(
@@ -548,3 +558,13 @@ def test_a_classifier_whose_random_head_was_never_trained_is_refused(tmp_path: P
         "classifier.weight.*modules_to_save",
         lambda out: merge(adapter, base, out, labels=LABELS),
     )
+
+
+def test_a_pooler_that_was_random_in_training_is_refused(tmp_path: Path) -> None:
+    model = BertModel(BertConfig.from_pretrained(_encoder(tmp_path / "base")), add_pooling_layer=False)
+    model.save_pretrained(tmp_path / "base")
+    base = tmp_path / "base"
+    original = AutoModelForSequenceClassification.from_pretrained(base, num_labels=3)
+    adapter = _trained(original, tmp_path / "adapter", target_modules=["query"])
+    match = "bert.pooler.dense.weight.*modules_to_save"
+    _refused(tmp_path, CheckpointError, match, lambda out: merge(adapter, base, out, labels=LABELS))

@@ -251,7 +251,7 @@ def test_data_parallel_training_is_refused(load: Load, monkeypatch: pytest.Monke
             module._replicate_for_data_parallel()
 
 
-@pytest.mark.parametrize("device_map", ["auto", "balanced", {"model": "cpu", "lm_head": "meta"}], ids=str)
+@pytest.mark.parametrize("device_map", [{"": "disk"}, {"model": "cpu", "lm_head": "meta"}], ids=str)
 def test_a_model_spread_over_devices_is_refused(checkpoints: dict[str, Path], device_map: object) -> None:
     with pytest.raises(UnsupportedError, match="on one device"):
         CLASSES["llama"].from_pretrained(
@@ -275,6 +275,20 @@ def test_a_checkpoint_that_names_operators_is_refused(
     options = {"quantization_config": BlindConfig(masking="reference", progress=False)} if given else {}
     with pytest.raises(ConfigurationError, match="has a quantization_config of its own"):
         CLASSES["llama"].from_pretrained(kit, **options)
+
+
+@pytest.mark.skipif(torch.accelerator.device_count() > 1, reason="it would be spread over several devices")
+@pytest.mark.parametrize("device_map", ["auto", "sequential"])
+def test_a_model_spread_over_one_device_is_whole_there(checkpoints: dict[str, Path], device_map: str) -> None:
+    model = CLASSES["llama"].from_pretrained(
+        checkpoints["llama"],
+        device_map=device_map,
+        quantization_config=BlindConfig(masking="reference", progress=False),
+    )
+    (device,) = {x.device for x in model.parameters()}
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    assert device.type == (accelerator.type if accelerator else "cpu")
+    model.generate(torch.tensor([[5, 6]], device=device), max_new_tokens=1, do_sample=False)
 
 
 def test_saving_the_base_model_is_refused(load: Load, tmp_path: Path) -> None:

@@ -433,7 +433,7 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=20) | st.samp
     system=TEXTS,
     name=TEXTS.filter(bool),
     rate=st.floats(0, 1e300, allow_nan=False),
-    modules=st.lists(TEXTS, min_size=1, max_size=3),
+    modules=st.lists(TEXTS.filter(str.strip), min_size=1, max_size=3),
 )
 def test_a_written_recipe_is_read_back_as_the_same(
     system: str, name: str, rate: float, modules: list[str], tmp_path_factory: pytest.TempPathFactory
