@@ -15,7 +15,6 @@ from accelerate.utils import AutocastKwargs
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -32,7 +31,7 @@ from blindtune.client.data.prepared import Split
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training import checkpoints
-from blindtune.client.training.batches import EpochSampler
+from blindtune.client.training.batches import EpochSampler, labelled_collator
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.metrics import metrics_of
@@ -141,7 +140,7 @@ class RecipeTrainer(Trainer):
         self.trained = Figures()
         collator: Any
         if recipe.data.task == "classification":
-            collator = DataCollatorWithPadding(tokenizer)
+            collator = labelled_collator(tokenizer, model.config)
         else:
             collator = DataCollatorForSeq2Seq(tokenizer, label_pad_token_id=IGNORED)
         super().__init__(
