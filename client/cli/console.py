@@ -8,7 +8,7 @@ from typing import Any
 from blindtune.client.output import OutputConsole, close_output
 from blindtune.client.training.finite import finite
 
-__all__ = ["emit", "fail", "log_as_json", "messages", "results"]
+__all__ = ["emit", "fail", "log_as_json", "messages", "promise_events", "results"]
 
 _logger = logging.getLogger(__name__)
 _state = {"json": False, "json_log": False}
@@ -16,6 +16,11 @@ _state = {"json": False, "json_log": False}
 
 messages = OutputConsole(stderr=True)
 results = OutputConsole()
+
+
+def promise_events(json: bool) -> None:
+    """From now on an error is an event too, if someone asked for events: it may be the first one."""
+    _state["json"] = _state["json"] or json
 
 
 def emit(event: str, **fields: Any) -> None:

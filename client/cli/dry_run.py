@@ -1,5 +1,7 @@
 """``blindtune train --dry-run``: what a configuration comes to, without connecting to anything."""
 
+import shlex
+from pathlib import Path
 from typing import Any
 
 from rich.table import Table
@@ -21,8 +23,11 @@ _EXAMPLES = 2
 
 
 @without_accelerate_variables()
-def show_dry_run(recipe: Recipe, json: bool) -> None:
+def show_dry_run(recipe: Recipe, config: Path, json: bool) -> None:
     """Resolves everything that can be resolved here, and shows it.
+
+    Args:
+        config: the file that the recipe is from.
 
     Raises:
         BlindtuneError: as a real run would, but for what only the workers know.
@@ -37,6 +42,10 @@ def show_dry_run(recipe: Recipe, json: bool) -> None:
         emit("estimate", **vars(expected))
         return
     LineObserver().data(data)
+    for split in filter(None, (data.train, data.validation)):
+        if split.unused:
+            names = ", ".join(sorted(map(ascii, split.unused)))
+            messages.print(Text(f"{split.path}: fields not used: {names}"), soft_wrap=True)
     for index in range(min(_EXAMPLES, len(data.train.rows))):
         messages.print(
             Text(f"\nexample {index + 1}", style="bold"), Text(f"({data.train.parsed[index].where})")
@@ -44,7 +53,12 @@ def show_dry_run(recipe: Recipe, json: bool) -> None:
         messages.print(_rendered(data, index, tokenizer), soft_wrap=True)
     messages.print()
     messages.print(_table(recipe, expected))
-    messages.print("Nothing was connected to. Next: blindtune check", highlight=False)
+    messages.print(
+        f"Nothing was connected to. Next: blindtune check {shlex.quote(str(config))}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _rendered(data: PreparedData, index: int, tokenizer: Any) -> Text:

@@ -44,6 +44,11 @@ class LineObserver:
             self.say(f"validation  {counted(data.validation)}")
         if data.labels:
             self.say(f"labels      {len(data.labels)}")
+        for split in filter(None, (data.train, data.validation)):
+            if split.unused:
+                self.say(f"{split.path}: {len(split.unused):,} fields are not used; --dry-run names them")
+            for warning in split.warnings:
+                self.say(f"warning: {warning}")
 
     def measured(self, when: str, figures: dict[str, float]) -> None:
         self.say(f"{when:11} {figures_text(figures)}")
@@ -75,6 +80,9 @@ class JsonObserver:
                     tokens=sum(split.lengths),
                     cut_off=split.cut,
                     without_loss=split.dropped,
+                    empty=len(split.empty),
+                    fields_not_used=len(split.unused),
+                    warnings=split.warnings,
                 )
 
     def measured(self, when: str, figures: dict[str, float]) -> None:

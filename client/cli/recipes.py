@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from blindtune.client.cli.console import emit, messages, results
+from blindtune.client.cli.console import emit, messages, promise_events, results
 from blindtune.client.output import output_closed
 
 __all__ = ["Config", "Settings", "init", "schema", "train"]
@@ -70,12 +70,13 @@ def train(
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.trust import own_recipe
 
+    promise_events(json)
     recipe = own_recipe(config, settings or [])
     quiet_libraries()
     if dry_run:
         from blindtune.client.cli.dry_run import show_dry_run
 
-        show_dry_run(recipe, json)
+        show_dry_run(recipe, config, json)
         return
     from blindtune.client.cli.progress import JsonObserver, LineObserver
     from blindtune.client.training.figures import Prices

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.progress import track
 
-from blindtune.client.cli.console import emit, messages, results
+from blindtune.client.cli.console import emit, messages, promise_events, results
 from blindtune.client.cli.recipes import Settings
 
 __all__ = ["evaluate", "generate", "merge"]
@@ -54,6 +54,7 @@ def evaluate(
     from blindtune.client.training import evaluation
     from blindtune.protocol.errors import ConfigurationError
 
+    promise_events(json)
     quiet_libraries()
     with evaluation.tuned_model(run, settings or [], not base, operators, _say) as tuned:
         path = data or tuned.recipe.data.validation

@@ -1,22 +1,20 @@
 """From conversations to token numbers, and which of them carry the loss."""
 
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jinja2 import TemplateError
-
-from blindtune.client.data.formats import Completion, Conversation, Message
+from blindtune.client.data.borders import Borders
+from blindtune.client.data.ends import Ends, end_of_turn, ends_of
+from blindtune.client.data.formats import Completion, Conversation
+from blindtune.client.data.messages import Message, is_shown, texts_of
+from blindtune.client.data.template import ChatTemplate, Written
 from blindtune.protocol.errors import DataError
 
-__all__ = ["IGNORED", "Encoded", "encode", "prompt_text"]
+__all__ = ["IGNORED", "Encoded", "answer_text", "encode", "prompt_text"]
 
 IGNORED = -100
 """The label of a token that carries no loss, as PyTorch's cross entropy has it."""
-
-# As transformers looks for it.
-_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
 @dataclass(frozen=True)
@@ -27,11 +25,13 @@ class Encoded:
         input_ids: of all tokens.
         labels: the same, with `IGNORED` where a token carries no loss.
         cut: whether the example was longer than allowed.
+        ends: how its answers end.
     """
 
     input_ids: list[int]
     labels: list[int]
     cut: bool
+    ends: Ends = field(default_factory=Ends)
 
     @property
     def learns(self) -> bool:
@@ -39,28 +39,76 @@ class Encoded:
         return any(label != IGNORED for label in self.labels[1:])
 
 
-def encode(example: Conversation | Completion, tokenizer: Any, max_length: int) -> Encoded:
+@dataclass(frozen=True)
+class _Tokens:
+    """A conversation's tokens, which of them are learned, and the answers' places and messages."""
+
+    ids: list[int]
+    mask: list[bool]
+    turns: Sequence[tuple[int, int]]
+    said: Sequence[Message]
+
+
+def encode(
+    example: Conversation | Completion, tokenizer: Any, max_length: int, template: ChatTemplate | None = None
+) -> Encoded:
     """Token numbers of an example, cut off at ``max_length``.
 
+    Args:
+        template: of the tokenizer, which remembers what it was asked and what time it is; else a new one.
+
     Raises:
-        DataError: the tokenizer's chat template fails, or does not show which tokens are the answer.
+        DataError: the tokenizer's chat template fails, leaves out something of the example, or does not show
+            which tokens are the answer.
     """
-    if isinstance(example, Completion):
-        ids, mask = _join(example, tokenizer)
-    elif tokenizer.chat_template is None:
-        ids, mask = _join(_without_template(example), tokenizer)
+    if isinstance(example, Completion) or tokenizer.chat_template is None:
+        joined = example if isinstance(example, Completion) else _without_template(example)
+        ids, mask = _join(joined, tokenizer)
+        end = tokenizer.eos_token_id
+        ends = Ends(frozenset() if end is None else frozenset({end}), endless=end is None)
     else:
-        ids, mask = _from_template(example, tokenizer)
+        written = (template or ChatTemplate(tokenizer)).write(example)
+        found = (_by_marks if written.template.marks_answers(example) else _by_prefixes)(written, tokenizer)
+        ids, mask = found.ids, found.mask
+        ends = ends_of(ids, found.turns, found.said, tokenizer)
     labels = [token if carries else IGNORED for token, carries in zip(ids, mask, strict=True)]
-    return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length)
+    return Encoded(ids[:max_length], labels[:max_length], len(ids) > max_length, ends)
 
 
-def prompt_text(messages: Sequence[Message], tokenizer: Any) -> str:
-    """The text after which the model answers."""
+def prompt_text(
+    messages: Sequence[Message],
+    tokenizer: Any,
+    template: ChatTemplate | None = None,
+    tools: Sequence[Mapping[str, Any]] = (),
+    where: str = "the prompt",
+) -> str:
+    """The text after which the model answers.
+
+    Raises:
+        DataError: the tokenizer's chat template fails, or leaves out something.
+    """
+    asked = Conversation(messages, where, tools=tools)
     if tokenizer.chat_template is None:
-        asked = Conversation([*messages, {"role": "assistant", "content": ""}], "the prompt")
-        return _without_template(asked).prompt
-    return _rendered(tokenizer, messages, "the prompt", add_generation_prompt=True)
+        answer = {"role": "assistant", "content": ""}
+        return _without_template(replace(asked, messages=[*messages, answer])).prompt
+    return (template or ChatTemplate(tokenizer)).write(asked, ask=True).text
+
+
+def answer_text(example: Conversation, tokenizer: Any, template: ChatTemplate | None = None) -> str:
+    """What a model has to say after a conversation's other messages to say its last one.
+
+    That is what the chat template makes of it, without special tokens: a thought that is a field of its own,
+    or an empty one where the template has a place for thoughts, is said as well.
+    """
+    if tokenizer.chat_template is None:
+        return _without_template(example).completion
+    written = (template or ChatTemplate(tokenizer)).write(example)
+    last = len(example.messages) - 1
+    whole, before = written.text, written.prefix(last, True)
+    if not whole.startswith(before):
+        return "\n".join(texts_of(example.messages[last]))
+    ids = tokenizer(whole[len(before) :], add_special_tokens=False)["input_ids"]
+    return str(tokenizer.decode(ids[: end_of_turn(ids, 0, len(ids), tokenizer)], skip_special_tokens=True))
 
 
 def _join(example: Completion, tokenizer: Any) -> tuple[list[int], list[bool]]:
@@ -90,89 +138,90 @@ def _without_template(example: Conversation) -> Completion:
             f"{example.where}: the conversation does not end with the assistant, which a tokenizer without a "
             "chat template can't show: use a model with a chat template"
         )
-    parts = [f"### {message['role'].capitalize()}:\n{message['content']}\n\n" for message in before]
-    return Completion("".join(parts) + "### Assistant:\n", last["content"], example.where)
-
-
-def _from_template(example: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    if _GENERATION.search(_template(tokenizer, example.where)):
-        rendered = _apply(
-            tokenizer, example.messages, example.where, return_dict=True, return_assistant_tokens_mask=True
-        )
-        return list(rendered["input_ids"]), [bool(x) for x in rendered["assistant_masks"]]
-    return _by_prefixes(example, tokenizer)
-
-
-def _by_prefixes(example: Conversation, tokenizer: Any) -> tuple[list[int], list[bool]]:
-    """Finds the assistant's turns by rendering the conversation up to each of them."""
-    if example.messages[0]["role"] == "assistant":
+    if example.tools or any(is_shown(x, name) for x in example.messages for name in x if name != "content"):
         raise DataError(
-            f"{example.where}: the assistant speaks first, and nothing shows where its words begin: put a "
-            "message of the user or the system before, or use a template with {% generation %} blocks"
+            f"{example.where}: the conversation has tools or messages with more than a role and a content, "
+            "which a tokenizer without a chat template can't show: use a model with a chat template"
         )
+    if len(before) in example.unlearned:
+        raise DataError(
+            f"{example.where}: the last answer is not to be learned, and without a chat template it is the "
+            "only one that could be: remove it, or use a model with a chat template"
+        )
+    texts = ["\n".join(texts_of(x)) for x in example.messages]
+    parts = [f"### {x['role'].capitalize()}:\n{text}\n\n" for x, text in zip(before, texts, strict=False)]
+    return Completion("".join(parts) + "### Assistant:\n", texts[-1], example.where)
 
-    def text(messages: Sequence[Message], ask: bool) -> str:
-        return _rendered(tokenizer, messages, example.where, add_generation_prompt=ask)
 
-    def tokens(rendered: str) -> list[int]:
-        return list(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+def _by_marks(written: Written, tokenizer: Any) -> _Tokens:
+    """The template says what the assistant says; what of that is not to be learned is found by prefixes."""
+    ids, mask = written.with_answers_marked()
+    example = written.example
+    learned = [i for i in _answers(example) if i not in example.unlearned]
+    if example.unlearned and learned:
+        borders = Borders(written.text, tokenizer, ids)
+        # Most of them stand at the beginning, and then nothing is asked of what the template does later.
+        start = borders.token(_before(written, learned[0]))
+        mask[:start] = [False] * start
+        for index in (x for x in example.unlearned if x > learned[0]):
+            before, after = written.prefix(index), written.prefix(index + 1)
+            start, stop = len(before), _ended(written, after, before, index)
+            start, stop = borders.token(start), borders.token(stop)
+            mask[start:stop] = [False] * (stop - start)
+    if not learned:
+        mask = [False] * len(ids)
+    turns = _runs(mask)
+    # Which run is of which message is not said, but for the last, or where there are as many.
+    said = learned if len(turns) == len(learned) else learned[-1:]
+    last = turns[len(turns) - len(said) :] if turns else []
+    return _Tokens(ids, mask, last, [example.messages[index] for index in said[: len(last)]])
 
-    whole = text(example.messages, False)
-    ids = tokens(whole)
-    mask = [False] * len(ids)
-    for index, message in enumerate(example.messages):
-        if message["role"] != "assistant":
-            continue
-        before = text(example.messages[:index], True)
-        after = text(example.messages[: index + 1], False)
-        if not (whole.startswith(after) and after.startswith(before)):
+
+def _before(written: Written, index: int) -> int:
+    """Where a text ends that is written out before a message, with or without the question for an answer."""
+    if index == 0:
+        return 0
+    texts = [written.prefix(index), written.prefix(index, True)]
+    return _ended(written, next(filter(written.text.startswith, texts), texts[0]), "", index)
+
+
+def _by_prefixes(written: Written, tokenizer: Any) -> _Tokens:
+    """Finds the assistant's turns by writing the conversation out up to each of them."""
+    example = written.example
+    borders = Borders(written.text, tokenizer)
+    mask = [False] * len(borders.ids)
+    turns = []
+    learned = [i for i in _answers(example) if i not in example.unlearned]
+    for index in learned:
+        if index == 0:
             raise DataError(
-                f"{example.where}: the model's chat template renders message {index + 1} in another way when "
-                "more follows, so its tokens can't be found: use one answer in each example, or a template "
-                "with {% generation %} blocks"
+                f"{example.where}: the assistant speaks first, and nothing shows where its words begin: put "
+                "a message of the user or the system before, or use a template with {% generation %} blocks"
             )
-        # A token may reach over the border of two texts: then it is another one in the whole.
-        start, stop = _common(ids, tokens(before)), _common(ids, tokens(after))
-        stop = _end_of_turn(ids, start, stop, tokenizer)
+        before, after = written.prefix(index, True), written.prefix(index + 1)
+        end = _ended(written, after, before, index)
+        start = borders.token(len(before))
+        stop = end_of_turn(borders.ids, start, borders.token(end), tokenizer)
         mask[start:stop] = [True] * (stop - start)
-    return ids, mask
+        turns.append((start, stop))
+    return _Tokens(borders.ids, mask, turns, [example.messages[index] for index in learned])
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """How many tokens two sequences begin with in common."""
-    pairs = enumerate(zip(one, other, strict=False))
-    return next((i for i, (a, b) in pairs if a != b), min(len(one), len(other)))
+def _runs(mask: Sequence[bool]) -> list[tuple[int, int]]:
+    borders = [i for i in range(len(mask) + 1) if (i > 0 and mask[i - 1]) != (i < len(mask) and mask[i])]
+    return list(zip(borders[::2], borders[1::2], strict=True))
 
 
-def _end_of_turn(ids: Sequence[int], start: int, stop: int, tokenizer: Any) -> int:
-    """Leaves out the white space that a template puts after the token that ends a turn: nobody says it."""
-    control = tokenizer.added_tokens_decoder
-    last = max((i for i in range(start, stop) if ids[i] in control), default=None)
-    if last is None or tokenizer.decode(ids[last + 1 : stop]).strip():
-        return stop
-    return last + 1
+def _answers(example: Conversation) -> list[int]:
+    return [index for index, x in enumerate(example.messages) if x["role"] == "assistant"]
 
 
-def _template(tokenizer: Any, where: str) -> str:
-    try:
-        return str(tokenizer.get_chat_template())
-    except ValueError:
-        raise DataError(
-            f"{where}: the model's tokenizer has several chat templates, and none is called default"
-        ) from None
-
-
-def _rendered(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> str:
-    return str(_apply(tokenizer, messages, where, tokenize=False, **options))
-
-
-def _apply(tokenizer: Any, messages: Sequence[Message], where: str, **options: Any) -> Any:
-    template = _template(tokenizer, where)
-    try:
-        return tokenizer.apply_chat_template(list(messages), **options)
-    except Exception as error:  # a template is a program, and may fail in any way
-        # Its message could quote the conversation, unless it stands in the template as it is.
-        said = str(error) if isinstance(error, TemplateError) and str(error) in template else ""
-        raise DataError(
-            f"{where}: the model's chat template refuses this conversation: {said or type(error).__name__}"
-        ) from None
+def _ended(written: Written, after: str, before: str, index: int) -> int:
+    """Where a text ends that begins with another one and that the whole text begins with."""
+    if written.text.startswith(after) and after.startswith(before):
+        return len(after)
+    raise DataError(
+        f"{written.example.where}: the model's chat template renders message {index + 1} in another way when "
+        "more follows, so its tokens can't be found: use one answer in each example, or a template with "
+        "{% generation %} blocks"
+    )

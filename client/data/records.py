@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from blindtune.client.data.file_kinds import require_lines, require_no_pointer
 from blindtune.protocol.errors import DataError
 
 __all__ = ["Record", "digest", "read_records", "record_digest", "sample"]
@@ -22,10 +23,12 @@ class Record:
     Attributes:
         fields: its values by name. They are private: messages name ``where``, never what is in here.
         where: file and line, or folder and row, both counted from 1.
+        in_table: whether it comes from a table, which fills gaps with null, inside of values too.
     """
 
     fields: Mapping[str, Any]
     where: str
+    in_table: bool = False
 
 
 def read_records(path: Path) -> list[Record]:
@@ -50,6 +53,7 @@ def read_records(path: Path) -> list[Record]:
 def _json_lines(path: Path) -> list[Record]:
     records = []
     try:
+        require_lines(path)
         # The file is split at line feeds alone: JSON strings may hold what else counts as a line's end.
         with open(path, "rb") as file:
             for number, line in enumerate(file, 1):
@@ -110,15 +114,17 @@ def _saved_dataset(path: Path) -> list[Record]:
     from datasets import Dataset, DatasetDict, load_from_disk
 
     try:
+        for file in path.glob("*.arrow"):
+            require_no_pointer(file)
         dataset = load_from_disk(str(path))
         if isinstance(dataset, Dataset):
             # As stored: decoding an image or a sound would open its path, which may be on the network.
             tables = dataset.with_format("arrow").iter(_TABLE_ROWS)
             rows = (row for table in tables for row in table.to_pylist())
-            return [Record(fields, f"{path}, row {number}") for number, fields in enumerate(rows, 1)]
+            return [Record(fields, f"{path}, row {number}", True) for number, fields in enumerate(rows, 1)]
     except IndexError:
         return []  # an empty one can be saved, and then not be loaded
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except Exception as error:  # its several formats have errors of their own
         raise DataError(

@@ -105,6 +105,8 @@ def _data(recipe: Recipe, known: _Known) -> Iterator[Finding]:
             if split is None:
                 continue
             yield Finding(f"data.{name}", "ok", f"{len(split.rows):,} examples, format {split.layout}")
+            for warning in split.warnings:
+                yield Finding(f"data.{name}", "warning", warning, "correct the data if that is not meant")
             if split.dropped:
                 yield Finding(
                     f"data.{name}",

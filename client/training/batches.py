@@ -6,11 +6,13 @@ a resumed run sees what an uninterrupted one would have seen.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from torch.utils.data import Sampler
+from transformers import DataCollatorWithPadding
 
-__all__ = ["EpochSampler", "batches", "padded_rows"]
+__all__ = ["EpochSampler", "batches", "labelled_collator", "padded_rows"]
 
 _WINDOW = 50
 """Batches whose examples are sorted by length together: enough for little padding, few enough for chance."""
@@ -73,3 +75,16 @@ def batches(
 def padded_rows(lengths: Sequence[int]) -> int:
     """Rows that a batch of these lengths is computed and sent with."""
     return len(lengths) * max(lengths)
+
+
+def labelled_collator(tokenizer: Any, config: Any) -> Callable[[Sequence[Mapping[str, Any]]], Any]:
+    """What makes a batch of labelled texts for a model of this configuration.
+
+    Which text of a pair a token is of is told to models that were trained with that; others would take the
+    numbers for something else, or not at all.
+    """
+    typed = (getattr(config, "type_vocab_size", None) or 0) > 1 or config.model_type in ("funnel", "xlnet")
+    pad = DataCollatorWithPadding(tokenizer)
+    if typed:
+        return pad
+    return lambda rows: pad([{k: v for k, v in row.items() if k != "token_type_ids"} for row in rows])

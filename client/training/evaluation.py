@@ -2,22 +2,28 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.generation.streamers import BaseStreamer
 
 from blindtune.client.adapter_config import require_plain_lora
-from blindtune.client.data.chat import prompt_text
-from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation, Message
+from blindtune.client.data.chat import answer_text, prompt_text
+from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation
+from blindtune.client.data.messages import Message, texts_of
 from blindtune.client.data.prepared import read_questions, read_split
+from blindtune.client.data.template import ChatTemplate
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.checkpoints import read_json
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.folder import RECIPE, STATE, SUMMARY
+from blindtune.client.training.folder import RECIPE, STATE, SUMMARY, RunFolder
 from blindtune.client.training.models import (
     base_folder,
     blind_config,
@@ -25,9 +31,12 @@ from blindtune.client.training.models import (
     load_tokenizer,
     trained_adapter,
 )
+from blindtune.client.training.stops import stop_tokens, taught_stops
 from blindtune.client.training.trainer import RecipeTrainer
 from blindtune.client.trust import recipe_of_run
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.protocol.errors import ConfigurationError, DataError
+
+_logger = logging.getLogger(__name__)
 
 __all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
 
@@ -45,9 +54,17 @@ class Tuned:
     """
 
     def __init__(
-        self, folder: Path, recipe: Recipe, labels: Sequence[str], tokenizer: Any, model: Any
+        self,
+        folder: Path,
+        recipe: Recipe,
+        labels: Sequence[str],
+        tokenizer: Any,
+        model: Any,
+        began: datetime | None,
     ) -> None:
         self._folder = folder
+        self._began = began
+        self._template = ChatTemplate(tokenizer, began)
         self.recipe = recipe
         self.labels = labels
         self.tokenizer = tokenizer
@@ -56,7 +73,9 @@ class Tuned:
     def measure(self, path: Path, limit: int | None) -> dict[str, float]:
         """The task's figures on a data file; see `blindtune.client.training.metrics`."""
         data, seed = self.recipe.data, self.recipe.training.seed
-        split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed)
+        split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed, self._began)
+        for warning in split.warnings:
+            _logger.warning("%s", warning)
         trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
         return {"examples": len(split.rows), **trainer.measure(split)}
 
@@ -67,9 +86,26 @@ class Tuned:
     def answer_to(
         self, example: Conversation | Completion, max_new_tokens: int, temperature: float = 0.0
     ) -> str:
-        """What the model says instead of an example's last turn; see `answer`."""
-        asked = example.messages[:-1] if isinstance(example, Conversation) else example.prompt
-        return self.answer(asked, max_new_tokens, temperature)
+        """What the model says instead of an example's last answer, or after a last question; see `answer`."""
+        if isinstance(example, Completion):
+            return self.answer(example.prompt, max_new_tokens, temperature, where=example.where)
+        answered = example.messages[-1]["role"] == "assistant"
+        asked = example.messages[:-1] if answered else example.messages
+        return self.answer(asked, max_new_tokens, temperature, tools=example.tools, where=example.where)
+
+    def right_answers(self, example: Conversation | Completion) -> set[str]:
+        """What counts as an example's answer: the words alone, or with what the chat template adds.
+
+        Raises:
+            DataError: the example does not end with an answer.
+        """
+        if isinstance(example, Completion):
+            return {example.completion}
+        if example.messages[-1]["role"] != "assistant":
+            raise DataError(f"{example.where}: the conversation does not end with an answer to compare with")
+        words = example.answer or "\n".join(texts_of(example.messages[-1]))
+        whole = answer_text(example, self.tokenizer, self._template)
+        return {x for x in (words, whole) if x.strip()}
 
     @torch.no_grad()
     def answer(
@@ -78,32 +114,79 @@ class Tuned:
         max_new_tokens: int,
         temperature: float = 0.0,
         streamer: Any = None,
+        tools: Sequence[Mapping[str, Any]] = (),
+        where: str = "the prompt",
     ) -> str:
-        """What the model says after a prompt.
+        """What the model says after a prompt, until it ends its turn or the model takes no more tokens.
 
         Args:
             prompt: a text as it is, or messages for the chat template.
             max_new_tokens: at most so many.
             temperature: of sampling; 0 takes the most likely token each time.
-            streamer: is given tokens as they come.
+            streamer: is given tokens as they come, but for the one that ends the answer.
+            tools: for the chat template.
+            where: the prompt is from, for messages.
+
+        Raises:
+            DataError: the chat template refuses the prompt, or the prompt fills all that the model takes.
         """
-        text = prompt if isinstance(prompt, str) else prompt_text(prompt, self.tokenizer)
+        if isinstance(prompt, str):
+            text = prompt
+        else:
+            text = prompt_text(prompt, self.tokenizer, self._template, tools, where)
         # A chat template writes the special tokens itself.
         special = isinstance(prompt, str) or self.tokenizer.chat_template is None
         inputs = self.tokenizer(text, return_tensors="pt", add_special_tokens=special)
+        length = inputs["input_ids"].shape[1]
         sampling = (
             {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
         )
+        stops = stop_tokens(self.model, self.tokenizer, self._taught)
         output = self.model.generate(
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=min(max_new_tokens, self._room(length, where)),
             pad_token_id=self.tokenizer.pad_token_id,
-            streamer=streamer,
+            eos_token_id=stops or None,
+            streamer=None if streamer is None else _UntilEnd(streamer, stops),
             **sampling,
         )
-        new = output[0][inputs["input_ids"].shape[1] :]
-        return str(self.tokenizer.decode(new, skip_special_tokens=True))
+        said = output[0][length:].tolist()
+        end = next((index for index, token in enumerate(said) if token in stops), len(said))
+        return str(self.tokenizer.decode(said[:end], skip_special_tokens=True))
+
+    @cached_property
+    def _taught(self) -> list[int]:
+        return taught_stops(self._folder, self.tokenizer)
+
+    def _room(self, length: int, where: str) -> int:
+        """How many tokens the model takes after a prompt."""
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if not isinstance(positions, int) or positions <= 0:
+            return sys.maxsize
+        if length >= positions:
+            raise DataError(
+                f"{where}: the question has {length:,} tokens, and the model takes {positions:,} with the "
+                "answer: shorten it"
+            )
+        return positions - length
+
+
+class _UntilEnd(BaseStreamer):
+    """Passes tokens on, but for those that end an answer: not all of them are special to the tokenizer."""
+
+    def __init__(self, streamer: Any, stops: Sequence[int]) -> None:
+        self._streamer = streamer
+        self._stops = stops
+        self._prompt = True
+
+    def put(self, value: torch.Tensor) -> None:
+        if self._prompt or int(value) not in self._stops:
+            self._streamer.put(value)
+        self._prompt = False
+
+    def end(self) -> None:
+        self._streamer.end()
 
 
 @contextmanager
@@ -145,6 +228,7 @@ def tuned_model(
         require_plain_lora(folder)
     say(config.described)
     labels = read_json(folder / STATE).get("labels", [])
+    began = RunFolder(folder).began
     tokenizer = load_tokenizer(folder)
     with without_accelerate_variables():
         base = load_base(recipe, base_folder(recipe), labels, tokenizer, config)
@@ -153,14 +237,14 @@ def tuned_model(
             model = trained_adapter(base, folder)
             if not adapter:
                 model.base_model.disable_adapter_layers()
-            yield Tuned(folder, recipe, labels, tokenizer, model)
+            yield Tuned(folder, recipe, labels, tokenizer, model, began)
         finally:
             multiplier.close()
 
 
 def exact_match(
     tuned: Tuned,
-    examples: Iterable[Conversation | Completion],
+    examples: Sequence[Conversation | Completion],
     max_new_tokens: int,
     on_answer: Callable[[bool], None],
 ) -> float:
@@ -170,15 +254,15 @@ def exact_match(
         examples: from `Tuned.questions`.
         max_new_tokens: at most so many for each answer.
         on_answer: is told of each, whether it was right.
+
+    Raises:
+        DataError: an example does not end with an answer, or is too long for the model.
     """
+    expected = [tuned.right_answers(x) for x in examples]
     right = []
-    for example in examples:
+    for example, answers in zip(examples, expected, strict=True):
         said = tuned.answer_to(example, max_new_tokens)
-        if isinstance(example, Completion):
-            expected = example.completion
-        else:
-            expected = example.answer or example.messages[-1]["content"]
-        right.append(same_answer(said, expected))
+        right.append(any(same_answer(said, x) for x in answers))
         on_answer(right[-1])
     return sum(right) / len(right) if right else 0.0
 

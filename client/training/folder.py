@@ -2,7 +2,7 @@
 
 OUTPUT/recipe.yaml            the configuration with everything that it resolved to
 OUTPUT/run.json               what makes the run this one: the base model's fingerprint, keyed digests of
-                              the data, and the figures before training
+                              the data, when it began, and the figures before training
 OUTPUT/checkpoints/           checkpoint-STEP folders
 OUTPUT/adapter_model.safetensors, adapter_config.json, tokenizer ...   the result
 OUTPUT/summary.json           written last: the run is complete
@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,13 @@ from filelock import FileLock, Timeout
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
-from blindtune.client.training.checkpoints import forget_unfinished, newest, read_json, write_json
+from blindtune.client.training.checkpoints import (
+    damage_is_clear,
+    forget_unfinished,
+    newest,
+    read_json,
+    write_json,
+)
 from blindtune.client.training.data_tag import differing, new_tags, plain_digests
 from blindtune.client.training.trainer import CHECKPOINTS
 from blindtune.protocol.errors import ConfigurationError
@@ -87,12 +94,44 @@ class RunFolder:
         """Where a run that was interrupted goes on."""
         return newest(self.path / CHECKPOINTS)
 
+    @property
+    def began(self) -> datetime | None:
+        """When the run began, which chat templates that write the date are told; None where nothing says so.
+
+        Raises:
+            CheckpointError: what says so is damaged.
+        """
+        with damage_is_clear(self.path / STATE):
+            began = self.state.get("began")
+            return None if began is None else datetime.fromisoformat(began)
+
+    def start(self, resume: bool) -> datetime:
+        """Checks that a run may start or go on here, and says when it began, or begins.
+
+        Raises:
+            ConfigurationError: the folder holds something already, or no run to go on with.
+        """
+        now = datetime.now().replace(microsecond=0)
+        if resume:
+            self._require_begun()
+            return self.began or now
+        self.require_unused()
+        return now
+
+    def _require_begun(self) -> None:
+        if not self.state:
+            raise ConfigurationError(f"{self.path} holds no run to resume: start it without --resume")
+
     def require_unused(self) -> None:
         """Checks that a new run may start here.
 
         Raises:
-            ConfigurationError: the folder holds something already.
+            ConfigurationError: the folder holds something already, or is a file.
         """
+        if not self.path.is_dir():
+            if self.path.exists():
+                raise ConfigurationError(f"{self.path} is a file: choose another output.dir")
+            return
         if (self.path / STATE).exists():
             raise ConfigurationError(
                 f"{self.path} holds a run already: go on with it with --resume, or choose another output.dir"
@@ -104,18 +143,25 @@ class RunFolder:
                 f"{self.path} is not empty ({', '.join(sorted(others)[:3])}): choose another output.dir"
             )
 
-    def begin(self, recipe: Recipe, data: PreparedData, fingerprint: str | None) -> list[str]:
+    def begin(self, recipe: Recipe, data: PreparedData, fingerprint: str | None, now: datetime) -> list[str]:
         """Writes down what makes this run the one it is.
 
         Args:
             fingerprint: of the base model; None for a run that is not private, which needs none.
+            now: when it begins, as the data was prepared.
 
         Returns:
             Warnings.
         """
         write_recipe(recipe, self.path / RECIPE)
         tags, warnings = _tags(data)
-        self.keep(versions=_versions(), model_fingerprint=fingerprint, data=tags, labels=list(data.labels))
+        self.keep(
+            versions=_versions(),
+            model_fingerprint=fingerprint,
+            data=tags,
+            labels=list(data.labels),
+            began=now.isoformat(),
+        )
         self._own_checkpoints()
         return warnings
 
@@ -151,9 +197,8 @@ class RunFolder:
         Raises:
             ConfigurationError: there is none, or the configuration, the data or the base model differ.
         """
+        self._require_begun()
         state = self.state
-        if not state:
-            raise ConfigurationError(f"{self.path} holds no run to resume: start it without --resume")
         begun = load_recipe(self.path / RECIPE)
         # The fingerprint tells whether it is the same model, so a branch that moved can be pinned.
         tells = {"model.revision"} if self.knows_model and fingerprint is not None else set()

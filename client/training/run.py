@@ -36,6 +36,7 @@ from blindtune.client.training.models import (
 from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.positions import require_positions
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
+from blindtune.client.training.stops import write_stop_tokens
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
 from blindtune.client.trust import are_new, remember_operators
 from blindtune.protocol.errors import InterruptedRunError
@@ -89,10 +90,11 @@ def train_recipe(
         BlindtuneError: see the exception tree; what was trained until then is in the checkpoints.
     """
     config = blind_config(recipe) if private else None
+    now = RunFolder(recipe.output.dir).start(resume)  # before anything that takes long
     key = record_key(recipe) if private else None
     base = base_folder(recipe)
     tokenizer = load_tokenizer(base)
-    data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
+    data = prepare_data(recipe.data, tokenizer, recipe.training.seed, now)
     observer.data(data)
     with RunFolder.held(recipe.output.dir) as folder:
         if not resume:
@@ -123,7 +125,7 @@ def train_recipe(
         if config is not None and config.operators and (noted := remember_operators(recipe)):
             observer.say(noted)
         if not resume:
-            for warning in folder.begin(recipe, data, fingerprint):
+            for warning in folder.begin(recipe, data, fingerprint, now):
                 observer.say(warning)
         record = RunRecord.of(key, recipe, folder, data, config, fingerprint, observer.say)
         with record.kept_to_the_end():
@@ -283,6 +285,8 @@ class _Run:
             written.mkdir(mode=0o700)
             trainer.save_model(str(written))
             self._tokenizer.save_pretrained(written)
+            if self._recipe.data.task == "instructions":
+                write_stop_tokens(self._model, self._tokenizer, self._data.train.stops, written)
             (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of what recipe.yaml says
             owner_only(written)
             for path in sorted(written.iterdir()):
@@ -313,4 +317,9 @@ class _Run:
 
 
 def _counts(split: Split) -> dict[str, int]:
-    return {"used": len(split.rows), "cut_off": split.cut, "without_loss": split.dropped}
+    return {
+        "used": len(split.rows),
+        "cut_off": split.cut,
+        "without_loss": split.dropped,
+        "empty": len(split.empty),
+    }

@@ -17,7 +17,6 @@ from accelerate.utils import AutocastKwargs
 from torch.utils.data import Sampler
 from transformers import (
     DataCollatorForSeq2Seq,
-    DataCollatorWithPadding,
     PrinterCallback,
     Trainer,
     TrainerCallback,
@@ -34,7 +33,7 @@ from blindtune.client.data.prepared import Split
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training import checkpoints
-from blindtune.client.training.batches import EpochSampler
+from blindtune.client.training.batches import EpochSampler, labelled_collator
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
@@ -150,7 +149,7 @@ class RecipeTrainer(Trainer):
         collator: Any
         padding = _padding(tokenizer, model)
         if recipe.data.task == "classification":
-            collator = DataCollatorWithPadding(padding)
+            collator = labelled_collator(padding, model.config)
         else:
             collator = DataCollatorForSeq2Seq(padding, label_pad_token_id=IGNORED)
         super().__init__(

@@ -120,7 +120,7 @@ def command(
 def recipe_file(checkpoints: dict[str, Path], tmp_path: Path) -> Path:
     """A recipe that works, on lines of their own."""
     model = with_tokenizer(checkpoints["bert"], tmp_path)
-    records = [{"text": f"{MARKER} {i}", "label": ("x", "y", MARKER)[i % 3]} for i in range(400)]
+    records = [{"text": f"{MARKER} {i}", "label": ("x", "y", MARKER)[i % 3], "id": i} for i in range(400)]
     train = write_lines(tmp_path / "train.jsonl", records)
     recipe: Recipe = recipe_of(
         tmp_path,
@@ -252,6 +252,8 @@ def test_a_dry_run_connects_to_nothing_and_writes_nothing(
     )
     assert ended == 0, said
     assert "MB up" in said
+    assert "fields not used: 'id'" in said
+    assert said.endswith(f"Next: blindtune check {recipe_file}\n")
     assert set(recipe_file.parent.rglob("*")) == before
 
 

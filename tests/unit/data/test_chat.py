@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from support.assets import asset
 from support.recipes import CHAT, GENERATION, character_tokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from blindtune.client.data.chat import IGNORED, Encoded, encode, prompt_text
+from blindtune.client.data.borders import Borders
+from blindtune.client.data.chat import IGNORED, Encoded, answer_text, encode, prompt_text
 from blindtune.client.data.formats import Completion, Conversation
 from blindtune.protocol.errors import DataError
 
@@ -292,3 +293,175 @@ def test_a_plain_text_is_joined_as_it_is() -> None:
     tokenizer = character_tokenizer(GENERATION, split=True)
     encoded = encode(Completion("a b ", "c d", WHERE), tokenizer, LONG)
     assert encoded.input_ids == [*_ids("a b c d", tokenizer), tokenizer.eos_token_id]
+
+
+MARKED = [GENERATION, CHAT]
+
+
+@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
+@pytest.mark.parametrize(
+    ("unlearned", "expected"),
+    [
+        ({1}, ["bye</s>", "no</s>"]),
+        ({1, 3}, ["no</s>"]),
+        ({3}, ["hello</s>", "no</s>"]),
+        ({5}, ["hello</s>", "bye</s>"]),
+        ({3, 5}, ["hello</s>"]),
+        ({1, 3, 5}, []),
+    ],
+)
+def test_answers_that_are_not_to_be_learned_carry_no_loss(
+    template: str, unlearned: set[int], expected: list[str]
+) -> None:
+    tokenizer = character_tokenizer(template)
+    whole = conversation("hi", "hello", "and", "bye", "so", "no")
+    example = Conversation(whole.messages, WHERE, unlearned=frozenset(unlearned))
+    encoded = encode(example, tokenizer, LONG)
+    assert learned(encoded, tokenizer) == expected
+    assert encoded.input_ids == encode(whole, tokenizer, LONG).input_ids
+
+
+@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
+def test_a_template_that_rewrites_earlier_turns_serves_a_prompt_with_answers(template: str) -> None:
+    tokenizer = character_tokenizer(
+        template.replace("{{ m['content']", "{% if loop.last %}(none) {% endif %}{{ m['content']", 1)
+    )
+    messages = conversation("hi", "OLD", "and", "NEW").messages
+    encoded = encode(Conversation(messages, WHERE, unlearned=frozenset({1})), tokenizer, LONG)
+    assert learned(encoded, tokenizer) == ["(none) NEW</s>"]
+
+
+def test_an_answer_at_the_very_beginning_may_be_one_that_is_not_learned() -> None:
+    messages = [{"role": x, "content": y} for x, y in (("assistant", "a"), ("user", "b"), ("assistant", "c"))]
+    for template in MARKED:
+        tokenizer = character_tokenizer(template)
+        encoded = encode(Conversation(messages, WHERE, unlearned=frozenset({0})), tokenizer, LONG)
+        assert learned(encoded, tokenizer) == ["c</s>"]
+
+
+def test_without_a_template_the_last_answer_must_be_one_that_is_learned() -> None:
+    example = Conversation(conversation("hi", MARK).messages, WHERE, unlearned=frozenset({1}))
+    with pytest.raises(DataError, match="the last answer is not to be learned"):
+        encode(example, character_tokenizer(None), LONG)
+
+
+@pytest.mark.parametrize("more", [{"tool_calls": [{"name": MARK, "arguments": {}}]}, {"thinking": MARK}])
+def test_without_a_template_nothing_but_a_role_and_a_content_can_be_shown(more: dict[str, Any]) -> None:
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", **more}]
+    for example in (
+        Conversation(messages, WHERE),
+        Conversation(messages[:1] * 2, WHERE, tools=[{"name": MARK}]),
+    ):
+        with pytest.raises(DataError, match="use a model with a chat template") as caught:
+            encode(example, character_tokenizer(None), LONG)
+        assert MARK not in str(caught.value)
+
+
+TEXTS = [
+    "<s>|user: hello\n\n</s>\n|assistant:\n\n\n\nhello there</s>\n\n|user: a b</s>",
+    "</s></s> hello\u00e9\u4e2d\n\n\n</s>hello  hello",
+    "no control token at all \n\n hello",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("kind", ["merging", "characters", "real", "real with stripping tokens"])
+def test_borders_are_where_the_tokens_of_the_text_s_beginning_end(kind: str, text: str) -> None:
+    """The slow way, of which this is a short cut: all tokens of all that is before each border."""
+    tokenizer: Any
+    if kind == "merging":
+        tokenizer = merging_tokenizer(CHAT)
+    elif kind == "characters":
+        tokenizer = character_tokenizer(CHAT, split=True)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(asset("models/tiny-llama"))
+        strips = kind == "real with stripping tokens"
+        added = [
+            AddedToken(x, lstrip=strips, rstrip=strips, normalized=strips)
+            for x in ("</s>", "|user", "|assistant")
+        ]
+        tokenizer.add_tokens(added)
+    ids = _ids(text, tokenizer)
+    borders = Borders(text, tokenizer)
+    assert borders.ids == ids
+    for end in range(len(text) + 1):
+        before = _ids(text[:end], tokenizer)
+        common = next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), None)
+        assert borders.token(end) == (min(len(ids), len(before)) if common is None else common), end
+
+
+class Counting:
+    """A tokenizer that counts the characters that it is given."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        self.characters = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.tokenizer, name)
+
+    def __call__(self, text: str, **options: Any) -> Any:
+        self.characters += len(text)
+        return self.tokenizer(text, **options)
+
+
+def test_a_conversation_of_many_turns_is_tokenized_a_few_times_and_not_once_for_each() -> None:
+    tokenizer = Counting(character_tokenizer(CHAT))
+    long = conversation(*["hi", "hello there"] * 100)
+    encoded = encode(long, tokenizer, LONG)
+    assert learned(encoded, tokenizer) == ["hello there</s>"] * 100
+    assert tokenizer.characters < 6 * len(encoded.input_ids)
+
+
+def ending(template: str, *texts: str, **more: Any) -> list[str]:
+    tokenizer = character_tokenizer(template)
+    tokenizer.add_tokens(["<end>", "<call>", "</think>"])
+    found = conversation(*texts)
+    messages = [{**x, **more} if x["role"] == "assistant" else x for x in found.messages]
+    encoded = encode(Conversation(messages, WHERE), tokenizer, LONG)
+    assert encoded.ends.endless == (not encoded.ends.stops)
+    return sorted(tokenizer.decode([x]) for x in encoded.ends.stops)
+
+
+@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
+def test_answers_end_with_the_tokens_that_the_template_ends_them_with(template: str) -> None:
+    assert ending(template, "hi", "hello") == ["</s>"]
+    other = template.replace("m['content'] + eos_token", "m['content'] + '<end>'")
+    assert ending(other, "hi", "hello", "and", "bye") == ["<end>"]
+    both = template.replace("m['content'] + eos_token", "m['content'] + '<end>\n' + eos_token")
+    assert ending(both, "hi", "hello") == ["</s>", "<end>"]
+    none = template.replace("m['content'] + eos_token", "m['content']")
+    assert ending(none, "hi", "hello") == []
+    assert ending(none, "hi", "hello<end>") == [], "the data's own"
+
+
+@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
+def test_a_token_after_which_more_is_said_does_not_end_an_answer(template: str) -> None:
+    twice = template.replace("m['content'] + eos_token", "'no<end>' + m['content'] + '<end>' + eos_token")
+    assert ending(twice, "hi", "hello") == ["</s>"]
+    assert ending(template, "hi", "a</think>b") == ["</s>"]
+    call = [{"name": "f", "arguments": {"x": "y"}}]
+    calls = "{% for c in m.tool_calls or [] %}{{ c.name + c.arguments.x }}<call>{% endfor %}"
+    shown = template.replace("{{ m['content'] + eos_token }}", calls + "{{ m['content'] + eos_token }}")
+    assert ending(shown, "hi", "", tool_calls=call) == ["</s>"]
+
+
+def test_a_plain_text_ends_as_texts_do() -> None:
+    tokenizer = character_tokenizer(None)
+    assert encode(Completion("a", "b", WHERE), tokenizer, LONG).ends.stops == {tokenizer.eos_token_id}
+    tokenizer.eos_token = None
+    assert encode(Completion("a", "b", WHERE), tokenizer, LONG).ends.endless
+
+
+@pytest.mark.parametrize("template", [*MARKED, None])
+def test_the_right_answer_is_what_a_template_makes_of_the_last_message(template: str | None) -> None:
+    tokenizer = character_tokenizer(template)
+    example = conversation("hi", "hello", "and", "bye")
+    assert answer_text(example, tokenizer).strip() == "bye"
+    if template:
+        thinks = template.replace("m['content'] + eos", "(m.thinking or 'none') + ': ' + m['content'] + eos")
+        tokenizer = character_tokenizer(thinks)
+        assert answer_text(example, tokenizer) == "none: bye"
+        said = [*example.messages[:-1], {**example.messages[-1], "thinking": "so"}]
+        assert answer_text(Conversation(said, WHERE), tokenizer) == "so: bye"

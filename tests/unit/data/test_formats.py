@@ -80,7 +80,7 @@ def test_each_format_is_recognised_and_read(name: str, more: dict[str, Any]) -> 
         ({"messages": None, "question": "a", "answer": "b"}, [user("a"), assistant("b")]),
         (
             {"messages": [{"role": "user", "content": "a", "name": "x"}, assistant("b")]},
-            [user("a"), assistant("b")],
+            [{**user("a"), "name": "x"}, assistant("b")],
         ),
         (
             {"messages": [{**user("a"), "tool_calls": None}, {**assistant("b"), "tool_calls": []}]},
@@ -140,9 +140,9 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [{"role": "user"}]},
         "message 1 of 'messages' should have a role and a content",
     ),
-    "content in parts": (
-        {"messages": [{"role": "user", "content": [{"type": "text", "text": MARK}]}]},
-        "message 1 of 'messages' should have a role and a content, both texts",
+    "an image in a content": (
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": MARK}, {"type": "image"}]}]},
+        "message 1 of 'messages' has a part that is no text",
     ),
     "unknown role": (
         {"messages": [user(MARK), {"role": MARK, "content": MARK}]},
@@ -155,9 +155,52 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"messages": [user(MARK), assistant("\n ")]},
         "no message of role assistant",
     ),
-    "tools": (
-        {"messages": [user(MARK), {**assistant(MARK), "tool_calls": [{"name": MARK}]}]},
-        "message 2 of 'messages' has tool_calls, which are not trained on",
+    "a call of nothing": (
+        {"messages": [user(MARK), {**assistant(MARK), "tool_calls": [{"id": MARK}]}]},
+        "message 2 of 'messages' has a call in tool_calls without the name of a function",
+    ),
+    "arguments that are a list": (
+        {"messages": [user(MARK), {**assistant(MARK), "tool_calls": [{"name": MARK, "arguments": [MARK]}]}]},
+        "message 2 of 'messages' has a call in tool_calls whose arguments are no object",
+    ),
+    "tools that are one": (
+        {"messages": [user(MARK), assistant(MARK)], "tools": {MARK: 1}},
+        "field 'tools' should",
+    ),
+    "a weight of a half": (
+        {"messages": [user(MARK), {**assistant(MARK), "weight": 0.5}]},
+        "field 'weight' of message 2 of 'messages' should be 0 or 1",
+    ),
+    "a question to be learned": (
+        {"messages": [{**user(MARK), "train": True}, assistant(MARK)]},
+        "message 1 of 'messages' says that it is learned, and only answers can be",
+    ),
+    "a prompt to be learned": (
+        {
+            "prompt": [user(MARK), {**assistant(MARK), "weight": 1}, user(MARK)],
+            "completion": [assistant(MARK)],
+        },
+        "a message of 'prompt' says that it is learned",
+    ),
+    "two answers": (
+        {"instruction": MARK, "response": MARK, "output": "b"},
+        "'response' and 'output' mean the same",
+    ),
+    "history of texts": (
+        {"instruction": MARK, "response": MARK, "history": [MARK]},
+        "field 'history' should be a list of pairs",
+    ),
+    "history with gaps": (
+        {"instruction": MARK, "response": MARK, "history": [[MARK, ""]]},
+        "field 'history' should be a list of pairs",
+    ),
+    "two system messages": (
+        {"messages": [{"role": "system", "content": MARK}, user(MARK), assistant(MARK)], "system": "b"},
+        "field 'system' and the first message are two system messages",
+    ),
+    "system for two texts": (
+        {"prompt": MARK, "completion": MARK, "system": MARK},
+        "'system' needs a conversation",
     ),
     "prompt and completion differ": (
         {"prompt": MARK, "completion": [assistant(MARK)]},
@@ -166,7 +209,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "completion of spaces": ({"prompt": MARK, "completion": " "}, "field 'completion' is empty"),
     "nobody completes": (
         {"prompt": [user(MARK)], "completion": [user(MARK)]},
-        "'completion' has no message of role",
+        "no message of role assistant says anything",
     ),
 }
 
@@ -185,7 +228,7 @@ def test_a_wrong_record_is_named_and_not_shown(case: str) -> None:
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"text": MARK, "label": " "}, "field 'label' should be a text or a whole number"),
+        ({"text": MARK, "label": " "}, "field 'label' is empty"),
         ({"text": MARK, "label": 1.5}, "field 'label' should be a text or a whole number"),
         ({"text": MARK, "label": True}, "field 'label' should be a text or a whole number"),
         ({"text": MARK, "label": [MARK]}, "field 'label' should be a text or a whole number"),

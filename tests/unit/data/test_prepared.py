@@ -1,6 +1,7 @@
 """A recipe's data as a model takes it: nothing is lost, changed or shown without being said."""
 
 import json
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,102 @@ def test_labels_may_be_numbers(files: Any) -> None:
     assert [x["labels"] for x in prepare(same).train.rows] == [0, 1]
 
 
+@pytest.mark.parametrize("kind", [int, str])
+def test_whole_numbers_are_classes_in_their_order(files: Any, kind: Any) -> None:
+    data = prepare(files([{"text": "x", "label": kind(x)} for x in (11, 2, 0, 10, -1, 1)]))
+    assert data.labels == ["-1", "0", "1", "2", "10", "11"]
+    assert [x["labels"] for x in data.train.rows] == [5, 3, 1, 4, 0, 2]
+    assert not data.train.warnings
+
+
+@pytest.mark.parametrize(
+    ("labels", "order"), [(("10", "9", "x"), None), (("10", "09"), ["09", "10"]), (("1", "1.5"), None)]
+)
+def test_labels_that_are_not_all_whole_numbers_are_sorted_as_texts(
+    files: Any, labels: Any, order: Any
+) -> None:
+    assert prepare(files([{"text": "x", "label": x} for x in labels])).labels == (order or sorted(labels))
+
+
+def test_labels_that_differ_in_case_or_spaces_are_counted_and_kept(files: Any) -> None:
+    labels = ("spam", "Spam ", "SPAM", "ham", "New  York", "new york")
+    train = prepare(files([{"text": "x", "label": x} for x in labels])).train
+    assert len(set(train.labels)) == len(labels)
+    (warning,) = train.warnings
+    assert "5 of 6 labels differ from another one in case or spaces alone" in warning
+    assert "pam" not in warning
+
+
+def test_a_pair_of_texts_is_encoded_as_a_pair(files: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(minilm())
+    records = [{"text": "a b", "text_pair": x, "label": x} for x in ("c", "d e f")]
+    rows = prepare_data(files(records, max_length=6), tokenizer, 1).train.rows
+    stock = tokenizer("a b", "c")
+    assert rows[0] == {
+        "input_ids": stock["input_ids"],
+        "token_type_ids": stock["token_type_ids"],
+        "labels": 0,
+    }
+    assert set(rows[0]["token_type_ids"]) == {0, 1}
+    assert len(rows[1]["input_ids"]) == len(rows[1]["token_type_ids"]) == 6
+    assert "token_type_ids" not in prepare_data(files(LABELLED), tokenizer, 1).train.rows[0]
+
+
+def test_pairs_and_single_texts_are_not_mixed(files: Any) -> None:
+    pairs = [{**x, "text_pair": MARK} for x in LABELLED]
+    assert "line 9: field 'text_pair' is missing" in problem(files([*pairs[:8], LABELLED[8]]))
+    assert "only one has pairs of texts" in problem(files(pairs, LABELLED))
+
+
+def test_records_that_say_nothing_are_left_out_and_counted_with_their_lines(
+    files: Any, tmp_path: Path
+) -> None:
+    empty = {"question": "q", "answer": " "}
+    data = prepare(files([*QUESTIONS, empty, QUESTIONS[0], *[empty] * 6]))
+    assert len(data.train.rows) == len(QUESTIONS) + 1
+    (warning,) = data.train.warnings
+    assert warning.startswith(f"{tmp_path / 'train.jsonl'}: 7 of its records are left out")
+    assert warning.endswith("line 10, line 12, line 13, line 14, line 15 and 2 more")
+    assert len(data.train.digests) == len(QUESTIONS) + 8, "the whole file is what was trained on"
+
+
+def test_a_file_in_which_no_record_says_anything_is_refused(files: Any) -> None:
+    said = problem(files([{"question": MARK, "answer": " "}] * 3))
+    assert "line 1: field 'answer' is empty; no other record of " in said
+    assert "line 1: field 'answer' is empty" in problem(files([{"question": MARK, "answer": " "}]))
+
+
+def test_questions_without_an_answer_are_left_out_with_a_warning(files: Any, caplog: Any) -> None:
+    section = files([*QUESTIONS, {"question": MARK, "answer": ""}])
+    assert len(read_questions(section, section.train, None, seed=1)) == len(QUESTIONS)
+    assert "line 10" in caplog.text
+    assert MARK not in caplog.text
+
+
+def test_fields_that_are_not_used_are_counted(files: Any) -> None:
+    records = [{**x, "id": i, **({"source": "s"} if i else {})} for i, x in enumerate(QUESTIONS)]
+    assert dict(prepare(files(records)).train.unused) == {"id": 9, "source": 8}
+    assert not prepare(files(QUESTIONS)).train.unused
+
+
+def test_answers_that_do_not_end_are_warned_of(files: Any) -> None:
+    template = GENERATION.replace("m['content'] + eos_token", "m['content']", 1)
+    (warning,) = prepare(files(QUESTIONS), template=template).train.warnings
+    assert "answers of 9 of 9 examples end with no token of their own" in warning
+    train = prepare(files(QUESTIONS)).train
+    assert train.stops == {character_tokenizer().eos_token_id}
+    assert not train.warnings
+
+
+def test_the_same_time_gives_the_same_tokens(files: Any) -> None:
+    section = files(QUESTIONS, QUESTIONS)
+    tokenizer = character_tokenizer("{{ strftime_now('%d.%m.%Y') }}" + GENERATION)
+    first, again, other = (prepare_data(section, tokenizer, 1, datetime(2020, 1, day)) for day in (1, 1, 2))
+    assert first.train.rows == again.train.rows != other.train.rows
+    assert first.validation is not None
+    assert first.validation.rows == first.train.rows
+
+
 def test_a_label_that_only_validation_has_is_named_by_its_line(files: Any, tmp_path: Path) -> None:
     said = problem(files(LABELLED, [*LABELLED[:2], {"text": MARK, "label": MARK}]))
     assert said.startswith(f"{tmp_path / 'validation.jsonl'}, line 3: the label is none of the 3")
@@ -90,9 +187,11 @@ def test_a_sample_has_the_classes_of_the_whole_file(files: Any) -> None:
 
 
 def test_a_broken_line_shows_even_where_the_sample_leaves_it_out(files: Any) -> None:
-    broken = [*QUESTIONS, {"question": MARK, "answer": " "}]
+    broken = [*QUESTIONS, {"question": MARK, "answer": [MARK]}]
     for seed in range(5):
-        assert "line 10: field 'answer' is empty" in problem(files(broken, train_examples=1), seed=seed)
+        assert "line 10: field 'answer' should be a text" in problem(
+            files(broken, train_examples=1), seed=seed
+        )
 
 
 def test_the_same_seed_gives_the_same_sample(files: Any) -> None:

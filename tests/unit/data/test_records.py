@@ -1,6 +1,9 @@
 """Reading records: a broken one is named by its line, and nothing of what it says appears in a message."""
 
+import bz2
+import gzip
 import json
+import lzma
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -61,6 +64,49 @@ def test_a_line_that_is_no_utf8_is_named_exactly(tmp_path: Path) -> None:
     lines = [GOOD.encode()] * 316 + [b'{"text": "caf\xe9 PLANTED-SECRET"}'] + [GOOD.encode()] * 500
     path.write_bytes(b"\n".join(lines))
     assert problem(path) == f"{path}, line 317: this is no UTF-8: save the file as UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (gzip.compress(GOOD.encode()), "is compressed with gzip, and no JSONL file: unpack it first"),
+        (bz2.compress(GOOD.encode()), "is compressed with bzip2"),
+        (lzma.compress(GOOD.encode()), "is compressed with xz"),
+        (b"\x28\xb5\x2f\xfd" + MARK.encode(), "is compressed with zstd"),
+        (b"PK\x03\x04" + MARK.encode(), "is a zip archive"),
+        (b"PAR1\x15\x04" + MARK.encode(), "is a Parquet file"),
+        (b"SQLite format 3\0" + MARK.encode(), "is an SQLite database"),
+        (bytes(range(256)) * 3, "holds binary data"),
+        (GOOD.encode("utf-16-le"), "holds binary data, or text in UTF-16"),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+            "is not the data, but what stands for it in Git LFS: fetch the file with git lfs pull",
+        ),
+        (b"/annex/objects/SHA256E-s12--ab.jsonl\n", "git annex get"),
+        (f"[\n{GOOD},\n{GOOD}\n]".encode(), "begins with a JSON list"),
+        (f"\ufeff [{GOOD}]".encode(), "begins with a JSON list"),
+    ],
+)
+def test_a_file_of_another_kind_is_named_by_what_it_is(content: bytes, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(content)
+    found = problem(path)
+    assert found.startswith(f"{path} ")
+    assert said in found
+
+
+def test_control_characters_in_a_few_texts_do_not_make_a_file_binary(tmp_path: Path) -> None:
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(GOOD.encode() + b"\n" + GOOD.replace("label", "\x01\x02").encode())
+    assert "line 2, column 29: this is no JSON: Invalid control character" in problem(path)
+
+
+def test_a_pointer_in_a_saved_dataset_is_named(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    datasets.Dataset.from_list([{"text": MARK}]).save_to_disk(tmp_path / "set")
+    (arrow,) = (tmp_path / "set").glob("*.arrow")
+    arrow.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n")
+    assert problem(tmp_path / "set").startswith(f"{arrow} is not the data")
 
 
 def test_utf16_is_no_utf8(tmp_path: Path) -> None:

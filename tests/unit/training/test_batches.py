@@ -3,11 +3,14 @@
 import random
 from itertools import pairwise
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.recipes import character_tokenizer
+from transformers import BertConfig, GPT2Config, PretrainedConfig, RobertaConfig
 
-from blindtune.client.training.batches import EpochSampler, batches, padded_rows
+from blindtune.client.training.batches import EpochSampler, batches, labelled_collator, padded_rows
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=120)
 EPOCHS = st.integers(0, 5)
@@ -119,3 +122,29 @@ def test_leaving_out_the_short_batch_leaves_out_other_examples_each_epoch() -> N
 
 def test_padded_rows_are_those_of_the_longest() -> None:
     assert padded_rows([3, 1, 5]) == 15
+
+
+@pytest.mark.hf
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        (BertConfig(), True),
+        (BertConfig(type_vocab_size=1), False),
+        (RobertaConfig(type_vocab_size=1), False),
+        (GPT2Config(), False),
+    ],
+)
+def test_which_text_a_token_is_of_is_told_to_models_that_know_what_that_is(
+    config: PretrainedConfig, told: bool
+) -> None:
+    """GPT-2 would take the numbers for words."""
+    rows = [
+        {"input_ids": [5, 6, 7], "token_type_ids": [0, 0, 1], "labels": 1},
+        {"input_ids": [5], "token_type_ids": [0], "labels": 0},
+    ]
+    batch = labelled_collator(character_tokenizer(), config)([dict(x) for x in rows])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert batch["labels"].tolist() == [1, 0]
+    assert ("token_type_ids" in batch) == told
+    if told:
+        assert batch["token_type_ids"].tolist() == [[0, 0, 1], [0, 0, 0]]

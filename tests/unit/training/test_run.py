@@ -276,9 +276,15 @@ def test_resuming_what_was_never_begun_is_refused(recipe: Make) -> None:
     assert "no run to resume" in _refusal(recipe("run"), resume=True)
 
 
-def test_somebody_elses_folder_is_refused(recipe: Make) -> None:
-    run = recipe("run")
-    run.output.dir.mkdir(parents=True)
+def test_somebody_elses_folder_is_refused_before_any_data_is_read(recipe: Make, tmp_path: Path) -> None:
+    run = recipe("run", data={"train": str(tmp_path / "no such file")})
+    run.output.dir.parent.mkdir()
+    run.output.dir.write_text("mine")
+    assert "output is a file" in _refusal(run, resume=False)
+    run.output.dir.unlink()
+    assert "no run to resume" in _refusal(run, resume=True)
+    assert not run.output.dir.exists()
+    run.output.dir.mkdir()
     (run.output.dir / "thesis.txt").write_text("mine")
     assert "is not empty (thesis.txt)" in _refusal(run, resume=False)
 
