@@ -1,4 +1,4 @@
-"""Writing files and folders so that they appear complete or not at all."""
+"""Writing files and folders so that they appear complete or not at all, and stay when the power goes."""
 
 import errno
 import os
@@ -11,9 +11,17 @@ from typing import BinaryIO
 
 from blindtune.protocol.errors import ConfigurationError, ResourceError
 
-__all__ = ["disk_errors_are_clear", "file_written_at_once", "folder_written_at_once", "write_private"]
+__all__ = [
+    "disk_errors_are_clear",
+    "file_written_at_once",
+    "folder_written_at_once",
+    "sync",
+    "sync_all",
+    "write_private",
+]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+_FAILING = (errno.EFBIG, errno.EIO, errno.ENXIO, errno.ESTALE)
 _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -21,16 +29,18 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 def disk_errors_are_clear(folder: Path) -> Iterator[None]:
     """Turns what libraries raise when a folder can't take more into one clear error.
 
+    What was written so far is for the block to remove.
+
     Raises:
-        ResourceError: the disk is full.
+        ResourceError: the disk is full, or fails.
         ConfigurationError: the folder can't be written to.
     """
     try:
         yield
     except Exception as error:
-        if _is_disk_full(error):
+        if why := _why_no_more(error):
             raise ResourceError(
-                f"the disk that holds {folder} is full: free some space or choose another folder; nothing "
+                f"the disk that holds {folder} {why}: free some space or choose another folder; nothing "
                 "incomplete was left behind"
             ) from error
         if isinstance(error, OSError) and error.errno in _FORBIDDEN:
@@ -38,11 +48,44 @@ def disk_errors_are_clear(folder: Path) -> Iterator[None]:
         raise
 
 
-def _is_disk_full(error: Exception) -> bool:
-    # safetensors reports input and output errors as text.
-    return (isinstance(error, OSError) and error.errno in _FULL) or any(
+def _why_no_more(error: Exception) -> str | None:
+    """Why a disk took no more, if that is what an error is about."""
+    # safetensors and tokenizers report input and output errors as text.
+    if (isinstance(error, OSError) and error.errno in _FULL) or any(
         f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in _FULL
-    )
+    ):
+        return "is full"
+    if isinstance(error, OSError) and error.errno in _FAILING:
+        return f"fails ({error.strerror})"
+    # torch.save writes in C++, which says that it failed and not why; nothing else fails in this module then.
+    if isinstance(error, RuntimeError) and _raised_in(error) == "torch.serialization":
+        return "is full, or fails"
+    return None
+
+
+def _raised_in(error: Exception) -> str | None:
+    """The module that an error was raised in."""
+    traceback, module = error.__traceback__, None
+    while traceback is not None:
+        module = traceback.tb_frame.f_globals.get("__name__")
+        traceback = traceback.tb_next
+    return module
+
+
+def sync(path: Path) -> None:
+    """Makes sure that a file's content, or a folder's list of names, survives a loss of power."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+def sync_all(folder: Path) -> None:
+    """The same for a folder and all that is in it."""
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)
 
 
 @contextmanager
@@ -58,8 +101,10 @@ def folder_written_at_once(destination: Path) -> Iterator[Path]:
             destination.parent.mkdir(parents=True, exist_ok=True)
             temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
             yield temporary
+            sync_all(temporary)
         try:
             os.replace(temporary, destination)
+            sync(destination.parent)
         except OSError as error:
             # Another process may have finished the same folder first: theirs is as good.
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -93,6 +138,7 @@ def file_written_at_once(path: Path, write: Callable[[BinaryIO], object], replac
             else:
                 with suppress(FileExistsError):
                     os.link(temporary, path)
+            sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 

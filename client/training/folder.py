@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.data.records import digest
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.training.checkpoints import forget_unfinished, newest, read_json, write_json
+from blindtune.client.training.digests import require_whole
 from blindtune.client.training.trainer import CHECKPOINTS
 from blindtune.protocol.errors import ConfigurationError
 
@@ -85,6 +88,20 @@ class RunFolder:
     def newest_checkpoint(self) -> Path | None:
         """Where a run that was interrupted goes on."""
         return newest(self.path / CHECKPOINTS)
+
+    def require_whole_checkpoint(self, recipe: Recipe) -> None:
+        """Checks that the checkpoint to go on from is whole, and the best one, where that will be the result.
+
+        Raises:
+            CheckpointError: one of them is damaged.
+        """
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is None:
+            return
+        require_whole(checkpoint)
+        best = read_json(checkpoint / TRAINER_STATE_NAME).get("best_global_step")
+        if recipe.training.load_best_model_at_end and best:
+            require_whole(checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}"))
 
     def require_unused(self) -> None:
         """Checks that a new run may start here.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -147,9 +147,19 @@ def new_adapter(base: PreTrainedModel, recipe: Recipe) -> PeftModel:
     try:
         lora = LoraConfig(task_type=_TASK_TYPES[recipe.data.task], revision=recipe.model.revision, **section)
         set_seed(recipe.training.seed)
-        return get_peft_model(base, lora)
+        model = get_peft_model(base, lora)
     except ValueError as error:
         raise ConfigurationError(f"adapter: {' '.join(str(error).split())}") from None
+    for config in model.peft_config.values():
+        _put_sets_in_order(config)
+    return model
+
+
+def _put_sets_in_order(config: PeftConfig) -> None:
+    """Makes lists of a configuration's sets, whose order in its file would differ from process to process."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def trained_adapter(base: PreTrainedModel, folder: Path) -> PeftModel:
