@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -9,12 +10,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from blindtune.protocol.errors import ConfigurationError, ResourceError
+from blindtune.protocol.errors import BlindtuneError, ConfigurationError, ResourceError
 
 __all__ = [
     "disk_errors_are_clear",
     "file_written_at_once",
     "folder_written_at_once",
+    "make_folder",
     "sync",
     "sync_all",
     "write_private",
@@ -37,30 +39,32 @@ def disk_errors_are_clear(folder: Path) -> Iterator[None]:
     """
     try:
         yield
+    except BlindtuneError:
+        raise
     except Exception as error:
-        if why := _why_no_more(error):
+        number = _number(error)
+        reason = "" if number is None else os.strerror(number)
+        # torch.save writes in C++, which says that it failed and not why; nothing else fails in its module.
+        unknown = isinstance(error, RuntimeError) and _raised_in(error) == "torch.serialization"
+        if number in (*_FULL, *_FAILING) or unknown:
+            why = "is full" if number in _FULL else f"fails ({reason})" if reason else "is full or fails"
             raise ResourceError(
                 f"the disk that holds {folder} {why}: free some space or choose another folder; nothing "
                 "incomplete was left behind"
             ) from error
-        if isinstance(error, OSError) and error.errno in _FORBIDDEN:
-            raise ConfigurationError(f"{folder} cannot be written to: {error.strerror}") from error
+        if number in _FORBIDDEN:
+            raise ConfigurationError(f"{folder} cannot be written to: {reason}") from error
         raise
 
 
-def _why_no_more(error: Exception) -> str | None:
-    """Why a disk took no more, if that is what an error is about."""
-    # safetensors and tokenizers report input and output errors as text.
-    if (isinstance(error, OSError) and error.errno in _FULL) or any(
-        f"os error {code}" in str(error) or os.strerror(code) in str(error) for code in _FULL
-    ):
-        return "is full"
-    if isinstance(error, OSError) and error.errno in _FAILING:
-        return f"fails ({error.strerror})"
-    # torch.save writes in C++, which says that it failed and not why; nothing else fails in this module then.
-    if isinstance(error, RuntimeError) and _raised_in(error) == "torch.serialization":
-        return "is full, or fails"
-    return None
+def _number(error: Exception) -> int | None:
+    """The operating system's number of an error; libraries in Rust report it as text."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    text = str(error)
+    if found := re.search(r"os error (\d+)", text):
+        return int(found[1])
+    return next((code for code in _FULL if os.strerror(code) in text), None)
 
 
 def _raised_in(error: Exception) -> str | None:
@@ -70,6 +74,21 @@ def _raised_in(error: Exception) -> str | None:
         module = traceback.tb_frame.f_globals.get("__name__")
         traceback = traceback.tb_next
     return module
+
+
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    """Makes a folder, and those that it lies in, where they are not there yet.
+
+    Args:
+        mode: of those that are made; their owner's alone by default.
+
+    Raises:
+        FileExistsError: one of them is a file.
+    """
+    for folder in reversed([path, *path.parents]):
+        if not folder.is_dir():
+            folder.mkdir(mode=mode, exist_ok=True)
+            sync(folder.parent)
 
 
 def sync(path: Path) -> None:
@@ -98,7 +117,7 @@ def folder_written_at_once(destination: Path) -> Iterator[Path]:
     temporary = None
     try:
         with disk_errors_are_clear(destination.parent):
-            destination.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(destination.parent, 0o777)
             temporary = Path(tempfile.mkdtemp(prefix=f".{destination.name}.", dir=destination.parent))
             yield temporary
             sync_all(temporary)

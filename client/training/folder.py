@@ -22,7 +22,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.data.records import digest
-from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.disk import disk_errors_are_clear, make_folder
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.training.checkpoints import forget_unfinished, newest, read_json, write_json
 from blindtune.client.training.digests import require_whole
@@ -54,11 +54,10 @@ class RunFolder:
             ConfigurationError: another process uses it, or it can't be written to.
         """
         with disk_errors_are_clear(path):
-            for folder in reversed([path, *path.parents]):
-                try:
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                except FileExistsError:
-                    raise ConfigurationError(f"{folder} is a file: choose another output.dir") from None
+            try:
+                make_folder(path)
+            except FileExistsError as error:
+                raise ConfigurationError(f"{error.filename} is a file: choose another output.dir") from None
             lock = FileLock(path / LOCK, mode=0o600)
             try:
                 lock.acquire(timeout=0)
@@ -96,7 +95,7 @@ class RunFolder:
             CheckpointError: one of them is damaged.
         """
         checkpoint = self.newest_checkpoint()
-        if checkpoint is None:
+        if checkpoint is None or self.complete:
             return
         require_whole(checkpoint)
         best = read_json(checkpoint / TRAINER_STATE_NAME).get("best_global_step")
@@ -134,7 +133,7 @@ class RunFolder:
 
     def _own_checkpoints(self) -> None:
         checkpoints = self.path / CHECKPOINTS
-        checkpoints.mkdir(mode=0o700, exist_ok=True)
+        make_folder(checkpoints)
         checkpoints.chmod(0o700)  # Hugging Face may have made it, in an earlier version
 
     def differing_versions(self) -> list[str]:

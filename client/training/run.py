@@ -95,7 +95,9 @@ def train_recipe(
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
     observer.data(data)
     with RunFolder.held(recipe.output.dir) as folder:
-        if not resume:
+        if resume:
+            folder.require_whole_checkpoint(recipe)
+        else:
             folder.require_unused()
         fingerprint = base_fingerprint(recipe, base) if private else None
         if resume:
@@ -108,7 +110,6 @@ def train_recipe(
             if folder.complete:
                 observer.say(f"{folder.path}: this run is complete already")
                 return _priced_anew(folder, prices or Prices())
-            folder.require_whole_checkpoint(recipe)
             if fingerprint is not None and not folder.knows_model:
                 observer.say(
                     f"warning: {folder.path} does not say which base model this run began with, since an "
