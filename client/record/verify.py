@@ -75,6 +75,8 @@ def check_output(chain: Chain, folder: Path) -> Output:
     """
     if not folder.is_dir():
         raise RecordError(f"there is no folder {folder}")
+    # First, since whatever lacks at the end of the record would be missed below.
+    _check_summary(chain, folder / SUMMARY)
     known = chain.checkpoints()
     found = {step: x for x in _folders(folder / CHECKPOINTS) if (step := step_of(x)) is not None}
     for step, checkpoint in sorted(found.items()):
@@ -85,8 +87,6 @@ def check_output(chain: Chain, folder: Path) -> Output:
         # Records of earlier versions name the adapter alone.
         if DIGESTS in known[step] and (wrong := differences(checkpoint)):
             raise RecordError(f"{checkpoint} is not the {what} in the record: {', '.join(wrong)}")
-    # First, since it tells whether entries lack at the end; then the record can't name the adapter.
-    _check_summary(chain, folder / SUMMARY)
     if chain.complete:
         _require_files(folder, chain.entries[-1].body["adapter"], "adapter")
     elif there := [name for name in ADAPTER_FILES if (folder / name).exists()]:

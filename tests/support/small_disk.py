@@ -3,8 +3,8 @@
     unshare --user --map-root-user --mount python small_disk.py MODEL TRAIN FOLDER
 
 MODEL has a tokenizer, and TRAIN is a file of examples for it. In a mount namespace of its own it mounts a
-file system of its own at FOLDER, again and again, each time a page larger, and prints a line of JSON for each:
-what came of it, and what was left behind.
+file system of its own at FOLDER, again and again, each time a page larger, and prints a line of JSON for
+each: what came of it, and what was left behind.
 """
 
 import json
