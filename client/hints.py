@@ -23,7 +23,7 @@ from typing import BinaryIO
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.client.disk import disk_errors_are_clear, file_written_at_once, make_folder
 from blindtune.client.kit import KIT_FOLDER, Kit
 from blindtune.protocol.errors import KitError
 from blindtune.protocol.expansion import KEY_BYTES
@@ -100,7 +100,7 @@ class HintStore:
     def _public_seed(self) -> bytes:
         path = self._folder / "public.seed"
         with disk_errors_are_clear(self._folder):
-            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(self._folder)
             if not path.exists():
                 file_written_at_once(path, lambda file: file.write(os.urandom(KEY_BYTES)), replace=False)
         seed = path.read_bytes()

@@ -98,7 +98,7 @@ def verify_record(
     if output is not None:
         there = verify.check_output(chain, output)
         found["adapter"], found["checkpoints"] = there.adapter, list(there.checkpoints)
-        lines.append(("adapter", "as recorded" if there.adapter else "not compared: the record is open"))
+        lines.append(("adapter", "as recorded" if there.adapter else "there is none, and the record is open"))
         removed = f", {len(there.removed)} recorded and removed since" if there.removed else ""
         lines.append(("checkpoints", f"{len(there.checkpoints)} as recorded{removed}"))
     if salt is not None:

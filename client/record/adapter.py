@@ -2,23 +2,28 @@
 
 import hashlib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from blindtune.protocol.errors import RecordError
 
-__all__ = ["ADAPTER_FILES", "adapter_digests", "step_of"]
+__all__ = ["ADAPTER_FILES", "CHECKPOINT_FILES", "DIGESTS", "digests_of", "step_of"]
+
+DIGESTS = "digests.json"
+"""File of a checkpoint with the digests of all others; see `blindtune.client.training.digests`."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+CHECKPOINT_FILES = (*ADAPTER_FILES, DIGESTS)
 
 
-def adapter_digests(folder: Path) -> dict[str, str]:
-    """SHA-256 of the files of an adapter, by their names.
+def digests_of(folder: Path, names: Iterable[str] = ADAPTER_FILES) -> dict[str, str]:
+    """SHA-256 of some files, those of an adapter by default, by their names.
 
     Raises:
         RecordError: one is not there, or can't be read.
     """
     digests = {}
-    for name in ADAPTER_FILES:
+    for name in names:
         try:
             with open(folder / name, "rb") as file:
                 digests[name] = hashlib.file_digest(file, "sha256").hexdigest()

@@ -46,8 +46,8 @@ class Chain:
         """Entries of some kinds, in order."""
         return [x for x in self.entries if x.kind in kinds]
 
-    def adapters(self) -> dict[int, dict[str, str]]:
-        """Digests of the adapter's files by the step of their checkpoint; the last ones said of each."""
+    def checkpoints(self) -> dict[int, dict[str, str]]:
+        """Digests of files by the step of their checkpoint; the last ones said of each."""
         found: dict[int, dict[str, str]] = {}
         for entry in self.of("checkpoint", "resume"):
             checkpoint: Any = entry.body if entry.kind == "checkpoint" else entry.body["checkpoint"]

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.client.disk import disk_errors_are_clear, file_written_at_once, make_folder
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["Salt", "Split", "leaf", "path_of", "root_of", "root_of_path", "tag", "tag_key_digest"]
@@ -89,7 +89,7 @@ class Salt:
             ConfigurationError: the folder can't be written to.
         """
         with disk_errors_are_clear(path.parent):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
         file_written_at_once(path, lambda file: file.write(f"{self._value.hex()}\n".encode()))
 
     @property

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.client.disk import disk_errors_are_clear, file_written_at_once, make_folder
 from blindtune.client.settings import settings_folder
 from blindtune.protocol.errors import ConfigurationError
 
@@ -142,7 +142,7 @@ def _make(path: Path) -> None:
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     try:
         with disk_errors_are_clear(path.parent):
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_folder(path.parent)
             file_written_at_once(path, lambda file: file.write(private), replace=False)
             kept = serialization.load_pem_private_key(path.read_bytes(), password=None)
             public = kept.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)

@@ -19,13 +19,12 @@ from blindtune.client.disk import file_written_at_once
 from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.recipe import Recipe
-from blindtune.client.record.adapter import adapter_digests, step_of
+from blindtune.client.record.adapter import CHECKPOINT_FILES, digests_of, step_of
 from blindtune.client.record.chain import Chain
 from blindtune.client.record.commitment import Salt
 from blindtune.client.record.keys import RecordKey, default_key
 from blindtune.client.record.log import RecordLog, Torn
 from blindtune.client.record.public import described_operators, described_run, described_split
-from blindtune.client.training.checkpoints import require_whole
 from blindtune.client.training.folder import STATE, RunFolder
 from blindtune.protocol.errors import (
     BlindtuneError,
@@ -48,7 +47,7 @@ class RunRecord:
     Args:
         log: is written to.
         step: the last step so far.
-        known: digests of the adapter of each checkpoint, by step, as the record says so far.
+        known: digests of each checkpoint, by step, as the record says so far.
     """
 
     def __init__(
@@ -163,7 +162,7 @@ class RunRecord:
 
         Raises:
             RecordError: the record is gone or broken, was signed with another key, or is another run's.
-            CheckpointError: the record says something else of the checkpoint's adapter.
+            CheckpointError: the record says something else of the checkpoint.
         """
         try:
             log, chain, torn = RecordLog.reopened(folder / RECORD, key)
@@ -176,15 +175,13 @@ class RunRecord:
                 f"this run has a record, and {folder / RECORD} cannot be read ({error.strerror}). "
                 + _WHAT_TO_DO
             ) from None
-        if checkpoint is not None:
-            require_whole(checkpoint)
         going_on = None if checkpoint is None else _checkpoint(checkpoint)
-        known = chain.adapters()
+        known = chain.checkpoints()
         if checkpoint is not None and going_on is not None:
             said = known.get(going_on["step"])
             if said not in (None, going_on["files"]):
                 raise CheckpointError(
-                    f"{checkpoint} is damaged or was exchanged: its adapter is not the one that "
+                    f"{checkpoint} is damaged or was exchanged: it is not the one that "
                     f"{folder / RECORD} names. Restore it; or delete the checkpoint, and the run goes on "
                     "from the one before"
                 )
@@ -245,7 +242,7 @@ class RunRecord:
         self._log.append(
             "finish",
             {
-                "adapter": adapter_digests(adapter),
+                "adapter": digests_of(adapter),
                 "steps": steps,
                 "verified_responses": verified_responses,
                 "lies": lies,
@@ -332,7 +329,7 @@ def _checkpoint(folder: Path) -> dict[str, Any]:
     step = step_of(folder)
     if step is None:
         raise ConfigurationError(f"{folder} is no checkpoint of a run")
-    return {"step": step, "files": adapter_digests(folder)}
+    return {"step": step, "files": digests_of(folder, CHECKPOINT_FILES)}
 
 
 def _data(data: PreparedData, salt: Salt) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from blindtune.client.data.records import read_records, record_digest
-from blindtune.client.record.adapter import adapter_digests, step_of
+from blindtune.client.record.adapter import ADAPTER_FILES, CHECKPOINT_FILES, DIGESTS, digests_of, step_of
 from blindtune.client.record.chain import Chain
 from blindtune.client.record.commitment import Salt
+from blindtune.client.training.digests import differences
 from blindtune.protocol.errors import RecordError
 
 __all__ = [
@@ -35,7 +36,7 @@ class Output:
     """What of a run's folder is as the record says.
 
     Attributes:
-        adapter: whether the final adapter is; False where the record is open, and says nothing of one.
+        adapter: whether the final adapter is; False where the record is open, and there is none.
         checkpoints: steps of the checkpoints that are there, all as recorded.
         removed: steps of those that were recorded and are not there any more.
     """
@@ -69,19 +70,30 @@ def check_output(chain: Chain, folder: Path) -> Output:
     """Checks that a folder holds the adapter and the checkpoints that a record names.
 
     Raises:
-        RecordError: a file is another one, or is not there, or the record does not name a checkpoint.
+        RecordError: a file is another one, or is not there, or the record does not name a checkpoint or an
+            adapter, or the summary beside the adapter names another head.
     """
     if not folder.is_dir():
         raise RecordError(f"there is no folder {folder}")
-    known = chain.adapters()
+    # First, since whatever lacks at the end of the record would be missed below.
+    _check_summary(chain, folder / SUMMARY)
+    known = chain.checkpoints()
     found = {step: x for x in _folders(folder / CHECKPOINTS) if (step := step_of(x)) is not None}
     for step, checkpoint in sorted(found.items()):
         if step not in known:
             raise RecordError(f"the record names no checkpoint of step {step}, and {checkpoint} is one")
-        _require_files(checkpoint, known[step], f"checkpoint of step {step}")
+        what = f"checkpoint of step {step}"
+        _require_files(checkpoint, known[step], what)
+        # Records of earlier versions name the adapter alone.
+        if DIGESTS in known[step] and (wrong := differences(checkpoint)):
+            raise RecordError(f"{checkpoint} is not the {what} in the record: {', '.join(wrong)}")
     if chain.complete:
         _require_files(folder, chain.entries[-1].body["adapter"], "adapter")
-        _check_summary(chain, folder / SUMMARY)
+    elif there := [name for name in ADAPTER_FILES if (folder / name).exists()]:
+        raise RecordError(
+            f"{folder} holds an adapter ({', '.join(there)}), and the record is open and names none: entries "
+            "lack at its end, or the run was cut off just before its end, or went on without this record"
+        )
     return Output(chain.complete, sorted(found), sorted(set(known) - set(found)))
 
 
@@ -228,7 +240,9 @@ def _check_summary(chain: Chain, path: Path) -> None:
     try:
         said = json.loads(path.read_text(encoding="utf-8"))["record"]["head"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise RecordError(f"{path} names no head of a record: it was changed") from None
+        raise RecordError(
+            f"{path} names no head of a record: the run ended without this record, or the file was changed"
+        ) from None
     check_head(chain, str(said), f"the head in {path}")
 
 
@@ -241,7 +255,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _require_files(folder: Path, said: Mapping[str, str], what: str) -> None:
-    actual = adapter_digests(folder)
+    actual = digests_of(folder, CHECKPOINT_FILES if DIGESTS in said else ADAPTER_FILES)
     for name in sorted({*said, *actual}):
         if said.get(name) != actual.get(name):
             raise RecordError(f"{folder / name} is not that of the {what} in the record: it was changed")

@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
@@ -115,7 +115,16 @@ def new_adapter(
     except (ValueError, TypeError) as error:
         raise ConfigurationError(f"adapter: {' '.join(str(error).split())}") from None
     _require_patterns(section, model.base_model.targeted_module_names)
+    for config in model.peft_config.values():
+        _put_sets_in_order(config)
     return model
+
+
+def _put_sets_in_order(config: PeftConfig) -> None:
+    """Makes lists of a configuration's sets, whose order in its file would differ from process to process."""
+    for name, value in vars(config).items():
+        if isinstance(value, set):
+            setattr(config, name, sorted(value))
 
 
 def _trained_whole(names: Sequence[str], wanted: Sequence[str]) -> list[str]:

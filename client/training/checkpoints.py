@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
-from blindtune.client.disk import file_written_at_once
+from blindtune.client.disk import file_written_at_once, sync, sync_all
+from blindtune.client.training.digests import write_digests
 from blindtune.client.training.finite import finite
 from blindtune.protocol.errors import BlindtuneError, CheckpointError
 
@@ -25,21 +26,11 @@ __all__ = [
     "newest",
     "owner_only",
     "read_json",
-    "require_whole",
     "staging",
-    "sync",
     "write_json",
 ]
 
 _STAGING = ".unfinished"
-_NEEDED = (
-    "adapter_model.safetensors",
-    "optimizer.pt",
-    "scheduler.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-    "figures.json",
-)
 
 
 class RandomState:
@@ -59,12 +50,16 @@ class RandomState:
             torch.cuda.random.set_rng_state(self._cuda)
 
 
-def staging(folder: Path) -> Path:
-    """An empty folder inside ``folder`` to write a checkpoint to, before `install`."""
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """An empty folder inside ``folder`` to write a checkpoint to, before `install`; it is gone afterwards."""
+    forget_unfinished(folder)
     unfinished = folder / _STAGING
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(mode=0o700)  # libraries write with modes of their own, and nobody looks in meanwhile
-    return unfinished
+    try:
+        unfinished.mkdir(mode=0o700)  # libraries write with modes of their own, and nobody looks in meanwhile
+        yield unfinished
+    finally:
+        forget_unfinished(folder)
 
 
 def install(written: Path, folder: Path, keep: int | None, best: str | None) -> None:
@@ -78,10 +73,9 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
     final = folder / written.name
     if final.exists():
         return  # of the same step of this run, and so the same: removing it would leave a moment without
+    write_digests(written)
     owner_only(written)
-    for path in written.iterdir():
-        sync(path)
-    sync(written)
+    sync_all(written)
     os.replace(written, final)
     sync(folder)
     rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)
@@ -94,15 +88,6 @@ def owner_only(folder: Path) -> None:
         path.chmod(0o700 if path.is_dir() else 0o600)
 
 
-def sync(path: Path) -> None:
-    """Makes sure that what was written survives a loss of power."""
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
-
-
 def forget_unfinished(folder: Path) -> None:
     """Removes what a killed process was writing."""
     shutil.rmtree(folder / _STAGING, ignore_errors=True)
@@ -112,20 +97,6 @@ def newest(folder: Path) -> Path | None:
     """The checkpoint of the latest step; an older one may be half removed, this one is whole."""
     found = sort_checkpoints(str(folder), PREFIX_CHECKPOINT_DIR) if folder.is_dir() else []
     return Path(found[-1]) if found else None
-
-
-def require_whole(checkpoint: Path) -> None:
-    """Checks that nothing of a checkpoint is missing: what is, Hugging Face would start afresh.
-
-    Raises:
-        CheckpointError: a file is missing.
-    """
-    missing = [name for name in _NEEDED if not (checkpoint / name).is_file()]
-    if missing:
-        raise CheckpointError(
-            f"{checkpoint} lacks {', '.join(missing)}: delete this folder, and the run goes on from the "
-            "checkpoint before, or from its start"
-        )
 
 
 def read_json(path: Path) -> dict[str, Any]:

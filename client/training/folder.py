@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blindtune.client.data.prepared import PreparedData
-from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.disk import disk_errors_are_clear, make_folder
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.training.checkpoints import (
     damage_is_clear,
@@ -30,6 +32,7 @@ from blindtune.client.training.checkpoints import (
     write_json,
 )
 from blindtune.client.training.data_tag import differing, new_tags, plain_digests
+from blindtune.client.training.digests import require_whole
 from blindtune.client.training.trainer import CHECKPOINTS
 from blindtune.protocol.errors import ConfigurationError
 
@@ -59,11 +62,10 @@ class RunFolder:
             ConfigurationError: another process uses it, or it can't be written to.
         """
         with disk_errors_are_clear(path):
-            for folder in reversed([path, *path.parents]):
-                try:
-                    folder.mkdir(mode=0o700, exist_ok=True)
-                except FileExistsError:
-                    raise ConfigurationError(f"{folder} is a file: choose another output.dir") from None
+            try:
+                make_folder(path)
+            except FileExistsError as error:
+                raise ConfigurationError(f"{error.filename} is a file: choose another output.dir") from None
             lock = FileLock(path / LOCK, mode=0o600)
             try:
                 lock.acquire(timeout=0)
@@ -122,6 +124,20 @@ class RunFolder:
         if not self.state:
             raise ConfigurationError(f"{self.path} holds no run to resume: start it without --resume")
 
+    def require_whole_checkpoint(self, recipe: Recipe) -> None:
+        """Checks that the checkpoint to go on from is whole, and the best one, where that will be the result.
+
+        Raises:
+            CheckpointError: one of them is damaged.
+        """
+        checkpoint = self.newest_checkpoint()
+        if checkpoint is None or self.complete:
+            return
+        require_whole(checkpoint)
+        best = read_json(checkpoint / TRAINER_STATE_NAME).get("best_global_step")
+        if recipe.training.load_best_model_at_end and best:
+            require_whole(checkpoint.with_name(f"{PREFIX_CHECKPOINT_DIR}-{best}"))
+
     def require_unused(self) -> None:
         """Checks that a new run may start here.
 
@@ -167,7 +183,7 @@ class RunFolder:
 
     def _own_checkpoints(self) -> None:
         checkpoints = self.path / CHECKPOINTS
-        checkpoints.mkdir(mode=0o700, exist_ok=True)
+        make_folder(checkpoints)
         checkpoints.chmod(0o700)  # Hugging Face may have made it, in an earlier version
 
     def differing_versions(self) -> list[str]:

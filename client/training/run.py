@@ -1,6 +1,5 @@
 """One run from its recipe to its adapter: `train_recipe`."""
 
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +11,19 @@ from transformers import TrainerCallback
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
-from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.disk import disk_errors_are_clear, sync
 from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
 from blindtune.client.training.adapter import new_adapter
-from blindtune.client.training.checkpoints import damage_is_clear, owner_only, read_json, sync, write_json
+from blindtune.client.training.checkpoints import (
+    damage_is_clear,
+    owner_only,
+    read_json,
+    staging,
+    write_json,
+)
 from blindtune.client.training.divergence import DivergenceWarning
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.figures import Figures, Prices, traffic
@@ -97,7 +102,9 @@ def train_recipe(
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed, now)
     observer.data(data)
     with RunFolder.held(recipe.output.dir) as folder:
-        if not resume:
+        if resume:
+            folder.require_whole_checkpoint(recipe)
+        else:
             folder.require_unused()
         fingerprint = base_fingerprint(recipe, base) if private else None
         if resume:
@@ -280,20 +287,17 @@ class _Run:
         """Writes the adapter elsewhere first, so that each file of the result is whole or not there."""
         folder = self._folder.path
         with disk_errors_are_clear(folder):
-            written = folder / CHECKPOINTS / ".adapter"
-            shutil.rmtree(written, ignore_errors=True)
-            written.mkdir(mode=0o700)
-            trainer.save_model(str(written))
-            self._tokenizer.save_pretrained(written)
-            if self._recipe.data.task == "instructions":
-                write_stop_tokens(self._model, self._tokenizer, self._data.train.stops, written)
-            (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of what recipe.yaml says
-            owner_only(written)
-            for path in sorted(written.iterdir()):
-                sync(path)  # the summary, which says that all is there, is not to be there first
-                path.replace(folder / path.name)
-            written.rmdir()
-            sync(folder)
+            with staging(folder / CHECKPOINTS) as written:
+                trainer.save_model(str(written))
+                self._tokenizer.save_pretrained(written)
+                if self._recipe.data.task == "instructions":
+                    write_stop_tokens(self._model, self._tokenizer, self._data.train.stops, written)
+                (written / "training_args.bin").unlink(missing_ok=True)  # a pickle of what recipe.yaml says
+                owner_only(written)
+                for path in sorted(written.iterdir()):
+                    sync(path)  # the summary, which says that all is there, is not to be there first
+                    path.replace(folder / path.name)
+                sync(folder)
 
     def _summary(
         self,

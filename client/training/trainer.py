@@ -34,6 +34,7 @@ from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler, labelled_collator
+from blindtune.client.training.digests import require_whole
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
@@ -193,12 +194,12 @@ class RecipeTrainer(Trainer):
 
         When workers fail in the middle of a step, the state after the last complete step is saved first.
 
+        Args:
+            checkpoint: one that is whole; see `blindtune.client.training.digests`.
+
         Raises:
-            CheckpointError: the checkpoint is damaged.
+            CheckpointError: the best checkpoint, which is the result, was damaged meanwhile.
         """
-        if checkpoint is not None:
-            checkpoints.require_whole(checkpoint)
-            checkpoints.read_json(checkpoint / TRAINER_STATE_NAME)
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except BlindtuneError:
@@ -293,8 +294,7 @@ class RecipeTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         folder = Path(self.args.output_dir)
-        with disk_errors_are_clear(folder):
-            self._staging = checkpoints.staging(folder)
+        with disk_errors_are_clear(folder), checkpoints.staging(folder) as self._staging:
             try:
                 super()._save_checkpoint(model, trial)
                 written = self._staging / f"checkpoint-{self.state.global_step}"
@@ -308,6 +308,11 @@ class RecipeTrainer(Trainer):
             checkpoints.install(
                 written, folder, self._recipe.training.save_total_limit, self.state.best_model_checkpoint
             )
+
+    def _load_best_model(self) -> None:
+        # Where it is gone, the stock trainer would warn and leave the last one in its place.
+        require_whole(Path(str(self.state.best_model_checkpoint)))
+        super()._load_best_model()
 
     def _save_last_step(self) -> None:
         """Saves the state after the last complete step, where no checkpoint has it already."""

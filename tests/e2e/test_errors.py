@@ -1,6 +1,7 @@
 """What goes wrong around a run is one clear error, on the command line and in a script."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from support import small_disk
 from support.operators import RunningOperators
+from support.recipes import with_tokenizer, write_lines
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
@@ -46,22 +48,25 @@ def test_a_disk_that_fills_up_at_any_point_leaves_nothing_behind(
     checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     (tmp_path / "disk").mkdir()
+    model = with_tokenizer(checkpoints["llama"], tmp_path)
+    train = write_lines(tmp_path / "train.jsonl", [{"prompt": "ab", "completion": "c"}])
     ended = subprocess.run(
-        [*NAMESPACE, sys.executable, small_disk.__file__, str(checkpoints["llama"]), str(tmp_path / "disk")],
+        [*NAMESPACE, sys.executable, small_disk.__file__, model, train, str(tmp_path / "disk")],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
+        env=os.environ | {"PYTHONPATH": str(Path(small_disk.__file__).parents[1])},
     )
     assert ended.returncode == 0, ended.stderr
     outcomes = [json.loads(line) for line in ended.stdout.splitlines()]
-    for how in ("prepare", "first use"):
+    for how in ("prepare", "first use", "checkpoint"):
         *full, fits = [outcome for outcome in outcomes if outcome["how"] == how]
         assert fits["error"] is None
         assert len(full) > 5
         for outcome in full:
             assert outcome["error"] == "ResourceError", outcome
             assert f"the disk that holds {tmp_path / 'disk'}" in outcome["message"]
-            assert "is full" in outcome["message"]
+            assert " is full" in outcome["message"]
             assert outcome["left"] == 0, outcome
 
 

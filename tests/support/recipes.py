@@ -10,9 +10,12 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
-from blindtune.client.data.prepared import PreparedData
+from blindtune.client.data.prepared import PreparedData, prepare_data
+from blindtune.client.disk import make_folder
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.figures import Figures
+from blindtune.client.training.models import base_folder, load_base, load_tokenizer, new_adapter
+from blindtune.client.training.trainer import RecipeTrainer
 from support.operators import RunningOperators
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "character_tokenizer",
     "operator_sections",
     "recipe_of",
+    "trained_one_step",
     "with_tokenizer",
     "write_lines",
 ]
@@ -112,6 +116,20 @@ def operator_sections(operators: RunningOperators, model: str) -> list[dict[str,
         {"name": x.name, "workers": list(x.workers), "ca": str(x.ca), "cert": str(x.cert), "key": str(x.key)}
         for x in operators.operators(model)
     ]
+
+
+def trained_one_step(recipe: Recipe) -> RecipeTrainer:
+    """A trainer without workers that did the first step of a recipe, and saved nothing."""
+    base = base_folder(recipe)
+    tokenizer = load_tokenizer(base)
+    data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
+    model = new_adapter(load_base(recipe, base, data.labels, tokenizer, None), recipe)
+    only_one = recipe.training.model_copy(update={"max_steps": 1, "save_strategy": "no"})
+    recipe = recipe.model_copy(update={"training": only_one})
+    trainer = RecipeTrainer(recipe, recipe.output.dir, model, tokenizer, data.train)
+    trainer.train_from(None)
+    make_folder(Path(trainer.args.output_dir))
+    return trainer
 
 
 class Silent:

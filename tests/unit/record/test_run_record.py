@@ -19,6 +19,7 @@ from blindtune.client.record.chain import Chain, read_chain
 from blindtune.client.record.commitment import Salt
 from blindtune.client.record.keys import VerificationKey
 from blindtune.client.record.public import described_run
+from blindtune.client.training.digests import write_digests
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.run import train_recipe
 from blindtune.protocol.errors import (
@@ -183,6 +184,8 @@ def test_a_changed_adapter_checkpoint_data_configuration_or_model_is_refused(
     refused(output / "adapter_config.json", "is not that of the adapter in the record", folder)
     inside = output / "checkpoints" / "checkpoint-3" / "adapter_model.safetensors"
     refused(inside, "is not that of the checkpoint of step 3", folder)
+    refused(inside.parent / "digests.json", "is not that of the checkpoint of step 3", folder)
+    refused(inside.parent / "optimizer.pt", "checkpoint of step 3 .*: optimizer.pt was changed", folder)
     shutil.copytree(inside.parent, output / "checkpoints" / "checkpoint-9")
     with pytest.raises(RecordError, match="the record names no checkpoint of step 9"):
         folder()
@@ -208,6 +211,35 @@ def test_a_changed_adapter_checkpoint_data_configuration_or_model_is_refused(
         verify.check_configuration(chain, salt, output)
     with pytest.raises(RecordError, match="names a model with"):
         verify.check_model(chain, str(checkpoints["llama"]), None)
+
+
+def test_an_adapter_is_not_compared_with_a_record_that_lacks_its_end(make: Callable[..., Recipe]) -> None:
+    run = make()
+    train_recipe(run, Silent())
+    output, path = run.output.dir, record_of(run)
+    lines = path.read_bytes().splitlines(keepends=True)
+    adapter, summary = output / "adapter_model.safetensors", output / "summary.json"
+    kept = json.loads(summary.read_text())
+    adapter.write_bytes(b"foreign")
+    path.write_bytes(b"".join(lines[:-1]))
+    chain = chain_of(run)
+    for said, words in (
+        (kept, f"the head in {summary} is {kept['record']['head']}: entries lack at the end"),
+        (kept | {"record": None}, "the run ended without this record, or the file was changed"),
+        # A head that fits does not help: an open record names no adapter.
+        (kept | {"record": {"head": chain.head}}, "the record is open and names none: entries lack"),
+        (None, "the record is open and names none: entries lack"),
+    ):
+        summary.unlink(missing_ok=True)
+        if said is not None:
+            summary.write_text(json.dumps(said))
+        with pytest.raises(RecordError, match=words):
+            verify.check_output(chain, output)
+    adapter.unlink()
+    with pytest.raises(RecordError, match="holds an adapter .adapter_config.json"):
+        verify.check_output(chain, output)
+    (output / "adapter_config.json").unlink()
+    assert verify.check_output(chain, output) == verify.Output(False, [3, 4], [1, 2])
 
 
 def _interrupted(run: Recipe) -> None:
@@ -245,6 +277,7 @@ def test_a_checkpoint_that_was_exchanged_is_not_gone_on_from(make: Callable[...,
         checkpoints / "checkpoint-1" / "adapter_model.safetensors",
         checkpoints / "checkpoint-2" / "adapter_model.safetensors",
     )
+    write_digests(checkpoints / "checkpoint-2")
     with pytest.raises(CheckpointError, match="checkpoint-2 is damaged or was exchanged"):
         train_recipe(run, Silent(), resume=True)
 
