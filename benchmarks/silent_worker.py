@@ -4,8 +4,8 @@
 
 One operator with two workers on loopback, the silent one first, and a client that asks for one verified
 product after the other, with a pause between them as for a step's own work. With ``--acknowledges`` both say
-so in their manifests, and the silent one acknowledges each request before it falls silent. It prints a line of
-JSON for each number of rows.
+so in their manifests, and the silent one acknowledges each request before it falls silent. It prints a line
+of JSON for each number of rows.
 """
 
 import argparse

@@ -305,7 +305,8 @@ class Asking:
 
     def _exchange(self, question: Question, running: _Running, answer: Residues) -> None:
         """Sends the request to the attempt's worker, and verifies its answer as it comes."""
-        request, attempt = question.request, running.attempt
+        request, check, vectors = question.request, question.check, question.vectors
+        attempt = running.attempt
         rows, _ = request.share.shape
         with self._lock:
             self._statistics.requests += 1
@@ -324,9 +325,7 @@ class Asking:
                     if arrived == verified:
                         continue
                     try:
-                        _verify(
-                            question.check, request.share, answer, slice(verified, arrived), question.vectors
-                        )
+                        _verify(check, request.share, answer, slice(verified, arrived), vectors)
                     finally:
                         seconds += self._clock() - started
                     verified = arrived
