@@ -24,6 +24,8 @@ _PREFIX = "blindtune_client"
 _PER_OPERATOR = {
     "requests": ("requests", "Requests that were sent, retries included."),
     "retries": ("retries", "Requests that were sent again since an attempt had failed."),
+    "hedges": ("hedges", "Requests that were sent to a replica while another worker was taking long."),
+    "hedges_won": ("hedges_won", "Of those, the ones that were answered first."),
     "rows": ("rows", "Rows of the operands of requests."),
     "bytes_sent": ("sent_bytes", "Payload of requests, without the framing of gRPC and TLS."),
     "bytes_received": ("received_bytes", "Payload of answers, without the framing of gRPC and TLS."),
@@ -78,9 +80,15 @@ def _families(statistics: dict[str, OperatorStatistics]) -> Iterator[Metric]:
     excluded = GaugeMetricFamily(
         f"{_PREFIX}_workers_excluded", "Workers that are not asked again in this run.", labels=["operator"]
     )
+    aside = CounterMetricFamily(
+        f"{_PREFIX}_workers_set_aside",
+        "Times that a worker was set aside since it was silent again and again.",
+        labels=["operator"],
+    )
     for operator, figures in statistics.items():
+        aside.add_metric([operator], len(figures.set_aside))
         lies.add_metric([operator], len(figures.lies))
         excluded.add_metric([operator], len({x.worker for x in figures.excluded}))
         for kind in Failure:
             failures.add_metric([operator, kind.name.lower()], figures.failures[kind])
-    yield from (lies, failures, excluded)
+    yield from (lies, failures, excluded, aside)

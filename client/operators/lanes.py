@@ -5,6 +5,7 @@ in threads that wait for nothing but their worker, never for each other: they al
 """
 
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -45,7 +46,8 @@ class UnderWay:
         """Waits until nothing is under way any more; what went wrong first in order of lanes, or None."""
         first, *others = self.lanes
         errors = [first.exception()]
-        # Then all blocks are taken, and a lane that has not begun has nothing to do.
+        # Then all blocks are taken, and a lane that has not begun has nothing to do. What is left of one goes
+        # to the lane that took it, if not to another.
         errors += [lane.exception() for lane in others if not lane.cancel()]
         return next((error for error in errors if error is not None), None)
 
@@ -54,30 +56,38 @@ class _Queue:
     """Hands out blocks, and none any more once one of them failed."""
 
     def __init__(self, blocks: Iterable[Block]) -> None:
-        self._blocks = iter(blocks)
+        self._blocks = deque(blocks)
+        self._stopped = False
         self._lock = threading.Lock()
 
     def __iter__(self) -> Iterator[Block]:
         while True:
             with self._lock:
-                block = next(self._blocks, None)
-            if block is None:
-                return
+                if not self._blocks:
+                    return
+                block = self._blocks.popleft()
             yield block
+
+    def put(self, block: Block) -> None:
+        with self._lock:
+            if not self._stopped:
+                self._blocks.appendleft(block)
 
     def stop(self) -> None:
         with self._lock:
-            self._blocks = iter(())
+            self._stopped = True
+            self._blocks.clear()
 
 
-def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[int, int], None]) -> UnderWay:
+def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[int, int], int]) -> UnderWay:
     """Asks for blocks in the threads of an executor.
 
     Args:
         executor: runs nothing but lanes.
         blocks: one or more.
         lanes: how many blocks at a time, at most.
-        ask: awaits the answer to the rows of a block. Once it raised, no other block begins.
+        ask: awaits the answer to the first rows of a block, and returns where the others begin, which become
+            a block of their own, or where the block ends. Once it raised, no other block begins.
 
     Raises:
         RuntimeError: the executor is being shut down. Nothing is under way then.
@@ -87,10 +97,12 @@ def start(executor: Executor, blocks: list[Block], lanes: int, ask: Callable[[in
     def lane() -> None:
         for first, stop in queue:
             try:
-                ask(first, stop)
+                rest = ask(first, stop)
             except BaseException:
                 queue.stop()
                 raise
+            if rest < stop:
+                queue.put((rest, stop))
 
     submitted: list[Any] = []
     try:

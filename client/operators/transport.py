@@ -7,7 +7,7 @@ or a faulty one in its place.
 import logging
 import os
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -18,15 +18,15 @@ from numpy.typing import NDArray
 
 from blindtune.client.addresses import grpc_target
 from blindtune.client.config import Operator
+from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import shown
 from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
-from blindtune.client.operators.policy import Failure
 from blindtune.client.tls_files import files_state, read_files
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.proto.turns import Turns
 from blindtune.protocol.errors import ConfigurationError
 
-__all__ = ["GrpcTransport", "Transport", "TransportError", "transport_error"]
+__all__ = ["GrpcTransport", "StopRequest", "Transport", "TransportError", "transport_error"]
 
 _logger = logging.getLogger(__name__)
 _CLOSED = "the connection was closed"
@@ -61,6 +61,34 @@ class TransportError(Exception):
         self.code = code
 
 
+class StopRequest:
+    """Lets another thread end a request.
+
+    Attributes:
+        called: whether one did.
+    """
+
+    def __init__(self) -> None:
+        self.called = False
+        self._lock = threading.Lock()
+        self._ends: Callable[[], object] = lambda: None
+
+    def by(self, ends: Callable[[], object]) -> None:
+        """Says what ends it, from now on."""
+        with self._lock:
+            self._ends = ends
+            called = self.called
+        if called:
+            ends()
+
+    def __call__(self) -> None:
+        """Ends it, or keeps it from being made. Whoever reads its answer gets a `TransportError`."""
+        with self._lock:
+            self.called = True
+            ends = self._ends
+        ends()
+
+
 class Transport(Protocol):
     """A way to reach one worker."""
 
@@ -72,7 +100,11 @@ class Transport(Protocol):
         """
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         """Asks the worker. Closing the generator ends the request.
 
@@ -80,9 +112,11 @@ class Transport(Protocol):
             request: what to ask.
             timeout: seconds for all of it.
             answer: uint32 [rows, outputs], in C order, where the rows of the answer go, unverified.
+            stop: is told how to end the request while the generator is waiting.
 
         Yields:
-            How many of the rows are there, each time more are. Those are never written again.
+            How many of the rows are there: 0 once the worker has given a sign of life, and then each time
+            more are. Those are never written again.
 
         Raises:
             TransportError: there is no answer.
@@ -95,6 +129,7 @@ class Transport(Protocol):
 
 _FAILURES = {
     grpc.StatusCode.RESOURCE_EXHAUSTED: Failure.BUSY,
+    grpc.StatusCode.DEADLINE_EXCEEDED: Failure.SILENT,
     grpc.StatusCode.INVALID_ARGUMENT: Failure.INCOMPATIBLE,
     grpc.StatusCode.NOT_FOUND: Failure.INCOMPATIBLE,
     # A worker that was restarted with smaller limits: the same bytes would be refused again.
@@ -189,7 +224,7 @@ class GrpcTransport:
 
     def _failed(self, connection: _Connection, error: TransportError) -> TransportError:
         refused = error.code is grpc.StatusCode.UNAUTHENTICATED
-        if not refused and error.failure is not Failure.UNREACHABLE:
+        if not refused and error.failure not in (Failure.UNREACHABLE, Failure.SILENT):
             return error
         renewed = self._renew(connection)
         # A worker that let this client in before is probably in the middle of an exchange of tokens.
@@ -243,12 +278,22 @@ class GrpcTransport:
             return connection.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=timeout)
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         with self._connected() as connection:
             messages = connection.turns.in_turn(request_messages(request), request.payload_bytes)
             call = connection.multiply(messages, timeout=timeout)
             try:
+                if stop is not None:
+                    stop.by(call.cancel)
+                # Where a worker acknowledges nothing they come with the first rows. They come of a call that
+                # failed, too: reading on tells.
+                call.initial_metadata()
+                yield 0
                 yield from read_rows(request, call, answer)
             finally:
                 call.cancel()  # an answer that went on for too long, or is a lie, would keep coming

@@ -659,16 +659,14 @@ _RETRIES = (
         "a repeated request has noise drawn anew under the same secret, and their difference tells",
         (
             Edit(
-                "client/operators/operator.py",
-                "            self._note_failure(worker, request, failure, detail)\n",
-                "            self._note_failure(worker, request, failure, detail)\n"
-                "            if request.share.seed is None:\n"
-                "                shape = request.share.shape\n"
-                "                import numpy as np\n"
-                "                fresh = np.random.default_rng().integers(-21, 22, shape)\n"
+                "client/operators/asking.py",
+                "                self._statistics.retries += bool(wanted.failed)\n",
+                "                self._statistics.retries += bool(wanted.failed)\n"
+                "            if wanted.failed and request.share.seed is None:\n"
+                "                fresh = np.random.default_rng().integers(-21, 22, request.share.shape)\n"
                 "                fresh = (fresh + request.share.residues) % 2147389441\n"
                 "                share = Share(request.share.recipient, fresh.astype(np.uint32))\n"
-                "                request = replace(request, share=share)\n",
+                "                question = replace(question, request=replace(request, share=share))\n",
             ),
         ),
         (f"{_OPERATOR}::test_a_retry_sends_the_same_bytes_to_every_worker",),
@@ -824,7 +822,7 @@ _CHECKS = (
     _one(
         "no-verification-of-integers",
         "answers to operands that came as integers are not verified",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "            check.verify(share.residues[rows], answer[rows], vectors)\n",
         "            pass\n",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
@@ -832,7 +830,7 @@ _CHECKS = (
     _one(
         "no-verification",
         "answers are not verified",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "            check.verify_expected(share.expected[rows], answer[rows])\n",
         "            pass\n",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
@@ -842,7 +840,7 @@ _CHECKS = (
         "answers are unmasked first and verified then",
         (
             Edit(
-                "client/operators/operator.py",
+                "client/operators/asking.py",
                 "            check.verify_expected(share.expected[rows], answer[rows])\n",
                 "            pass\n",
             ),
@@ -859,7 +857,7 @@ _CHECKS = (
     _one(
         "one-answer-verified",
         "only operands that travel as rows have their answer verified",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "_verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
         "request.share.seed or _verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",
@@ -867,7 +865,7 @@ _CHECKS = (
     _one(
         "first-message-verified",
         "of the messages of an answer only the first is verified",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "_verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
         "verified or _verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
         f"{_BLOCKS}::test_a_wrong_row_fails_its_answer_at_once_wherever_it_is",
@@ -875,7 +873,7 @@ _CHECKS = (
     _one(
         "answer-without-its-last-rows",
         "an answer is taken though the last rows never arrived",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "if verified != rows:",
         "if verified > rows:",
         f"{_BLOCKS}::test_a_transport_that_ends_before_the_last_row_gives_no_answer",
@@ -915,7 +913,7 @@ _CHECKS = (
     _one(
         "answer-reduced-before-the-check",
         "answers are reduced mod q before they are checked",
-        "client/operators/operator.py",
+        "client/operators/asking.py",
         "check.verify_expected(share.expected[rows], answer[rows])",
         "check.verify_expected(share.expected[rows], answer[rows] % answer.dtype.type(2147389441))",
         f"{_OPERATOR}::test_a_lie_is_caught_and_the_replica_answers_the_same_bytes",

@@ -6,7 +6,7 @@ else. It is the judge, so nothing in it is shared with what it judges.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,30 +141,34 @@ class Ledger:
             self.broken("quarantine", f"{worker} lied and was asked again")
         header = worker_pb2.MultiplyRequest.FromString(messages[0]).header
         label = request.product.label
+        residues = b"".join(worker_pb2.MultiplyRequest.FromString(x).residues for x in messages[1:])
         if header.HasField("seed"):
-            known = self._keys.get(header.seed.key)
-            entries = [known]
-            first = header.seed.row_offset
+            rows = [header.seed.key] * header.rows
+            drawn = self._keys.get(header.seed.key)
+            entries = [drawn and replace(drawn, row=header.seed.row_offset + i) for i in range(header.rows)]
         else:
-            data = b"".join(worker_pb2.MultiplyRequest.FromString(x).residues for x in messages[1:])
-            rows = np.frombuffer(data, "<u4").reshape(header.rows, header.columns)
-            entries = [self._rows.get(_digest(row)) for row in rows]
-            first = entries[0].row if entries[0] else 0
-        for place, entry in enumerate(entries):
+            sent = np.frombuffer(residues, "<u4").reshape(header.rows, header.columns)
+            rows = [row.tobytes() for row in sent]
+            entries = [self._rows.get(_digest(row)) for row in sent]
+        # What is said of a row besides itself, wherever an operand is cut.
+        header.ClearField("rows")
+        header.seed.row_offset = 0
+        said = header.SerializeToString()
+        is_repeated = False
+        for place, (row, entry) in enumerate(zip(rows, entries, strict=True)):
             if entry is None:
                 self.broken("recipient", f"{worker} got bytes that no mask source made ({label})")
-                return Attempt(self, client, worker, request)
+                break
             if (entry.recipient, entry.product) != (worker.operator, label):
                 self.broken("recipient", f"{worker} got a share of operator {entry.recipient} ({label})")
-            if not header.HasField("seed") and entry.row != first + place:
+            if entries[0] and entry.row != entries[0].row + place:
                 self.broken("same bytes", f"rows of {label} travelled in another order")
-        assert entries[0]
-        key = entries[0].operand, worker.operator, first
-        digest = hashlib.sha256(b"".join(messages)).digest()
-        if key in self._sent:
-            self.repeated += 1
-        if self._sent.setdefault(key, digest) != digest:
-            self.broken("same bytes", f"{worker} got other bytes than the attempt before ({label})")
+            key = entry.operand, worker.operator, entry.row
+            digest = hashlib.sha256(said + row).digest()
+            is_repeated |= key in self._sent
+            if self._sent.setdefault(key, digest) != digest:
+                self.broken("same bytes", f"{worker} got other bytes than the attempt before ({label})")
+        self.repeated += is_repeated
         return Attempt(self, client, worker, request)
 
 

@@ -11,10 +11,13 @@ from typing import Literal
 
 from simulation.scheduler import Scheduler, Signal
 
-__all__ = ["WINDOW", "Broken", "Damage", "DeadlineExceeded", "Link", "Stream"]
+__all__ = ["ACKNOWLEDGED", "WINDOW", "Broken", "Damage", "DeadlineExceeded", "Link", "Stream"]
 
 WINDOW = 4096
 """Bytes of one stream that may be under way."""
+
+ACKNOWLEDGED = b"initial metadata"
+"""This very object, on its way to a client, is what gRPC calls initial metadata, and no message."""
 
 Kind = Literal["drop", "duplicate", "truncate", "corrupt", "swap"]
 
@@ -132,6 +135,11 @@ class Stream:
             return
         self._set_out(message)
 
+    def acknowledge(self) -> None:
+        """Sends `ACKNOWLEDGED`, which no damage befalls but the loss of all."""
+        if not self._broken:
+            self._deliver(ACKNOWLEDGED)
+
     def _set_out(self, message: bytes | None) -> None:
         """Lets a message arrive later, and not before those ahead of it; None is the end."""
         now = self._scheduler.now
@@ -182,6 +190,7 @@ class Stream:
             if not self._queue:
                 return
             message = self._queue.popleft()
-            self._queued -= len(message)
+            if message is not ACKNOWLEDGED:
+                self._queued -= len(message)
             self._changed.notify()
             yield message

@@ -16,7 +16,10 @@ import pytest
 
 from blindtune.client import multiplier
 from blindtune.client.operators import operator, policy, transport
-from blindtune.client.operators.policy import Failure, WorkerPolicy
+from blindtune.client.operators.asking import Asking
+from blindtune.client.operators.decisions import Attempt, Failure
+from blindtune.client.operators.habits import Habits
+from blindtune.client.operators.policy import WorkerPolicy
 from blindtune.proto import worker_pb2
 from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.errors import OperatorUnavailableError
@@ -101,9 +104,11 @@ def _attempts_without_deadline(patch: pytest.MonkeyPatch) -> None:
 
     def init(self: Any, *arguments: Any, **options: Any) -> None:
         real(self, *arguments, **options)
-        self._timeout = float("1e12")
+        self._asking._timeout = 1e12
 
     patch.setattr(operator.OperatorClient, "__init__", init)
+    patch.setattr(Habits, "silence", lambda *arguments: 1e12)
+    patch.setattr(policy, "_HEDGES", 0.0)
 
 
 def _answers_go_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
@@ -111,10 +116,10 @@ def _answers_go_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
     waiting: list[Any] = []
     parked: dict[int, Any] = {}
 
-    def multiply(self: Any, request: Any, timeout: float, answer: Any) -> Any:
+    def multiply(self: Any, request: Any, timeout: float, answer: Any, stop: Any) -> Any:
         waiting.append(request)
         try:
-            for _ in real(self, request, timeout, answer):
+            for _ in real(self, request, timeout, answer, stop):
                 pass
         finally:
             earlier = [x for x in waiting[: waiting.index(request)] if x.product == request.product]
@@ -130,8 +135,8 @@ def _answers_go_to_who_asked_first(patch: pytest.MonkeyPatch) -> None:
 def _no_second_attempt(patch: pytest.MonkeyPatch) -> None:
     real = WorkerPolicy.failed
 
-    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
-        real(self, request, worker, failure, *rest)
+    def failed(self: WorkerPolicy, request: Any, attempt: Attempt, failure: Failure, *rest: Any) -> None:
+        real(self, request, attempt, failure, *rest)
         for state in self._workers:
             state.excluded = "one failure is enough"
 
@@ -141,10 +146,10 @@ def _no_second_attempt(patch: pytest.MonkeyPatch) -> None:
 def _never_rejoined(patch: pytest.MonkeyPatch) -> None:
     real = WorkerPolicy.failed
 
-    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
-        real(self, request, worker, failure, *rest)
+    def failed(self: WorkerPolicy, request: Any, attempt: Attempt, failure: Failure, *rest: Any) -> None:
+        real(self, request, attempt, failure, *rest)
         if failure is Failure.UNREACHABLE:
-            self._workers[worker].excluded = "gone"
+            self._workers[attempt.worker].excluded = "gone"
 
     patch.setattr(WorkerPolicy, "failed", failed)
 
@@ -152,8 +157,8 @@ def _never_rejoined(patch: pytest.MonkeyPatch) -> None:
 def _liars_are_asked_again(patch: pytest.MonkeyPatch) -> None:
     real = WorkerPolicy.failed
 
-    def failed(self: WorkerPolicy, request: Any, worker: int, failure: Failure, *rest: Any) -> None:
-        real(self, request, worker, Failure.BUSY if failure is Failure.LIED else failure, *rest)
+    def failed(self: WorkerPolicy, request: Any, attempt: Attempt, failure: Failure, *rest: Any) -> None:
+        real(self, request, attempt, Failure.BUSY if failure is Failure.LIED else failure, *rest)
 
     patch.setattr(WorkerPolicy, "failed", failed)
 
@@ -161,9 +166,9 @@ def _liars_are_asked_again(patch: pytest.MonkeyPatch) -> None:
 def _in_flight_forever(patch: pytest.MonkeyPatch) -> None:
     real = WorkerPolicy.succeeded
 
-    def succeeded(self: WorkerPolicy, worker: int) -> None:
-        real(self, worker)
-        self._workers[worker].in_flight += 1
+    def succeeded(self: WorkerPolicy, attempt: Attempt, now: float) -> None:
+        real(self, attempt, now)
+        self._workers[attempt.worker].in_flight += 1
 
     patch.setattr(WorkerPolicy, "succeeded", succeeded)
 
@@ -232,32 +237,33 @@ def _retried_with_a_new_mask(patch: pytest.MonkeyPatch) -> None:
 
 
 def _retried_with_other_bytes(patch: pytest.MonkeyPatch) -> None:
-    real = operator.OperatorClient._ask
+    real = Asking._exchange
     seen: set[int] = set()
 
-    def ask(self: Any, worker: int, request: Any, *rest: Any) -> Any:
+    def exchange(self: Any, question: Any, running: Any, answer: Any) -> Any:
+        request = question.request
         if id(request) in seen and request.share.seed is None:
-            residues = np.roll(request.share.residues, 1, axis=0)
-            request = replace(request, share=Share(request.share.recipient, residues))
+            share = Share(request.share.recipient, np.roll(request.share.residues, 1, axis=0))
+            question = replace(question, request=replace(request, share=share))
         seen.add(id(request))
-        return real(self, worker, request, *rest)
+        return real(self, question, running, answer)
 
-    patch.setattr(operator.OperatorClient, "_ask", ask)
+    patch.setattr(Asking, "_exchange", exchange)
 
 
 def _any_operator_will_do(patch: pytest.MonkeyPatch) -> None:
-    real = operator.OperatorClient._ask
-    everyone: dict[str, dict[int, Any]] = {}
+    real = Asking._exchange
+    everyone: dict[str, dict[str, Any]] = {}
 
-    def ask(self: Any, worker: int, request: Any, *rest: Any) -> Any:
-        name = self._transports[worker]._client
-        everyone.setdefault(name, {})[self.index] = self
-        other = everyone[name].get(1 - self.index, self)
-        if self._policy.describe(worker) != "not asked yet":
-            return real(other, 0, request, *rest)
-        return real(self, worker, request, *rest)
+    def exchange(self: Any, question: Any, running: Any, answer: Any) -> Any:
+        own = everyone.setdefault(self._transports[0]._client, {})
+        own[self._name] = self
+        others = [asking for name, asking in own.items() if name != self._name]
+        if others and self._policy.describe(running.attempt.worker) != "not asked yet":
+            return real(others[0], question, running, answer)
+        return real(self, question, running, answer)
 
-    patch.setattr(operator.OperatorClient, "_ask", ask)
+    patch.setattr(Asking, "_exchange", exchange)
 
 
 def _same_seeds_after_a_restart(patch: pytest.MonkeyPatch) -> None:
@@ -339,14 +345,14 @@ def _memory_error_blames_the_client(patch: pytest.MonkeyPatch) -> None:
 
 
 def _a_lie_is_no_failure_of_ours(patch: pytest.MonkeyPatch) -> None:
-    real = operator.OperatorClient._note_failure
+    real = Asking._note_failure
 
-    def note(self: Any, worker: int, request: Any, failure: Failure, detail: str) -> None:
-        real(self, worker, request, failure, detail)
+    def note(self: Any, worker: int, label: str, failure: Failure, detail: str) -> None:
+        real(self, worker, label, failure, detail)
         if failure is Failure.LIED:
             raise ValueError(detail)
 
-    patch.setattr(operator.OperatorClient, "_note_failure", note)
+    patch.setattr(Asking, "_note_failure", note)
 
 
 def _checkpoint_ahead_of_its_adapter(patch: pytest.MonkeyPatch) -> None:

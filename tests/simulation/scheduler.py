@@ -160,6 +160,17 @@ class Scheduler:
         self._count += 1
         heapq.heappush(self._events, (self.now + seconds, self.random.random(), self._count, function))
 
+    def later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        """The same for one that can be called off, by what this returns."""
+        functions = [function]
+
+        def call() -> None:
+            for function in functions:
+                function()
+
+        self.call_later(seconds, call)
+        return functions.clear
+
     def spawn(self, function: Callable[[], Any], owner: str | None = None) -> Task:
         """Starts a task, of the process that starts it unless another is named."""
         if owner is None:

@@ -68,6 +68,7 @@ class Schedule:
         protected: whether the first worker of each operator is spared, so that nothing may fail.
         faults: in order of time.
         ahead: whether the client asks for shares before their operand is known.
+        acknowledges: whether workers say that they acknowledge requests.
     """
 
     seed: int
@@ -79,6 +80,7 @@ class Schedule:
     protected: bool
     faults: tuple[Fault, ...]
     ahead: bool = False
+    acknowledges: bool = True
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
@@ -104,6 +106,7 @@ class Schedule:
             protected,
             tuple(faults),
             ahead=seed % 2 == 0,
+            acknowledges=seed % 3 > 0,
         )
 
 

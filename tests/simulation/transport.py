@@ -1,22 +1,20 @@
 """How the real client reaches simulated workers: the place of `GrpcTransport`."""
 
 from collections.abc import Generator, Iterator
+from itertools import chain
 
 import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from support.transports import manifest_of
 
-from blindtune.client.kit import Kit
+from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
-from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import TransportError, transport_error
+from blindtune.client.operators.transport import StopRequest, TransportError, transport_error
 from blindtune.proto import worker_pb2
-from blindtune.server.limits import Limits
 from simulation.ledger import Ledger
-from simulation.network import Broken, DeadlineExceeded
-from simulation.scheduler import Scheduler
+from simulation.network import ACKNOWLEDGED, Broken, DeadlineExceeded
+from simulation.scheduler import Scheduler, Signal
 from simulation.workers import Call, SimulatedWorker
 
 __all__ = ["SimulatedTransport"]
@@ -41,7 +39,7 @@ class SimulatedTransport:
         scheduler, ledger: of the world.
         worker: at the other end.
         client: name of the client.
-        kit, limits: what the worker's manifest says.
+        manifest: what the worker says of itself.
     """
 
     def __init__(
@@ -50,14 +48,13 @@ class SimulatedTransport:
         ledger: Ledger,
         worker: SimulatedWorker,
         client: str,
-        kit: Kit,
-        limits: Limits,
+        manifest: worker_pb2.Manifest,
     ) -> None:
         self._scheduler = scheduler
         self._ledger = ledger
         self._worker = worker
         self._client = client
-        self._manifest = manifest_of(kit, limits)
+        self._manifest = manifest
 
     def manifest(self, timeout: float) -> worker_pb2.Manifest:
         try:
@@ -66,28 +63,46 @@ class SimulatedTransport:
             raise transport_error(error) from None
         return self._manifest
 
-    def _connect(self, deadline: float) -> None:
+    def _connect(self, deadline: float, stop: StopRequest | None = None) -> None:
+        """Waits until the worker is reached, unless the call is stopped meanwhile."""
         link = self._worker.link
         seconds, left = self._scheduler.random.uniform(*link.delay), deadline - self._scheduler.now
-        if link.silent or seconds > left:
-            self._scheduler.sleep(left)
+        is_late = link.silent or seconds > left
+        stopped = Signal(self._scheduler)
+        if stop is not None:
+            stop.by(stopped.notify)
+        if stop is None or not stop.called:
+            stopped.wait(self._scheduler.now + (left if is_late else seconds))
+        if stop is not None and stop.called:
+            raise _RpcError(grpc.StatusCode.CANCELLED, "Channel closed!")
+        if is_late:
             raise _RpcError(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
-        self._scheduler.sleep(seconds)
         if not (link.up and self._worker.alive):
             raise _RpcError(grpc.StatusCode.UNAVAILABLE, "failed to connect to all addresses")
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         deadline = self._scheduler.now + timeout
         messages = list(request_messages(request))
         attempt = self._ledger.sent(self._client, self._worker, request, messages)
         try:
-            self._connect(deadline)
+            self._connect(deadline, stop)
             call = self._worker.open_call(self._client)
+            if stop is not None:
+                stop.by(call.cancel)
             sender = self._scheduler.spawn(lambda: _send(call, messages))
             try:
-                for rows in read_rows(request, self._answer(call, deadline), answer):
+                arriving = self._answer(call, deadline)
+                first = next(arriving, None)
+                yield 0
+                if first is not None:
+                    arriving = chain(() if first is ACKNOWLEDGED else (first,), arriving)
+                for rows in read_rows(request, arriving, answer):
                     attempt.arrived(answer[:rows])
                     yield rows
             finally:

@@ -1,6 +1,6 @@
 """An operator's workers: the real service behind a simulated server that can crash, hang and lie."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -39,10 +39,12 @@ class Call:
         self.task: Task | None = None
         self.client = client
         self._active = True
+        self._acknowledged = False
 
     def requests(self) -> Iterator[bytes]:
-        """What the client sends."""
-        return self.uplink.messages(FOREVER)
+        """What the client sends. The service reads it once the request has a place."""
+        self.send_initial_metadata(())
+        yield from self.uplink.messages(FOREVER)
 
     def cancel(self) -> None:
         """Ends the call for both sides; the client is told unless it is the one who left."""
@@ -67,6 +69,11 @@ class Call:
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.code, self.details = code, details
         raise _Aborted
+
+    def send_initial_metadata(self, metadata: Sequence[tuple[str, str]]) -> None:
+        if not self._acknowledged:
+            self._acknowledged = True
+            self.downlink.acknowledge()
 
     def is_active(self) -> bool:
         return self._active

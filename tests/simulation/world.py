@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from support.transports import manifest_of
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.connect import expectations
@@ -55,8 +56,9 @@ def small_messages() -> Iterator[None]:
         patch.setattr(rows, "CHUNK_BYTES", 300)
         patch.setattr(rows, "_MOST_BLOCK_ROWS", 3)
         patch.setattr("blindtune.client.operators.operator._LEAST_BLOCK_ROWS", LEAST_BLOCK_ROWS)
+        patch.setattr("blindtune.client.operators.operator._LEAST_LIMIT_ROWS", 1)
         patch.setattr(logging.getLogger("blindtune"), "disabled", True)
-        for name in ("blindtune.server.service", "blindtune.client.operators.operator"):
+        for name in ("blindtune.server.service", "blindtune.client.operators.asking"):
             patch.setattr(logging.getLogger(name), "disabled", True)
         yield
 
@@ -120,9 +122,7 @@ class Client:
                 [
                     (
                         f"10.0.{index}.{worker.index}:7100",
-                        SimulatedTransport(
-                            scheduler, world.ledger, worker, self.name, world.assets.kit, world.limits
-                        ),
+                        SimulatedTransport(scheduler, world.ledger, worker, self.name, world.manifest),
                     )
                     for worker in workers
                 ],
@@ -131,6 +131,7 @@ class Client:
                 REQUEST_SECONDS,
                 clock=self.clock,
                 sleep=scheduler.sleep,
+                later=scheduler.later,
                 executor=lambda size: Pool(scheduler, size),  # type: ignore[arg-type,return-value]
             )
             for index, workers in enumerate(world.workers)
@@ -248,6 +249,8 @@ class World:
         self.scheduler = Scheduler(schedule.seed)
         self.ledger = Ledger()
         self.limits = Limits(max_rows=schedule.max_rows, max_concurrent=schedule.max_concurrent)
+        self.manifest = manifest_of(assets.kit, self.limits)
+        self.manifest.acknowledges = schedule.acknowledges
         self.workers = [
             [
                 SimulatedWorker(self.scheduler, operator, index, assets.store, assets.honest, self.limits)

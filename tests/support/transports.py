@@ -1,7 +1,10 @@
 """Workers without a network or a process: what a client is tested with where only the client matters."""
 
+import heapq
+import threading
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,11 +12,11 @@ from numpy.typing import NDArray
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit import Kit
 from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
-from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import Transport, TransportError
+from blindtune.client.operators.transport import StopRequest, Transport, TransportError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.exactness import exact_method
@@ -28,16 +31,34 @@ __all__ = ["LocalWorker", "VirtualTime", "honest_multiplier", "manifest_of", "re
 
 
 class VirtualTime:
-    """A clock that moves when somebody sleeps."""
+    """A clock that moves when somebody sleeps, who also makes the calls that are due meanwhile."""
 
     def __init__(self) -> None:
         self.now = 1000.0
+        self._lock = threading.RLock()
+        self._calls: list[tuple[float, int, list[Callable[[], None]]]] = []
+        self._numbers = count()
 
     def clock(self) -> float:
         return self.now
 
     def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        end = self.now + seconds
+        while True:
+            with self._lock:
+                if not self._calls or self._calls[0][0] > end:
+                    self.now = max(self.now, end)
+                    return
+                due, _, functions = heapq.heappop(self._calls)
+                self.now = max(self.now, due)
+            for function in functions:
+                function()
+
+    def later(self, seconds: float, function: Callable[[], None]) -> Callable[[], None]:
+        functions = [function]
+        with self._lock:
+            heapq.heappush(self._calls, (self.now + seconds, next(self._numbers), functions))
+        return functions.clear
 
 
 def honest_multiplier(checkpoint: Checkpoint) -> Multiplier:
@@ -100,7 +121,11 @@ class LocalWorker(Transport):
         return self.stated
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         self.requests.append(request)
         self.before(request)
@@ -138,7 +163,15 @@ def remote_multiplier(
         addresses = [(f"{name}-{i}:7100", transport) for i, transport in enumerate(transports)]
         operators.append(
             OperatorClient(
-                index, name, addresses, expected, retry_seconds, 60.0, clock=time.clock, sleep=time.sleep
+                index,
+                name,
+                addresses,
+                expected,
+                retry_seconds,
+                60.0,
+                clock=time.clock,
+                sleep=time.sleep,
+                later=time.later,
             )
         )
     return RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit, ask_ahead=ask_ahead)

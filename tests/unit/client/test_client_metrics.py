@@ -59,6 +59,9 @@ def test_each_operator_has_the_figures_of_its_requests(used: RemoteMultiplier) -
         for name, value in {
             "requests_total": 3,
             "retries_total": 1,
+            "hedges_total": 0,
+            "hedges_won_total": 0,
+            "workers_set_aside_total": 0,
             "rows_total": 15,
             "sent_bytes_total": own.bytes_sent,
             "received_bytes_total": own.bytes_received,
@@ -90,7 +93,7 @@ def test_registering_asks_for_names_and_not_for_figures(used: RemoteMultiplier) 
 def test_figures_handed_out_earlier_do_not_change(used: RemoteMultiplier) -> None:
     before = used.statistics()["alpha"]
     failed = dict(before.failures)
-    used._operators[0]._statistics.failures[Failure.BUSY] += 1
+    used._operators[0]._asking._statistics.failures[Failure.BUSY] += 1
     assert dict(before.failures) == failed
 
 

@@ -16,12 +16,12 @@ from support.transports import LocalWorker, VirtualTime, remote_multiplier
 
 from blindtune.client.kit import Kit
 from blindtune.client.operators.buffers import Buffers
+from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.lanes import cut
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
-from blindtune.client.operators.policy import Failure
-from blindtune.client.operators.transport import Transport, TransportError
+from blindtune.client.operators.transport import StopRequest, Transport, TransportError
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier
@@ -49,7 +49,9 @@ def _client(kit: Kit, workers: list[Transport]) -> OperatorClient:
     layers = {name: layer.fingerprint for name, layer in kit.layers.items()}
     expected = Expectations("tiny", kit.description.fingerprint, Q31.name, layers)
     named = [(f"10.0.0.{i}:7100", worker) for i, worker in enumerate(workers)]
-    return OperatorClient(0, "alpha", named, expected, 60.0, 60.0, clock=clock.clock, sleep=clock.sleep)
+    return OperatorClient(
+        0, "alpha", named, expected, 60.0, 60.0, clock=clock.clock, sleep=clock.sleep, later=clock.later
+    )
 
 
 def _request(kit: Kit, rows: int) -> WorkRequest:
@@ -174,14 +176,18 @@ def test_operands_at_the_same_time_ask_no_worker_for_more_than_it_lets_in(
 
     class Counting(LocalWorker):
         def multiply(
-            self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+            self,
+            request: WorkRequest,
+            timeout: float,
+            answer: NDArray[np.uint32],
+            stop: StopRequest | None = None,
         ) -> Generator[int, None, None]:
             nonlocal inside, most
             with lock:
                 inside += 1
                 most = max(most, inside)
             time.sleep(0.01)
-            yield from super().multiply(request, timeout, answer)
+            yield from super().multiply(request, timeout, answer, stop)
             with lock:
                 inside -= 1
 
@@ -227,7 +233,11 @@ class RowByRow(LocalWorker):
     stops_after = 1 << 30
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         self.requests.append(request)
         right = self.multiplier.multiply(request.product, request.share.residues)
@@ -309,9 +319,13 @@ class _GoesBack(LocalWorker):
     """Overwrites rows that it said were there, and counts from an earlier one."""
 
     def multiply(
-        self, request: WorkRequest, timeout: float, answer: NDArray[np.uint32]
+        self,
+        request: WorkRequest,
+        timeout: float,
+        answer: NDArray[np.uint32],
+        stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
-        yield from super().multiply(request, timeout, answer)
+        yield from super().multiply(request, timeout, answer, stop)
         answer[:2] = 1
         yield 1
         yield len(answer)
