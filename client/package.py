@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 
 from blindtune.client.adapter_config import CONFIG, read_plain_lora
 from blindtune.client.disk import folder_written_at_once
-from blindtune.client.record.adapter import adapter_digests
+from blindtune.client.record.adapter import digests_of
 from blindtune.client.record.chain import Chain, read_chain
 from blindtune.client.record.keys import VerificationKey
 from blindtune.protocol.errors import CheckpointError, ConfigurationError, RecordError
@@ -27,10 +27,16 @@ __all__ = ["Package", "package"]
 
 WEIGHTS, CARD, SUMMARY = "adapter_model.safetensors", "README.md", "summary.json"
 RECORD, PUBLIC_KEY = "record.jsonl", "record.pub"
-_TOKENIZER_JSON = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
+_SETTINGS = (
+    "generation_config.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+)
 _TOKENIZER_TEXT = ("chat_template.jinja", "merges.txt", "vocab.txt")
 _SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
-_GIVEN_AWAY = (CONFIG, WEIGHTS, "tokenizer.json", *_TOKENIZER_JSON, *_TOKENIZER_TEXT, *_SENTENCEPIECE)
+_GIVEN_AWAY = (CONFIG, WEIGHTS, "tokenizer.json", *_SETTINGS, *_TOKENIZER_TEXT, *_SENTENCEPIECE)
 # What a run writes besides, and keeps. The model card is PEFT's, which names folders: it is written anew.
 _KEPT = (CARD, RECORD, PUBLIC_KEY, SUMMARY, "recipe.yaml", "run.json", "checkpoints", ".lock")
 # Where a tokenizer came from, and how it was read.
@@ -170,7 +176,7 @@ def _copy(path: Path, copy: Path) -> None:
     """Copies a file of the tokenizer, without what it says of this machine."""
     if path.name == "tokenizer.json":
         _copy_tokenizer(path, copy)
-    elif path.name in _TOKENIZER_JSON:
+    elif path.name in _SETTINGS:
         content = _json(path)
         if path.name == "tokenizer_config.json":
             if content.get("auto_map") is not None:
@@ -217,7 +223,7 @@ def _copy_record(run: Path, folder: Path, renamed: bool) -> list[str]:
 def _require_recorded(chain: Chain, run: Path) -> None:
     if not chain.complete:
         raise RecordError(f"{run / RECORD} is open: finish the run, or leave it out with --no-record")
-    if adapter_digests(run) != dict(chain.entries[-1].body["adapter"]):
+    if digests_of(run) != dict(chain.entries[-1].body["adapter"]):
         raise RecordError(f"the adapter in {run} is not the one that {run / RECORD} names: it was changed")
 
 

@@ -13,8 +13,9 @@ from transformers import PreTrainedTokenizerFast, TrainerCallback
 from blindtune.client.data.prepared import PreparedData, prepare_data
 from blindtune.client.disk import make_folder
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.models import base_folder, load_base, load_tokenizer, new_adapter
+from blindtune.client.training.models import base_folder, load_base, load_tokenizer, stored_keys
 from blindtune.client.training.trainer import RecipeTrainer
 from support.operators import RunningOperators
 
@@ -123,7 +124,7 @@ def trained_one_step(recipe: Recipe) -> RecipeTrainer:
     base = base_folder(recipe)
     tokenizer = load_tokenizer(base)
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
-    model = new_adapter(load_base(recipe, base, data.labels, tokenizer, None), recipe)
+    model = new_adapter(load_base(recipe, base, data.labels, tokenizer, None), recipe, stored_keys(base))
     only_one = recipe.training.model_copy(update={"max_steps": 1, "save_strategy": "no"})
     recipe = recipe.model_copy(update={"training": only_one})
     trainer = RecipeTrainer(recipe, recipe.output.dir, model, tokenizer, data.train)
