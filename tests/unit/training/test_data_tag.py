@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from blindtune.client.training.data_tag import data_key
 from blindtune.client.training.folder import RunFolder
 from blindtune.protocol.errors import ConfigurationError
 
+NOW = datetime(2026, 3, 1)
 ROWS = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]
 OTHER = [{"input_ids": [1, 2, 4], "labels": [-100, 2, 4]}]
 
@@ -38,7 +40,7 @@ def _kept(folder: RunFolder) -> str:
 def begun(recipe: Recipe) -> RunFolder:
     recipe.output.dir.mkdir()
     folder = RunFolder(recipe.output.dir)
-    assert folder.begin(recipe, _data(ROWS, OTHER), None) == []
+    assert folder.begin(recipe, _data(ROWS, OTHER), None, NOW) == []
     return folder
 
 
@@ -46,7 +48,7 @@ def test_a_guess_of_the_data_finds_no_hash_of_it_and_two_runs_have_nothing_in_co
     recipe: Recipe, begun: RunFolder
 ) -> None:
     first = json.loads(_kept(begun))["data"]
-    assert begun.begin(recipe, _data(ROWS, ROWS), None) == []
+    assert begun.begin(recipe, _data(ROWS, ROWS), None, NOW) == []
     second = json.loads(_kept(begun))["data"]
     for rows in (ROWS, OTHER):
         assert digest(rows) not in _kept(begun)
@@ -107,9 +109,9 @@ def test_a_plain_hash_of_an_earlier_version_is_compared_and_then_removed(
 
 def test_a_key_that_others_can_read_or_cannot_be_made_is_a_warning(recipe: Recipe, begun: RunFolder) -> None:
     data_key().chmod(0o644)
-    assert "can be read by others" in begun.begin(recipe, _data(ROWS, OTHER), None)[0]
+    assert "can be read by others" in begun.begin(recipe, _data(ROWS, OTHER), None, NOW)[0]
     assert begun.state["data"] is None
     data_key().unlink()
     data_key().parent.rename(data_key().parent.with_name("moved"))
     data_key().parent.write_text("a file in the place of the folder")
-    assert "--resume will not notice" in begun.begin(recipe, _data(ROWS, OTHER), None)[0]
+    assert "--resume will not notice" in begun.begin(recipe, _data(ROWS, OTHER), None, NOW)[0]
