@@ -44,7 +44,7 @@ def guard_rows(model: PreTrainedModel, allowed: bool) -> None:
             f"see how many: set it to False in config.json; or {_ASK}"
         )
     if isinstance(model, GenerationMixin):
-        model.generate = _Generate(model)  # type: ignore[method-assign]
+        model.generate = _Generate(model)
         for name in _IN_BATCHES:
             setattr(model, name, _Refused(name))
 

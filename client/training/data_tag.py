@@ -80,7 +80,8 @@ def plain_digests(data: PreparedData) -> DataTags:
 
 
 def _rows(data: PreparedData) -> dict[str, Sequence[Mapping[str, Any]] | None]:
-    return {"train": data.train.rows, "validation": data.validation and data.validation.rows}
+    validation = None if data.validation is None else data.validation.rows
+    return {"train": data.train.rows, "validation": validation}
 
 
 def _tags(key: bytes, nonce: str, data: PreparedData) -> DataTags:

@@ -17,6 +17,7 @@ _POLICY = "tests/unit/client/test_policy.py"
 _AHEAD = "tests/unit/protocol/test_masks_ahead.py"
 _ASKED_AHEAD = "tests/unit/client/test_ahead.py"
 _HINTS = "tests/unit/client/test_hints.py"
+_TRUST = "tests/unit/client/test_trust.py"
 _KIT = "tests/unit/client/test_kit.py"
 _CONFIG = "tests/unit/client/test_config.py"
 _SERVICE = "tests/unit/test_server_service.py"
@@ -396,9 +397,19 @@ _LATTICE = (
         "lattice-block-twice",
         "a block begins anew when it is used up",
         "protocol/lattice/stock.py",
-        "block.drawn += run.count\n                if block.drawn < DEGREE:\n",
-        "block.drawn = (block.drawn + run.count) % DEGREE\n                if block:\n",
+        "block.drawn += run.count\n                block.shared = row >= own\n"
+        "                if block.shared and block.drawn < DEGREE:\n",
+        "block.drawn = (block.drawn + run.count) % DEGREE\n                block.shared = row >= own\n"
+        "                if block.shared:\n",
         f"{_ONCE}::test_operands_across_block_borders_get_each_row_once",
+    ),
+    _one(
+        "lattice-leftover-rows-for-everyone",
+        "rows left over of an operand's own blocks mask the next operand, which may depend on their noise",
+        "protocol/lattice/stock.py",
+        "if row >= own else None",
+        "if rows else None",
+        f"{_ONCE}::test_whole_blocks_and_last_ones_with_little_left_serve_one_operand",
     ),
     _one(
         "lattice-fixed-secret",
@@ -1251,6 +1262,63 @@ _WORKER = (
         'if self.masking == "shares" and len(self.operators) < 2:',
         'if self.masking == "shares" and len(self.operators) < 1:',
         f"{_CONFIG}::test_fewer_than_two_operators_are_refused",
+    ),
+    _one(
+        "client-with-all-operators-on-one-machine",
+        "two addresses of this machine pass for two machines",
+        "client/addresses.py",
+        "return THIS_MACHINE if local else str(address)",
+        "return str(address)",
+        f"{_CONFIG}::test_two_operators_on_this_machine_are_refused",
+    ),
+    _one(
+        "folder-chooses-operators",
+        "operators that an output folder names are asked, whoever they are",
+        "client/trust.py",
+        'if "operators" not in given and used:',
+        'if "operators" in given and used:',
+        f"{_TRUST}::test_whatever_of_trusted_operators_a_folder_changes_is_refused",
+    ),
+    _one(
+        "folder-allows-one-machine",
+        "an output folder says whether plaintext or one machine is allowed",
+        "client/trust.py",
+        "flags = _flags(trusted)",
+        "flags = _flags(recipe.masking)",
+        f"{_TRUST}::test_a_permission_never_comes_from_a_folder",
+    ),
+    _one(
+        "checkpoint-chooses-operators",
+        "operators in a model's config.json take the place of the user's",
+        "client/quantizer.py",
+        'refuse_configuration_of_checkpoint(kwargs.get("pre_quantized", False))',
+        "refuse_configuration_of_checkpoint(False)",
+        "tests/unit/client/test_model.py::test_a_checkpoint_that_names_operators_is_refused",
+    ),
+    _one(
+        "data-confirmed-by-a-hash",
+        "run.json holds a hash of the data that anyone can compute",
+        "client/training/data_tag.py",
+        'return hmac.digest(key, message.encode(), "sha256").hex()',
+        "return digest(rows)",
+        "tests/unit/training/test_data_tag.py"
+        "::test_a_guess_of_the_data_finds_no_hash_of_it_and_two_runs_have_nothing_in_common",
+    ),
+    _one(
+        "kit-without-its-embeddings",
+        "a kit's embeddings, configuration and tokenizer are not compared",
+        "client/kit.py",
+        "        _require_files(folder, description.files, again)\n",
+        "",
+        f"{_KIT}::test_a_kit_whose_model_is_damaged_is_refused",
+    ),
+    _one(
+        "rows-tell-which-guesses-were-right",
+        "assisted decoding goes through, and row counts depend on the text",
+        "client/row_guard.py",
+        "if mode is GenerationMode.ASSISTED_GENERATION or",
+        "if",
+        "tests/unit/client/test_row_guard.py::test_ways_to_generate_that_show_content_are_refused",
     ),
     _one(
         "record-key-readable-by-others",
