@@ -66,6 +66,14 @@ class ChatTemplate:
         Raises:
             DataError: the template fails, or leaves out words in any form.
         """
+        try:
+            return self._write(example, ask)
+        except RecursionError:
+            raise DataError(
+                f"{example.where}: a message or a tool is nested too deeply: simplify it"
+            ) from None
+
+    def _write(self, example: Conversation, ask: bool) -> "Written":
         refused: DataError | None = None
         lost: list[Place] = []
         for messages in forms(example.messages):

@@ -215,9 +215,12 @@ class DataSection(Section):
         "auto", description="Layout of the records; auto recognises it by the first one."
     )
     labels: list[str] | None = Field(
-        None, description="Class names in order; by default those in train, sorted."
+        None,
+        description="Class names in order; by default those in train, sorted, whole numbers by their value.",
     )
-    system: str | None = Field(None, description="System message put before every conversation.")
+    system: str | None = Field(
+        None, description="System message put before every conversation that has none."
+    )
     max_length: int = Field(512, ge=2, description="Tokens of one example; what is longer is cut off.")
     train_examples: int | None = Field(None, ge=1, description="Train on a random sample of so many.")
     validation_examples: int | None = Field(None, ge=1, description="Measure on a random sample of so many.")

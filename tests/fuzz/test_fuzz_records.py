@@ -2,16 +2,22 @@
 
 import json
 import shutil
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from datasets import Dataset
 from fuzzing import JSON, dumped, examples, refused_or_fine, spoiled, spoiled_json
 from hypothesis import example, given
 from hypothesis import strategies as st
+from support.recipes import character_tokenizer
 
-from blindtune.client.data.formats import parse, recognise
+from blindtune.client.data.chat import encode
+from blindtune.client.data.formats import Conversation, Parsed, parse, recognise
+from blindtune.client.data.messages import texts_of
 from blindtune.client.data.records import read_records
+from blindtune.client.data.template import ChatTemplate
 from blindtune.protocol.errors import DataError
 
 RECORDS = [
@@ -23,10 +29,50 @@ LAYOUTS = [
     {"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant", "content": "b"}]},
     {"instruction": "a", "response": "b", "context": "c"},
     {"question": "a", "answer": "b", "rationale": "c"},
-    {"text": "a", "label": 1},
+    {"text": "a", "label": 1, "text_pair": "b"},
+    {"instruction": "a", "output": "b", "system": "c", "history": [["d", "e"]]},
     RECORDS[0],
+    {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"function": {"name": "c", "arguments": "{}"}}],
+            },
+            {"role": "tool", "content": "d", "tool_call_id": "e"},
+            {"role": "assistant", "content": "f", "weight": 1, "reasoning_content": "g"},
+        ],
+        "tools": [{"function": {"name": "c", "description": "h", "parameters": {"i": [1, True, None]}}}],
+    },
 ]
+# It shows all of these, in ways of its own.
+TEMPLATE = (
+    "{{ tools | tojson }}{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments | tojson }}){% endfor %}"
+    "{% endfor %}"
+)
+CALL = (
+    b'{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b", "tool_calls": '
+    b'[{"function": {"name": "c", "arguments": {"d": null}}}]}]}'
+)
 VALID = b"".join(json.dumps(x, ensure_ascii=False).encode() + b"\n" for x in RECORDS)
+
+
+@cache
+def tokenizer() -> Any:
+    return character_tokenizer(TEMPLATE)
+
+
+def written(parsed: Parsed, path: Path) -> None:
+    """What becomes of a record: its texts, all of them, or one clear error."""
+    if isinstance(parsed, Conversation):
+        with refused_or_fine(path):
+            text = "".join(ChatTemplate(tokenizer()).write(parsed).text.split())
+            for message in parsed.messages:
+                for said in texts_of(message):
+                    assert "".join(said.split()) in text
+            encode(parsed, tokenizer(), 1000)
 
 
 def read(path: Path, content: bytes) -> None:
@@ -37,7 +83,7 @@ def read(path: Path, content: bytes) -> None:
             json.dumps(record.fields, ensure_ascii=False).encode()  # texts that a tokenizer takes
             for task in ("instructions", "classification"):
                 with refused_or_fine(path):
-                    parse(record, recognise(record, task))  # type: ignore[arg-type]
+                    written(parse(record, recognise(record, task)), path)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -55,6 +101,8 @@ def path(tmp_path: Path) -> Path:
 @example(content=b'{"text": ' + b"1" * 5000 + b"}")
 @example(content=b'{"text": "\x00", "label": "\\u0000"}')
 @example(content=b"\xff\xfe{\0}\0")
+@example(content=CALL.replace(b"null", b'{"a":' * 450 + b"1" + b"}" * 450))
+@example(content=CALL.replace(b"null", b"[" * 450 + b"]" * 450))
 def test_a_damaged_file_is_read_or_refused(path: Path, content: bytes) -> None:
     read(path, content)
 
