@@ -28,7 +28,7 @@ from blindtune.client.plan.traffic import Traffic
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
-from blindtune.client.training.models import stored_keys
+from blindtune.client.training.models import require_fitting_head, stored_keys
 from blindtune.client.training.positions import require_positions
 from blindtune.protocol.products import Product
 
@@ -167,6 +167,7 @@ def _layers(
     config = supported_config(folder)
     loader: Any = AutoModelForCausalLM
     if recipe.data.task == "classification":
+        require_fitting_head(config, labels)
         config.num_labels = len(labels)
         loader = AutoModelForSequenceClassification
     with torch.device("meta"):

@@ -10,11 +10,13 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     set_seed,
 )
 
 from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
+from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.prepare import kit_of
@@ -29,6 +31,7 @@ __all__ = [
     "blind_config",
     "load_base",
     "load_tokenizer",
+    "require_fitting_head",
     "stored_keys",
     "trained_adapter",
 ]
@@ -113,6 +116,7 @@ def load_base(
         labels: class names, for classification.
 
     Raises:
+        ConfigurationError: it is a classifier of other classes.
         CheckpointError: the model can't be loaded, or a weight that stays here is not finite.
     """
     # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
@@ -121,6 +125,7 @@ def load_base(
         options["quantization_config"] = config
     set_seed(recipe.training.seed)
     if recipe.data.task == "classification":
+        require_fitting_head(supported_config(folder), labels)
         options |= {
             "num_labels": len(labels),
             "id2label": dict(enumerate(labels)),
@@ -131,7 +136,7 @@ def load_base(
         loader = AutoModelForCausalLM
     try:
         model: PreTrainedModel = loader.from_pretrained(folder, **options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(
             f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
             f"{' '.join(str(error).split())[:500]}"
@@ -145,6 +150,20 @@ def load_base(
         # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
         model.name_or_path = model.config._name_or_path = recipe.model.name
     return model
+
+
+def require_fitting_head(config: PretrainedConfig, labels: Sequence[str]) -> None:
+    """Refuses a model that was tuned for another number of classes than the data has.
+
+    Raises:
+        ConfigurationError: it was. Loading would make its head up, here and not where the adapter is used.
+    """
+    architecture = next(iter(config.architectures or []), None) or ""
+    if architecture.endswith("ForSequenceClassification") and config.num_labels != len(labels):
+        raise ConfigurationError(
+            f"model.name is a classifier of {config.num_labels} classes, and the data has {len(labels)}: "
+            "name the base model that it was tuned from, or data with the same classes"
+        )
 
 
 def _require_finite(model: PreTrainedModel, name: str) -> None:

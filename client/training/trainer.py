@@ -219,6 +219,12 @@ class RecipeTrainer(Trainer):
         self._measuring = False
         return figures
 
+    def evaluation_loop(self, *args: Any, **options: Any) -> Any:
+        output = super().evaluation_loop(*args, **options)
+        # The stock loss is a mean over batches, so which checkpoint is the best would depend on their size.
+        output.metrics["eval_loss"] = output.metrics["eval_nll"]
+        return output
+
     def _run_epoch(self, *args: Any, **options: Any) -> None:
         # The stock loop takes one step more when it goes on from the last step, in the middle of an epoch.
         if self.state.global_step < self.state.max_steps:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,20 @@ def test_a_name_that_means_nothing_is_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=match):
         _with_adapter(recipe("roberta", adapter=adapter), bases["roberta"])
+
+
+def test_a_classifier_of_other_classes_is_refused_by_a_run_and_before_it(
+    recipe: Callable[..., Recipe], bases: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = shutil.copytree(bases["distilbert with a head"], tmp_path / "five")
+    DistilBertForSequenceClassification.from_pretrained(
+        folder, num_labels=5, ignore_mismatched_sizes=True
+    ).save_pretrained(folder)
+    run = recipe(folder)
+    data = prepare_data(run.data, load_tokenizer(folder), 0)
+    for refused in (lambda: estimate(run, data), lambda: train_recipe(run, Silent())):
+        with pytest.raises(ConfigurationError, match="a classifier of 5 classes, and the data has 2"):
+            refused()
 
 
 def test_what_stays_with_the_workers_is_not_trained_whole(

@@ -69,6 +69,23 @@ def test_figures_do_not_depend_on_the_size_of_a_batch(model: Path, tmp_path: Pat
     assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
+@pytest.mark.parametrize("model", [("llama", {}, {})], indirect=True)
+def test_the_loss_that_decides_on_the_best_checkpoint_counts_tokens_and_not_batches(
+    model: Path, tmp_path: Path
+) -> None:
+    records = [{"prompt": "ab", "completion": "c" * (1 + 6 * i)} for i in range(8)]
+    train = write_lines(tmp_path / "train.jsonl", records)
+    for size in (1, 3, 8):
+        recipe = recipe_of(tmp_path, model, train, training={"per_device_eval_batch_size": size})
+        tokenizer = load_tokenizer(model)
+        split = read_split(recipe.data, train, tokenizer, None, None, 0)
+        trainer = RecipeTrainer(
+            recipe, tmp_path, load_base(recipe, model, [], tokenizer, None), tokenizer, None
+        )
+        figures = trainer.evaluate(split)
+        assert figures["eval_loss"] == trainer.state.log_history[-1]["eval_loss"] == figures["eval_nll"]
+
+
 @pytest.mark.parametrize("model", [("llama", {"pad_token_id": 40}, {})], indirect=True)
 @pytest.mark.filterwarnings("ignore")
 def test_a_merged_classifier_pads_as_it_was_trained(model: Path, tmp_path: Path) -> None:
