@@ -17,6 +17,7 @@ from blindtune.protocol.errors import UnsupportedError
 
 __all__ = ["AbsentWeight"]
 
+
 class AbsentWeight(torch.Tensor):
     """Stands for a weight that workers hold.
 
