@@ -52,6 +52,7 @@ _MAPPINGS = (
     "MODEL_MAPPING_NAMES",
 )
 _SEED = 3
+_LARGEST = 20_000_000
 # Settings by their names' ends, and what they become.
 _SIZES: dict[str, int] = {
     "hidden_size": 32,
@@ -144,10 +145,11 @@ def shrunk(config: PretrainedConfig) -> PretrainedConfig:
 def candidates() -> Iterator[tuple[str, str]]:
     """Families and the first class of each that has a head, then a plain one."""
     seen = set()
+    there = set(dir(transformers))  # asking for an attribute would import its module
     for mapping in _MAPPINGS:
         for family, names in getattr(modeling_auto, mapping, {}).items():
             for name in (names,) if isinstance(names, str) else names[:1]:
-                if family not in seen and hasattr(transformers, name):
+                if family not in seen and name in there:
                     seen.add(family)
                     yield family, name
 
@@ -183,6 +185,10 @@ def make(cls: type[PreTrainedModel], folder: Path) -> None:
     """Saves a random checkpoint with biases that are not zero."""
     torch.manual_seed(_SEED)
     config = shrunk(cls.config_class())
+    with torch.device("meta"):
+        size = sum(x.numel() for x in cls(config).parameters())
+    if size > _LARGEST:
+        raise ValueError(f"it cannot be shrunk by its settings' names: {size:,} parameters are left")
     model = cls(config)
     with torch.no_grad():
         for parameter in model.parameters():

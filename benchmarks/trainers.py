@@ -331,6 +331,8 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--length", type=int, default=128, help="tokens of an example at most")
+    parser.add_argument("--completion", type=int, default=16, help="tokens that GRPO draws")
     parser.add_argument("--trainers", nargs="+", choices=list(TRAINERS), default=list(TRAINERS))
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
@@ -351,7 +353,15 @@ def main() -> None:
                 )
                 for trainer in arguments.trainers:
                     stock, reference, private = (
-                        train(trainer, checkpoint, masking, rows, steps=arguments.steps)
+                        train(
+                            trainer,
+                            checkpoint,
+                            masking,
+                            rows,
+                            steps=arguments.steps,
+                            length=arguments.length,
+                            completion=arguments.completion,
+                        )
                         for masking in (None, BlindConfig(masking="reference", progress=False), shares)
                     )
                     result = {
@@ -396,7 +406,13 @@ def main() -> None:
         table,
     )
     if arguments.json:
-        write_json(arguments.json, results, model=arguments.model.name, steps=arguments.steps)
+        write_json(
+            arguments.json,
+            results,
+            model=arguments.model.name,
+            steps=arguments.steps,
+            length=arguments.length,
+        )
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from blindtune.checkpoint.experts import require_dense
 from blindtune.checkpoint.files import require_no_pointer
 from blindtune.checkpoint.trace import trace
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
@@ -34,13 +35,13 @@ __all__ = [
     "build_skeleton",
     "checkpoint_keys",
     "frozen_layers",
+    "is_small",
     "require_supported",
     "supported_config",
     "unknown_keys",
     "weight_keys",
 ]
 
-_EXPERTS = re.compile(r"(moe_)?(num|n)_(local_|routed_)?experts")
 _BLOCKS = re.compile(r"(num_|n_)?((hidden|encoder|decoder)_)?layers?")
 # Several times as deep as any model: what a damaged number asks for would fill the memory.
 _MOST_BLOCKS = 1000
@@ -102,12 +103,7 @@ def require_supported(config: PretrainedConfig) -> None:
     Raises:
         UnsupportedError: mixture of experts, or weights that are quantized already.
     """
-    for name, count in _settings(config.to_dict()):
-        if _EXPERTS.fullmatch(name) and isinstance(count, int) and count > 1:
-            raise UnsupportedError(
-                f"{config.model_type} is a mixture of experts ({name} = {count}): which expert is asked "
-                "would show the workers how tokens are routed. Use a dense model"
-            )
+    require_dense(config, build_skeleton)
     quantized = getattr(config, "quantization_config", None)
     method = quantized.get("quant_method") if isinstance(quantized, dict) else None
     if method:
@@ -214,6 +210,11 @@ def _loaded(model: PreTrainedModel, keys: Iterable[str]) -> Iterator[_Loaded]:
             yield _Loaded(key, (name, *(name.replace(first, x) for x in others)), converted is not None)
 
 
+def is_small(rows: int, columns: int) -> bool:
+    """Whether a weight is too small to be worth a request."""
+    return rows * columns < _LEAST_WORK * (rows + columns)
+
+
 def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLayer]:
     """The frozen linear layers of a model whose weights are in a checkpoint, in the model's order.
 
@@ -240,7 +241,7 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
         if key is None:
             continue
         rows, columns = module.weight.shape
-        if name in read or rows * columns < _LEAST_WORK * (rows + columns):
+        if name in read or is_small(rows, columns):
             continue
         transposed = isinstance(module, Conv1D)
         layers.append(

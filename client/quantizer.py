@@ -28,6 +28,7 @@ from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
 from blindtune.client.guard import guard_training
 from blindtune.client.head import head_is_remote
+from blindtune.client.kept import say_what_is_kept
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
@@ -94,17 +95,19 @@ class BlindQuantizer(HfQuantizer):
         with torch.device("cpu"):  # loading builds models on the meta device
             kit, self.multiplier = _open(config, folder, model.config._name_or_path)
         with TensorFiles(folder) as tensors:
-            self._absent = absent_parameters(model, [*kit.layers, *tensors])
-        remote = self._remote_layers(model, folder, kit)
+            stored = set(tensors)
+        self._absent = absent_parameters(model, [*kit.layers, *stored])
+        remote = self._remote_layers(model, folder, kit, stored)
+        say_what_is_kept(model, {x.module for x in remote}, stored | kit.layers.keys())
         groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
         built = _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
         with torch.device("cpu"):
             self.multiplier.ready([product for group in built for product in group.products])
         return model
 
-    def _remote_layers(self, model: PreTrainedModel, folder: Path, kit: Kit) -> list[FrozenLayer]:
-        with TensorFiles(folder) as tensors:
-            stored = set(tensors)
+    def _remote_layers(
+        self, model: PreTrainedModel, folder: Path, kit: Kit, stored: set[str]
+    ) -> list[FrozenLayer]:
         layers = frozen_layers(model, [*kit.layers, *(stored - set(kit.layers))])
         head = self.quantization_config.head
         remote = [x for x in layers if x.name in kit.layers and (not x.head or head_is_remote(x, head))]

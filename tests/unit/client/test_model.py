@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from support.checkpoints import CLASSES, FAMILIES, batch
 from support.training import training_step, with_adapter
 from torch import nn
-from transformers import PhiConfig, PhiForCausalLM, PreTrainedModel
+from transformers import LlamaConfig, PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, multiplier_of
@@ -103,13 +103,21 @@ def test_groups_come_from_the_model_and_not_from_names() -> None:
 
 
 def test_a_model_that_cannot_be_traced_is_asked_layer_by_layer(caplog: pytest.LogCaptureFixture) -> None:
-    class Untraceable(CLASSES["llama"]):  # type: ignore[misc]
+    class Whole(CLASSES["llama"]):  # type: ignore[misc]
         def forward(self, *args: object, **kwargs: object) -> None:
             raise NotImplementedError("needs an image")
 
+    class Untraceable(Whole):
+        def __init__(self, config: LlamaConfig) -> None:
+            super().__init__(config)
+            self.model.forward = self.forward
+
     names = ["model.layers.0.self_attn.q_proj", "model.layers.0.self_attn.k_proj"]
+    assert trace_groups(Whole, FAMILIES["llama"][1], names) == [names], (
+        "the language model in it can be traced"
+    )
     assert trace_groups(Untraceable, FAMILIES["llama"][1], names) == [[name] for name in names]
-    assert "cannot trace Untraceable" in caplog.text
+    assert "cannot trace Untraceable" in caplog.text and "2 of 2 are asked for one by one" in caplog.text
 
 
 @pytest.mark.parametrize("family", CAUSAL)
