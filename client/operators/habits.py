@@ -10,7 +10,7 @@ __all__ = ["Habits"]
 
 _FACTOR = 10
 # Seconds without a sign of life: to begin with, in a queue, and before a request is acknowledged.
-_LEAST, _LEAST_QUEUED, _LEAST_UNACKNOWLEDGED = 10.0, 60.0, 5.0
+_LEAST, _LEAST_QUEUED, _LEAST_UNACKNOWLEDGED = 10.0, 30.0, 5.0
 # As many times slower than its fastest replica a worker is taken to be at most.
 _SLOWER = 4
 # What is taken for usual where nothing is known: seconds, and bytes in a second.
