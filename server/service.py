@@ -111,6 +111,8 @@ class WorkerService:
         try:
             call.client = self._identify(context)
             with self._gate.admit(call.client), self._watchdog.watch(call.stall) as patience:
+                # At once, since the answer may be long in coming: the client need not take this for silence.
+                context.send_initial_metadata(())
                 messages = call.incoming(patience.incoming(request_iterator))
                 yield from patience.outgoing(call.outgoing(self._answer(call, messages)))
             call.status = grpc.StatusCode.OK
@@ -303,4 +305,5 @@ def _manifest(store: LayerStore, limits: Limits) -> worker_pb2.Manifest:
             max_message_bytes=MAX_MESSAGE_BYTES,
         ),
         product_method=store.method.name,
+        acknowledges=True,
     )

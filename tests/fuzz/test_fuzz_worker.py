@@ -66,6 +66,9 @@ class Context:
     def cancel(self) -> None:
         raise AssertionError("cancelled")
 
+    def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        assert self.code is grpc.StatusCode.OK
+
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.code, self.details = code, details
         raise Aborted

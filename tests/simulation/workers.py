@@ -71,6 +71,9 @@ class Call:
     def is_active(self) -> bool:
         return self._active
 
+    def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        pass
+
     def invocation_metadata(self) -> tuple[()]:
         return ()
 

@@ -42,6 +42,9 @@ class Context:
         self.details = ""
         self.active = True
 
+    def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        pass
+
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
 

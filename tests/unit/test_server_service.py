@@ -427,6 +427,19 @@ def test_the_manifest_tells_all_that_a_client_compares(store: LayerStore, start:
     assert manifest.product_method == store.method.name
 
 
+def test_a_request_is_acknowledged_before_anything_of_it_is_computed(store: LayerStore, start: Start) -> None:
+    held = Held(store)
+    worker = start(Limits(max_concurrent=1), multiplier=held)
+    assert worker.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE).acknowledges
+    call = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY))])
+    assert held.entered.acquire(timeout=PATIENCE)
+    told: Queue[object] = Queue()
+    threading.Thread(target=lambda: told.put(call.initial_metadata()), daemon=True).start()  # type: ignore[attr-defined]
+    assert told.get(timeout=PATIENCE) == ()
+    held.let_go.set()
+    assert sum(len(response.residues) for response in call) == 3 * 64 * 4
+
+
 def test_an_observer_sees_the_rows_or_the_seed(store: LayerStore, start: Start) -> None:
     recorder = Recorder()
     worker = start(observer=recorder)
