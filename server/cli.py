@@ -117,6 +117,23 @@ def _serve(
         int,
         typer.Option(help="Those of one client.", envvar=_twin("MAX_CONCURRENT_PER_CLIENT")),
     ] = Limits().max_concurrent_per_client,
+    max_waiting: Annotated[
+        int, typer.Option(help="Requests that wait for their turn.", envvar=_twin("MAX_WAITING"))
+    ] = Limits().max_waiting,
+    max_waiting_per_client: Annotated[
+        int, typer.Option(help="Those of one client.", envvar=_twin("MAX_WAITING_PER_CLIENT"))
+    ] = Limits().max_waiting_per_client,
+    max_waiting_bytes: Annotated[
+        int,
+        typer.Option(
+            help="Memory of those that wait, up to 4 MiB of each operand.",
+            envvar=_twin("MAX_WAITING_BYTES"),
+        ),
+    ] = Limits().max_waiting_bytes,
+    max_waiting_bytes_per_client: Annotated[
+        int,
+        typer.Option(help="Memory of those of one client.", envvar=_twin("MAX_WAITING_BYTES_PER_CLIENT")),
+    ] = Limits().max_waiting_bytes_per_client,
     max_requests_per_second: Annotated[
         float,
         typer.Option(
@@ -178,6 +195,10 @@ def _serve(
         max_operand_bytes=max_operand_bytes,
         max_concurrent=max_concurrent,
         max_concurrent_per_client=max_concurrent_per_client,
+        max_waiting=max_waiting,
+        max_waiting_per_client=max_waiting_per_client,
+        max_waiting_bytes=max_waiting_bytes,
+        max_waiting_bytes_per_client=max_waiting_bytes_per_client,
         max_requests_per_second=max_requests_per_second,
         patience_seconds=patience_seconds,
         min_bytes_per_second=min_bytes_per_second,

@@ -1,6 +1,7 @@
 """A store, a service and a socket as a running server that can be stopped without losing a request."""
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -16,9 +17,11 @@ from blindtune.server.identity import Identify, by_certificate, by_token, or_by_
 from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
 from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics
+from blindtune.server.places import WINDOW_BYTES, Places, bounds_of
 from blindtune.server.rate import RateLimit
 from blindtune.server.service import SERVICE_NAME, WorkerService
 from blindtune.server.store import LayerStore
+from blindtune.server.threads import InThreads
 from blindtune.server.tokens import Tokens
 from blindtune.server.transport import Endpoint
 from blindtune.server.version import software_version
@@ -49,6 +52,10 @@ _OPTIONS = (
     ("grpc.keepalive_time_ms", 60_000),
     ("grpc.keepalive_timeout_ms", 20_000),
     ("grpc.keepalive_permit_without_calls", 1),
+    # What gRPC takes in of an operand that nobody reads yet. It would else be up to 16 MiB for each request,
+    # guessed from how fast connections are; from 4 MiB on a link of 1 Gb/s and 40 ms is as fast.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", WINDOW_BYTES),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     # A connection carries many times what one client may run at once, and no more.
     ("grpc.max_concurrent_streams", 128),
@@ -69,7 +76,7 @@ class RunningWorker:
     def __init__(
         self,
         server: grpc.Server,
-        gate: Gate,
+        places: Places,
         health_service: health.HealthServicer,
         address: str,
         port: int,
@@ -80,7 +87,7 @@ class RunningWorker:
         self.port = port
         self.metrics = metrics
         self._server = server
-        self._gate = gate
+        self._places = places
         self._health = health_service
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
@@ -91,10 +98,15 @@ class RunningWorker:
     @property
     def requests_inside(self) -> int:
         """How many multiplications are running."""
-        return self._gate.inside
+        return self._places.inside
+
+    @property
+    def requests_waiting(self) -> int:
+        """How many wait for their turn."""
+        return self._places.waiting
 
     def stop(self, drain_seconds: float = 30.0) -> bool:
-        """Refuses new requests, reports NOT_SERVING, finishes those inside, and closes the socket.
+        """Refuses requests that wait or are new, reports NOT_SERVING, finishes those that run, and closes.
 
         Args:
             drain_seconds: how long requests inside may still take; then they are cancelled.
@@ -102,10 +114,10 @@ class RunningWorker:
         Returns:
             Whether all of them finished. Stopping again does no harm.
         """
-        self._gate.close()
+        self._places.close()
         self._health.enter_graceful_shutdown()
         with self._stopping:
-            finished = self._gate.wait_until_empty(drain_seconds)
+            finished = self._places.wait_until_empty(drain_seconds)
             # A request leaves the gate a moment before its status leaves the machine.
             self._server.stop(_CLOSING_SECONDS if finished else None).wait()
             self._stopped.set()
@@ -134,10 +146,8 @@ def serve(
     """
     keep_freed_memory(KEPT_BYTES)
     limits = limits or Limits()
-    gate = Gate(
-        limits.max_concurrent, limits.max_concurrent_per_client, RateLimit(limits.max_requests_per_second)
-    )
-    metrics = _metrics(store, limits, gate)
+    metrics = _metrics(store, limits, lambda: places)
+    places = Places(bounds_of(limits), RateLimit(limits.max_requests_per_second), waited=metrics.waited)
     watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
     interceptors: list[grpc.ServerInterceptor] = []
     identify: Identify = by_certificate
@@ -150,7 +160,8 @@ def serve(
         DecodeAll(),
         WatchClients(watchdog, others, or_by_address(identify), besides=frozenset([_MULTIPLY])),
     ]
-    threads = limits.max_concurrent + _SPARE_THREADS
+    # One for each request that runs or waits.
+    threads = limits.max_concurrent + limits.max_waiting + _SPARE_THREADS
     server = grpc.server(
         ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker"),
         interceptors=interceptors,
@@ -161,8 +172,8 @@ def serve(
     service = WorkerService(
         store,
         limits,
-        gate,
-        metrics.timed(multiplier or store.multiplier()),
+        places,
+        InThreads(metrics.timed(multiplier or store.multiplier()), limits.max_concurrent),
         observer,
         metrics,
         identify=identify,
@@ -175,10 +186,10 @@ def serve(
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = endpoint.bind(server)
     server.start()
-    return RunningWorker(server, gate, health_service, endpoint.address(port), port, metrics, watchdog)
+    return RunningWorker(server, places, health_service, endpoint.address(port), port, metrics, watchdog)
 
 
-def _metrics(store: LayerStore, limits: Limits, gate: Gate) -> WorkerMetrics:
+def _metrics(store: LayerStore, limits: Limits, places: Callable[[], Places]) -> WorkerMetrics:
     device = next(iter(store.layers.values())).integers.device
     build = {
         "version": software_version(),
@@ -187,4 +198,6 @@ def _metrics(store: LayerStore, limits: Limits, gate: Gate) -> WorkerMetrics:
         "product_method": store.method.name,
         "device": str(device),
     }
-    return WorkerMetrics(limits.max_concurrent, lambda: gate.inside, device, build)
+    return WorkerMetrics(
+        limits.max_concurrent, lambda: places().inside, lambda: places().waiting, device, build
+    )

@@ -1,4 +1,4 @@
-"""What one request and one client may ask for, and how many requests may run at once."""
+"""What one request and one client may ask for, and how many requests may run and wait."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,10 @@ _BOUNDS: tuple[tuple[str, float, float], ...] = (
     ("max_operand_bytes", 1, 2**63 - 1),
     ("max_concurrent", 1, 1024),
     ("max_concurrent_per_client", 1, 1024),
+    ("max_waiting", 0, 4096),
+    ("max_waiting_per_client", 0, 4096),
+    ("max_waiting_bytes", 0, 2**63 - 1),
+    ("max_waiting_bytes_per_client", 0, 2**63 - 1),
     ("max_requests_per_second", 0.01, 1e6),
     ("patience_seconds", 0.1, 3600),
     ("min_bytes_per_second", 1, 2**40),
@@ -25,8 +29,12 @@ class Limits:
     Attributes:
         max_rows: rows of one operand.
         max_operand_bytes: rows times columns times 4, whether the rows are sent or expanded.
-        max_concurrent: requests that run at the same time; more are turned away, never queued.
+        max_concurrent: requests that run at the same time; more wait, see `blindtune.server.fair_queue`.
         max_concurrent_per_client: the same for those of one client.
+        max_waiting: requests that wait for their turn; more are turned away.
+        max_waiting_per_client: the same for those of one client.
+        max_waiting_bytes: memory that those that wait hold: of each operand up to 4 MiB.
+        max_waiting_bytes_per_client: the same for those of one client.
         max_requests_per_second: of one client, on average; up to twice as many at once.
         patience_seconds: how long a request may wait for its client, see `blindtune.server.watchdog`.
         min_bytes_per_second: what a client must move for its request to wait no longer than that.
@@ -40,6 +48,10 @@ class Limits:
     max_operand_bytes: int = 512 << 20
     max_concurrent: int = 8
     max_concurrent_per_client: int = 4
+    max_waiting: int = 256
+    max_waiting_per_client: int = 32
+    max_waiting_bytes: int = 512 << 20
+    max_waiting_bytes_per_client: int = 128 << 20
     max_requests_per_second: float = 1000.0
     patience_seconds: float = 20.0
     min_bytes_per_second: int = 64 << 10

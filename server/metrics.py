@@ -25,6 +25,24 @@ from blindtune.server.wire import Request
 __all__ = ["WorkerMetrics", "rejection_reason"]
 
 _REQUEST_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_WAITING_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    60.0,
+    120.0,
+)
 _PRODUCT_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 # Errors that are no refusals, and how they are counted.
 _NOT_RESIDUES, _OUT_OF_MEMORY, _INTERNAL = "not_residues", "out_of_memory", "internal_error"
@@ -50,6 +68,7 @@ class WorkerMetrics:
     Args:
         capacity: how many requests may run at once.
         in_progress: how many are running now.
+        waiting: how many wait for their turn.
         device: that holds the layers.
         build: what the worker is: version, model, and the like.
 
@@ -61,6 +80,7 @@ class WorkerMetrics:
         self,
         capacity: int,
         in_progress: Callable[[], int],
+        waiting: Callable[[], int],
         device: torch.device,
         build: dict[str, str],
     ) -> None:
@@ -98,6 +118,12 @@ class WorkerMetrics:
             buckets=_PRODUCT_SECONDS,
             registry=registry,
         )
+        self._waiting_seconds = Histogram(
+            "blindtune_worker_waiting_seconds",
+            "Seconds that requests waited for their turn.",
+            buckets=_WAITING_SECONDS,
+            registry=registry,
+        )
         self._rejected = Counter(
             "blindtune_worker_rejected",
             "Requests that this worker turned away or could not finish.",
@@ -111,7 +137,10 @@ class WorkerMetrics:
             "blindtune_worker_requests_in_progress", "Requests that are running.", registry=registry
         ).set_function(in_progress)
         Gauge(
-            "blindtune_worker_capacity", "Requests that may run at once; more are refused.", registry=registry
+            "blindtune_worker_requests_waiting", "Requests that wait for their turn.", registry=registry
+        ).set_function(waiting)
+        Gauge(
+            "blindtune_worker_capacity", "Requests that may run at once; more wait.", registry=registry
         ).set(capacity)
         Info("blindtune_worker_build", "What this worker is.", registry=registry).info(build)
         self.registry.register(_Memory(device))
@@ -139,6 +168,10 @@ class WorkerMetrics:
             self._request_seconds.labels(direction, operand).observe(seconds)
             if status == "OK":
                 self._rows.labels(direction, operand).inc(request.rows)
+
+    def waited(self, seconds: float) -> None:
+        """Counts a request whose turn has come."""
+        self._waiting_seconds.observe(seconds)
 
     def rejected(self, error: Exception) -> None:
         """Counts why a request was not answered."""

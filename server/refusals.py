@@ -7,6 +7,8 @@
     ├── OverLimit            OUT_OF_RANGE          larger than the manifest's limits allow
     ├── Unauthenticated      UNAUTHENTICATED       no token, or one that is not valid
     ├── Busy                 RESOURCE_EXHAUSTED    too many requests at once: try again, or elsewhere
+    │   ├── Displaced        RESOURCE_EXHAUSTED    the same, after it waited: the queue is full
+    │   └── TooLate          RESOURCE_EXHAUSTED    the same: its deadline would pass before its answer
     ├── Draining             UNAVAILABLE           this worker is shutting down: go elsewhere
     └── CannotRecord         UNAVAILABLE           it must record all it gets, and can't: go elsewhere
 
@@ -22,12 +24,14 @@ from blindtune.protocol.errors import ProtocolError
 __all__ = [
     "Busy",
     "CannotRecord",
+    "Displaced",
     "Draining",
     "LayerNotHeld",
     "MalformedRequest",
     "OtherContract",
     "OverLimit",
     "Refusal",
+    "TooLate",
     "Unauthenticated",
 ]
 
@@ -69,9 +73,17 @@ class Unauthenticated(Refusal):
 
 
 class Busy(Refusal):
-    """As many requests as allowed are running, or came from this client in a short time."""
+    """As many requests as allowed run and wait, or came from this client in a short time."""
 
     code = grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+class Displaced(Busy):
+    """The request waited, the queue is full, and a client with fewer requests in it came by."""
+
+
+class TooLate(Busy):
+    """The answer would not be there before the request's deadline."""
 
 
 class Draining(Refusal):

@@ -18,12 +18,12 @@ from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import SCHEME
-from blindtune.server.gate import Gate
 from blindtune.server.hooks import Multiplying, Observer
 from blindtune.server.identity import Identify, by_certificate
 from blindtune.server.limits import Limits
 from blindtune.server.memory import give_back_cache, is_out_of_memory
 from blindtune.server.metrics import WorkerMetrics
+from blindtune.server.places import LeftError, Places
 from blindtune.server.refusals import Refusal
 from blindtune.server.rows import block_rows, expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
@@ -47,7 +47,7 @@ class WorkerService:
     Args:
         store: the layers.
         limits: on one request.
-        gate: lets requests in.
+        places: where requests run and wait.
         multiplier: the store's own unless given.
         observer: shown every operand, if given.
         metrics: counts requests, if given.
@@ -61,7 +61,7 @@ class WorkerService:
         self,
         store: LayerStore,
         limits: Limits,
-        gate: Gate,
+        places: Places,
         multiplier: Multiplying | None = None,
         observer: Observer | None = None,
         metrics: WorkerMetrics | None = None,
@@ -73,7 +73,7 @@ class WorkerService:
     ) -> None:
         self._store = store
         self._limits = limits
-        self._gate = gate
+        self._places = places
         self._multiplier: Multiplying = multiplier or store.multiplier()
         self._observer = observer
         self._metrics = metrics
@@ -99,7 +99,7 @@ class WorkerService:
         self, request: worker_pb2.GetManifestRequest, context: grpc.ServicerContext
     ) -> worker_pb2.Manifest:
         try:
-            self._gate.count(self._identify(context))
+            self._places.count(self._identify(context))
         except Refusal as refusal:
             if self._metrics is not None:
                 self._metrics.rejected(refusal)
@@ -110,12 +110,30 @@ class WorkerService:
         call = _Call(context, self._clock)
         try:
             call.client = self._identify(context)
-            with self._gate.admit(call.client), self._watchdog.watch(call.stall) as patience:
+            with (
+                self._places.place(call.client, context.time_remaining()) as place,
+                self._watchdog.watch(call.stall) as patience,
+            ):
+                if not context.add_callback(place.leave):
+                    raise LeftError
                 messages = call.incoming(patience.incoming(request_iterator))
-                yield from patience.outgoing(call.outgoing(self._answer(call, messages)))
+                request = parse_header(
+                    next(messages, None), self._store, self._limits, self._multiplier.outputs
+                )
+                call.request = request
+                place.line_up(_work(request), 0 if request.seed else 4 * request.rows * request.columns)
+                # At once, since the answer may be long in coming: the client need not take this for silence.
+                context.send_initial_metadata(())
+                place.wait_for_turn()
+                before = patience.waited
+                try:
+                    yield from patience.outgoing(call.outgoing(self._answer(call, request, messages)))
+                    place.done = True
+                finally:
+                    place.idle = patience.waited - before
             call.status = grpc.StatusCode.OK
         except Exception as error:
-            if call.is_over():
+            if call.is_over() or isinstance(error, LeftError):
                 return  # the client is gone, and the error says no more than that
             call.status, message = _status_of(error)
             if self._metrics is not None:
@@ -129,9 +147,7 @@ class WorkerService:
             if self._metrics is not None:
                 call.count(self._metrics)
 
-    def _answer(self, call: "_Call", messages: Iterator[bytes]) -> Iterator[bytes]:
-        request = parse_header(next(messages, None), self._store, self._limits, self._multiplier.outputs)
-        call.request = request
+    def _answer(self, call: "_Call", request: Request, messages: Iterator[bytes]) -> Iterator[bytes]:
         size = block_rows(request)
         blocks: Iterator[Operand]
         if request.seed is None:
@@ -153,13 +169,13 @@ class WorkerService:
 
         Raises:
             MemoryError: it does not even suffice for one row.
-            _ClientGoneError: nobody waits for them any more.
+            LeftError: nobody waits for them any more.
         """
         start = 0
         while start < len(block):
             # A client that has gone is noticed between parts: nothing is computed for nobody.
             if call.is_over():
-                raise _ClientGoneError
+                raise LeftError
             rows = min(call.rows_at_once, len(block) - start)
             result = self._multiply_if_it_fits(product, block[start : start + rows])
             if result is not None:
@@ -188,10 +204,6 @@ class WorkerService:
     def _observe(self, request: Request, part: Residues | Seed) -> None:
         if self._observer is not None:
             self._observer.operand(request, part)
-
-
-class _ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
 
 
 class _Call:
@@ -269,6 +281,11 @@ class _Call:
         }
 
 
+def _work(request: Request) -> int:
+    """Multiplications of two numbers."""
+    return request.rows * request.columns * request.outputs
+
+
 def _status_of(error: Exception) -> tuple[grpc.StatusCode, str]:
     if isinstance(error, Refusal):
         return error.code, str(error)
@@ -303,4 +320,5 @@ def _manifest(store: LayerStore, limits: Limits) -> worker_pb2.Manifest:
             max_message_bytes=MAX_MESSAGE_BYTES,
         ),
         product_method=store.method.name,
+        acknowledges=True,
     )

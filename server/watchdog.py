@@ -25,10 +25,14 @@ class Patience:
     """What one request may still spend on waiting. `Watchdog.watch` makes it.
 
     Only the request's own thread changes it. Whoever sweeps reads one attribute, for which no lock is needed.
+
+    Attributes:
+        waited: seconds for which the request has waited for its client so far.
     """
 
     def __init__(self, watchdog: "Watchdog", cancel: Callable[[], object]) -> None:
         self.cancel = cancel
+        self.waited = 0.0
         self._watchdog = watchdog
         self._left = watchdog.patience_seconds
         # Where the clock stands when it comes to an end, while the request waits.
@@ -77,8 +81,9 @@ class Patience:
         self._end = self._watchdog.clock() + self._left
 
     def _go_on(self) -> None:
-        self._left = self._end - self._watchdog.clock()
-        self._end = inf
+        left = self._end - self._watchdog.clock()
+        self.waited += self._left - left
+        self._left, self._end = left, inf
 
     def overdue(self, now: float) -> bool:
         """Whether the client keeps the request waiting for too long."""

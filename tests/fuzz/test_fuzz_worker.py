@@ -18,8 +18,8 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.products import backward_products, forward_products
-from blindtune.server.gate import Gate
 from blindtune.server.limits import Limits
+from blindtune.server.places import Places, bounds_of
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
 
@@ -66,6 +66,15 @@ class Context:
     def cancel(self) -> None:
         raise AssertionError("cancelled")
 
+    def time_remaining(self) -> float:
+        return 60.0
+
+    def add_callback(self, callback: Any) -> bool:
+        return True
+
+    def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        assert self.code is grpc.StatusCode.OK
+
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.code, self.details = code, details
         raise Aborted
@@ -78,7 +87,7 @@ def store(checkpoints: dict[str, Path]) -> LayerStore:
 
 @pytest.fixture(scope="module")
 def service(store: LayerStore) -> WorkerService:
-    return WorkerService(store, LIMITS, Gate(8, 8))
+    return WorkerService(store, LIMITS, Places(bounds_of(LIMITS)))
 
 
 def valid_requests(store: LayerStore) -> list[list[worker_pb2.MultiplyRequest]]:

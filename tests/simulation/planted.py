@@ -28,7 +28,7 @@ from blindtune.protocol.masks import Share, ShareSource
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.verification import CheckVectors
 from blindtune.server import service
-from blindtune.server.gate import Gate
+from blindtune.server.places import Place, Places
 from blindtune.server.watchdog import Watchdog
 from simulation.network import Damage
 from simulation.schedules import Fault, Schedule
@@ -308,21 +308,20 @@ def _zero_rows_in_the_clear(patch: pytest.MonkeyPatch) -> None:
 
 
 def _place_kept_by_those_who_left(patch: pytest.MonkeyPatch) -> None:
-    real = Gate.admit
+    real = Places.place
     kept: list[Any] = []
 
     @contextmanager
-    def admit(self: Gate, client: str = "") -> Iterator[None]:
-        inside = real(self, client)
+    def place(self: Places, *arguments: Any) -> Iterator[Place]:
         with contextlib.ExitStack() as stack:
-            stack.enter_context(inside)
+            inside = stack.enter_context(real(self, *arguments))
             try:
-                yield
+                yield inside
             except BaseException:
                 kept.append(stack.pop_all())
                 raise
 
-    patch.setattr(Gate, "admit", admit)
+    patch.setattr(Places, "place", place)
 
 
 def _no_watchdog(patch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """An operator's workers: the real service behind a simulated server that can crash, hang and lie."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import grpc
@@ -9,8 +9,8 @@ from support.lies import Rogue
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
-from blindtune.server.gate import Gate
 from blindtune.server.limits import Limits
+from blindtune.server.places import Places, bounds_of
 from blindtune.server.rate import RateLimit
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
@@ -40,11 +40,11 @@ class Call:
         self.client = client
         self._active = True
         self._acknowledged = False
+        self._callbacks: list[Callable[[], object]] = []
 
     def requests(self) -> Iterator[bytes]:
-        """What the client sends. The service reads it once the request has a place."""
-        self.send_initial_metadata(())
-        yield from self.uplink.messages(FOREVER)
+        """What the client sends."""
+        return self.uplink.messages(FOREVER)
 
     def cancel(self) -> None:
         """Ends the call for both sides; the client is told unless it is the one who left."""
@@ -57,6 +57,7 @@ class Call:
             self.code, self.details = self.code or code, self.details or details
             self.uplink.break_off(Broken())
             self.downlink.break_off(Broken())
+            self._tell()
 
     def complete(self, code: grpc.StatusCode) -> None:
         """Ends the call after all that was sent."""
@@ -65,6 +66,11 @@ class Call:
             self.code = self.code or code
             self.uplink.break_off(Broken())
             self.downlink.end()
+            self._tell()
+
+    def _tell(self) -> None:
+        for callback in self._callbacks:
+            callback()
 
     def abort(self, code: grpc.StatusCode, details: str) -> NoReturn:
         self.code, self.details = code, details
@@ -78,6 +84,13 @@ class Call:
     def is_active(self) -> bool:
         return self._active
 
+    def add_callback(self, callback: Callable[[], object]) -> bool:
+        self._callbacks.append(callback)
+        return self._active
+
+    def time_remaining(self) -> float:
+        return FOREVER
+
     def invocation_metadata(self) -> tuple[()]:
         return ()
 
@@ -86,6 +99,22 @@ class Call:
 
     def auth_context(self) -> dict[str, list[bytes]]:
         return {}
+
+
+class _Turn:
+    """What a request waits for."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._signal = Signal(scheduler)
+        self._has_come = False
+
+    def set(self) -> None:
+        self._has_come = True
+        self._signal.notify()
+
+    def wait(self) -> None:
+        while not self._has_come:
+            self._signal.wait()
 
 
 class _Computing:
@@ -159,12 +188,12 @@ class SimulatedWorker:
         self.alive = True
         limits = self._limits
         rate = RateLimit(limits.max_requests_per_second, self._clock)
-        self.gate = Gate(limits.max_concurrent, limits.max_concurrent_per_client, rate)
+        self.places = Places(bounds_of(limits), rate, clock=self._clock, event=lambda: _Turn(self._scheduler))
         self.watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second, self._clock)
         self.service = WorkerService(
             self._store,
             limits,
-            self.gate,
+            self.places,
             self.computing,
             identify=lambda context: context.client,  # type: ignore[attr-defined]
             watchdog=self.watchdog,
@@ -194,9 +223,9 @@ class SimulatedWorker:
     def restart(self, pause: float, drain: bool) -> None:
         """Stops, gracefully or not, and starts again after a pause."""
         if drain:
-            self.gate.close()
+            self.places.close()
             deadline = self._scheduler.now + 30.0
-            while self.gate.inside and self._scheduler.now < deadline:
+            while self.places.inside and self._scheduler.now < deadline:
                 self._scheduler.sleep(0.05)
         self.kill()
         self._scheduler.sleep(pause)

@@ -248,7 +248,12 @@ class World:
         self.schedule, self.assets = schedule, assets
         self.scheduler = Scheduler(schedule.seed)
         self.ledger = Ledger()
-        self.limits = Limits(max_rows=schedule.max_rows, max_concurrent=schedule.max_concurrent)
+        self.limits = Limits(
+            max_rows=schedule.max_rows,
+            max_concurrent=schedule.max_concurrent,
+            # So few that workers say at times that they are busy.
+            max_waiting=schedule.max_concurrent - 1,
+        )
         self.manifest = manifest_of(assets.kit, self.limits)
         self.manifest.acknowledges = schedule.acknowledges
         self.workers = [
@@ -439,7 +444,8 @@ class World:
         self.scheduler.drain(1000.0)
         largest = 4 * 64 * 4 + 300  # a row of the widest operand or answer, or a header
         for worker in self._all_workers():
-            if worker.gate.inside:
-                self.ledger.broken("bounded memory", f"{worker} still holds {worker.gate.inside} places")
+            left = worker.places.inside + worker.places.waiting
+            if left:
+                self.ledger.broken("bounded memory", f"{worker} still holds {left} places")
             if worker.most_queued > WINDOW + largest:
                 self.ledger.broken("bounded memory", f"{worker.most_queued} bytes were under way at once")

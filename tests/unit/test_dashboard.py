@@ -38,7 +38,7 @@ def exported(collector: PrometheusCollector) -> set[str]:
 @pytest.fixture(scope="module")
 def names() -> set[str]:
     nobody: PrivateMultiplier = object.__new__(ReferenceMultiplier)
-    worker = WorkerMetrics(1, lambda: 0, torch.device("cpu"), {"version": "1"})
+    worker = WorkerMetrics(1, lambda: 0, lambda: 0, torch.device("cpu"), {"version": "1"})
     return exported(worker.registry) | exported(Collector(nobody))
 
 
@@ -78,7 +78,7 @@ def test_every_name_that_is_asked_for_is_exported(names: set[str]) -> None:
 
 
 def test_reasons_that_alerts_ask_for_exist() -> None:
-    worker = WorkerMetrics(1, lambda: 0, torch.device("cpu"), {"version": "1"})
+    worker = WorkerMetrics(1, lambda: 0, lambda: 0, torch.device("cpu"), {"version": "1"})
     reasons = {
         sample.labels["reason"]
         for family in worker.registry.collect()

@@ -19,9 +19,9 @@ from blindtune.protocol.layer_memory import row_bytes
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
-from blindtune.server.gate import Gate
 from blindtune.server.limits import Limits
 from blindtune.server.memory import is_out_of_memory, memory_needed, require_memory
+from blindtune.server.places import Places, bounds_of
 from blindtune.server.rows import workspace_bytes
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
@@ -41,6 +41,15 @@ class Context:
         self.code: Any = None
         self.details = ""
         self.active = True
+
+    def time_remaining(self) -> float:
+        return 60.0
+
+    def add_callback(self, callback: Any) -> bool:
+        return True
+
+    def send_initial_metadata(self, metadata: tuple[()]) -> None:
+        pass
 
     def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
         return ()
@@ -94,15 +103,15 @@ def ask(store: LayerStore, multiplier: Any, context: Context, rows: int = ROWS) 
 def parts(store: LayerStore, multiplier: Any, context: Context, rows: int) -> Iterator[bytes]:
     """The answer as it comes, so that nobody needs to hold all of it."""
     header = tiny_header(store.fingerprint, rows)
-    gate = Gate(1)
-    service = WorkerService(store, Limits(), gate, multiplier)
+    places = Places(bounds_of(Limits()))
+    service = WorkerService(store, Limits(), places, multiplier)
     served: Any = context
     try:
         answer = service.Multiply([worker_pb2.MultiplyRequest(header=header).SerializeToString()], served)
         for message in answer:
             yield worker_pb2.MultiplyResponse.FromString(message).residues
     finally:
-        assert gate.inside == 0
+        assert places.inside == 0
 
 
 NO_MEMORY = [

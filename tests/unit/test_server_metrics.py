@@ -109,7 +109,7 @@ def multiplier(store: LayerStore) -> Held:
 
 @pytest.fixture
 def worker(store: LayerStore, multiplier: Held) -> Iterator[Asked]:
-    limits = Limits(max_rows=50, max_concurrent=1)
+    limits = Limits(max_rows=50, max_concurrent=1, max_waiting=1)
     endpoint = Endpoint.parse("127.0.0.1:0", insecure=True)
     asked = Asked(serve(store, endpoint, limits=limits, multiplier=multiplier))
     yield asked
@@ -175,11 +175,17 @@ def test_a_full_worker_shows_itself_as_full_and_counts_whom_it_refuses(
     held.start()
     assert multiplier.entered.wait(PATIENCE)
     assert worker.figure("requests_in_progress") == 1
+    waits = threading.Thread(target=worker.ask, args=[request(store, 2)])
+    waits.start()
+    assert worker.settles("requests_waiting", 1)
     assert worker.ask(request(store, 2)) is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert worker.settles("rejected_total", 1, reason="busy")
     multiplier.let_go.set()
     held.join(PATIENCE)
+    waits.join(PATIENCE)
     assert worker.settles("requests_in_progress", 0)
+    assert worker.figure("requests_waiting") == 0
+    assert worker.figure("waiting_seconds_count") == 2
 
 
 def test_every_refusal_has_a_reason_of_its_own() -> None:
@@ -193,7 +199,9 @@ def test_every_refusal_has_a_reason_of_its_own() -> None:
 
 
 def test_two_workers_in_a_process_count_for_themselves(store: LayerStore) -> None:
-    one, other = (WorkerMetrics(2, lambda: 0, torch.device("cpu"), {"version": "1"}) for _ in range(2))
+    one, other = (
+        WorkerMetrics(2, lambda: 0, lambda: 0, torch.device("cpu"), {"version": "1"}) for _ in range(2)
+    )
     one.rejected(MemoryError())
     name, labels = "blindtune_worker_rejected_total", {"reason": "out_of_memory"}
     assert one.registry.get_sample_value(name, labels) == 1

@@ -28,6 +28,7 @@ from blindtune.protocol.weights import SCHEME, IntegerLayer
 from blindtune.server.daemon import SERVICE_NAME, RunningWorker, serve
 from blindtune.server.hooks import Multiplying, Observer
 from blindtune.server.limits import Limits
+from blindtune.server.places import WINDOW_BYTES
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint
 from blindtune.server.wire import Request
@@ -427,6 +428,19 @@ def test_the_manifest_tells_all_that_a_client_compares(store: LayerStore, start:
     assert manifest.product_method == store.method.name
 
 
+def test_a_request_is_acknowledged_before_anything_of_it_is_computed(store: LayerStore, start: Start) -> None:
+    held = Held(store)
+    worker = start(Limits(max_concurrent=1), multiplier=held)
+    assert worker.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE).acknowledges
+    call = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY))])
+    assert held.entered.acquire(timeout=PATIENCE)
+    told: Queue[object] = Queue()
+    threading.Thread(target=lambda: told.put(call.initial_metadata()), daemon=True).start()  # type: ignore[attr-defined]
+    assert told.get(timeout=PATIENCE) == ()
+    held.let_go.set()
+    assert sum(len(response.residues) for response in call) == 3 * 64 * 4
+
+
 def test_an_observer_sees_the_rows_or_the_seed(store: LayerStore, start: Start) -> None:
     recorder = Recorder()
     worker = start(observer=recorder)
@@ -507,14 +521,19 @@ def test_running_out_of_memory_asks_for_fewer_rows(store: LayerStore, start: Sta
 
 def test_one_request_too_many_is_turned_away_and_the_others_finish(store: LayerStore, start: Start) -> None:
     held = Held(store)
-    worker = start(Limits(max_concurrent=2), multiplier=held)
+    worker = start(Limits(max_concurrent=2, max_waiting=1), multiplier=held)
     message = header(store, QK_FORWARD, 3, Seed(KEY))
     running = [worker.ask([message]) for _ in range(2)]
     for _ in running:
         assert held.entered.acquire(timeout=PATIENCE)
+    # One that waits is acknowledged, and computes nothing.
+    running.append(worker.ask([message]))
+    assert running[-1].initial_metadata() == ()  # type: ignore[attr-defined]
+    assert (worker.running.requests_inside, worker.running.requests_waiting) == (2, 1)
     code, details = worker.refusal([message])
     assert code is STATUS.RESOURCE_EXHAUSTED
-    assert "already serving 2 requests" in details
+    assert "2 requests running and 1 waiting" in details
+    assert not held.entered.acquire(blocking=False)
     held.let_go.set()
     expected = big_product(store, QK_FORWARD, Seed(KEY).expand(3, 16))
     for call in running:
@@ -537,13 +556,67 @@ def test_a_client_that_goes_away_gives_its_place_back(store: LayerStore, start: 
     assert len(worker.answer([header(store, QK_FORWARD, 3, Seed(KEY))], 64)) == 3
 
 
-def test_draining_refuses_new_requests_and_finishes_those_inside(store: LayerStore, start: Start) -> None:
+def test_of_an_operand_that_waits_the_worker_takes_in_little(store: LayerStore, start: Start) -> None:
     held = Held(store)
-    worker = start(multiplier=held)
+    worker = start(Limits(max_concurrent=1), multiplier=held)
+    product = Product(Direction.FORWARD, (Span("long", 0, 32_768),))
+    running = worker.ask([header(store, product, 1, Seed(KEY))])
+    assert held.entered.acquire(timeout=PATIENCE)
+    chunk = rows_of(residues(8, 32_768))[0]
+    taken: list[int] = []
+
+    def messages() -> Iterator[Message]:
+        yield header(store, product, 8 * 32)
+        for number in range(32):
+            taken.append(number)
+            yield chunk
+
+    waits = worker.stub.Multiply(messages(), timeout=PATIENCE)
+    assert waits.initial_metadata() == ()  # type: ignore[attr-defined]
+    give_up, seen = time.monotonic() + PATIENCE, -1
+    while len(taken) > seen and time.monotonic() < give_up:
+        seen = len(taken)
+        time.sleep(0.3)
+    # Of 1 MiB each: a window of them, one on each side that is half there, and one more that the client made.
+    assert 1 <= len(taken) <= WINDOW_BYTES // 2**20 + 3
+    held.let_go.set()
+    assert sum(len(response.residues) for response in running) == 8 * 4
+    assert sum(len(response.residues) for response in waits) == 8 * 32 * 8 * 4
+    assert len(taken) == 32
+
+
+@pytest.mark.parametrize("ending", ["cancelled", "too late"])
+def test_who_waits_no_longer_takes_no_turn(store: LayerStore, start: Start, ending: str) -> None:
+    held = Held(store)
+    worker = start(Limits(max_concurrent=1), multiplier=held)
+    message = header(store, QK_FORWARD, 3, Seed(KEY))
+    running = worker.ask([message])
+    assert held.entered.acquire(timeout=PATIENCE)
+    waits = worker.stub.Multiply(iter([message]), timeout=PATIENCE if ending == "cancelled" else 0.2)
+    assert waits.initial_metadata() == ()  # type: ignore[attr-defined]
+    if ending == "cancelled":
+        waits.cancel()
+    give_up = time.monotonic() + PATIENCE
+    while worker.running.requests_waiting and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert worker.running.requests_waiting == 0
+    assert worker.running.requests_inside == 1
+    held.let_go.set()
+    assert sum(len(response.residues) for response in running) == 3 * 64 * 4
+    assert not held.entered.acquire(blocking=False)
+
+
+def test_draining_refuses_requests_that_wait_or_are_new_and_finishes_those_inside(
+    store: LayerStore, start: Start
+) -> None:
+    held = Held(store)
+    worker = start(Limits(max_concurrent=1), multiplier=held)
     message = header(store, QK_FORWARD, 3, Seed(KEY))
     running = worker.ask([message])
     assert held.entered.acquire(timeout=PATIENCE)
     assert worker.health() == worker.health("") == health_pb2.HealthCheckResponse.SERVING
+    waits = worker.ask([message])
+    assert waits.initial_metadata() == ()  # type: ignore[attr-defined]
 
     finished: Queue[bool] = Queue()
     watch = health_pb2_grpc.HealthStub(worker.channel).Watch(
@@ -558,6 +631,10 @@ def test_draining_refuses_new_requests_and_finishes_those_inside(store: LayerSto
     code, details = worker.refusal([message])
     assert code is STATUS.UNAVAILABLE
     assert "shutting down" in details
+    # One that waits is told at once, so that its client asks a replica.
+    with pytest.raises(grpc.RpcError) as caught:
+        next(waits)
+    assert caught.value.code() is STATUS.UNAVAILABLE
     assert finished.empty()
 
     held.let_go.set()

@@ -1,0 +1,336 @@
+"""Whose request runs next: a pure state machine without clock, network or threads.
+
+A worker runs so many requests at a time, and all others wait. What a request costs is the time for which it
+probably holds one of these places, which follows from its work. Each client has a clock of its own, which
+shows what it was given so far, and the client whose clock is furthest behind is next (start-time fair
+queueing, Goyal, Vin and Cheng 1996). So clients that always want something get equal time, however many
+requests they have in flight and however large those are; one that asks now and then is next at once, and
+can't save up for later.
+
+    arrive(client, deadline)         ARRIVED   has a place in the queue; nothing is known of it yet
+    wait(ticket, work, held, now)    WAITING   its header was read
+                                     RUNNING   its turn has come
+    leave(ticket, now)               GONE      in whatever state it was
+
+`news` tells which tickets run or were dropped meanwhile. Who waits is dropped when its deadline can't be met
+any more, when the worker shuts down, and when the queue is full and another client has less in it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import count
+from math import inf
+
+from blindtune.server.refusals import Busy, Displaced, Draining, Refusal, TooLate
+
+__all__ = ["Bounds", "FairQueue", "State", "Ticket"]
+
+# What a request costs the interpreter besides its arithmetic.
+_SECONDS_OF_A_REQUEST = 0.001
+# How much of what was seen so far counts after one more request, and how much too slow may it have been.
+_MEMORY = 0.99
+_TOO_SLOW = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """How many requests run and wait, in all and of each client, and what those that wait may hold.
+
+    Attributes:
+        running, running_per_client: requests that run at a time.
+        waiting, waiting_per_client: requests that wait, besides as many as could run.
+        bytes, bytes_per_client: what they hold in memory.
+    """
+
+    running: int
+    running_per_client: int
+    waiting: int
+    waiting_per_client: int
+    bytes: int
+    bytes_per_client: int
+
+
+class State(Enum):
+    """Where a request is."""
+
+    ARRIVED = "its header has not been read"
+    WAITING = "it waits for its turn"
+    RUNNING = "it runs"
+    GONE = "it has ended, or was dropped"
+
+
+@dataclass(eq=False, slots=True)
+class Ticket:
+    """A request's place in the queue.
+
+    Attributes:
+        client: whose.
+        deadline: when nobody waits for its answer any more.
+        state: where it is.
+        refusal: why it was dropped.
+        work: multiplications of two numbers that it takes.
+        held: bytes that it holds while it waits.
+        cost: seconds for which it was thought to hold its place, once it runs.
+        lined_up, started: when it began to wait, and when its turn came.
+    """
+
+    client: str
+    deadline: float
+    state: State = State.ARRIVED
+    refusal: Refusal | None = None
+    work: int = 0
+    held: int = 0
+    cost: float = 0.0
+    lined_up: float = 0.0
+    started: float = 0.0
+
+    @property
+    def holds(self) -> int:
+        """Bytes that it holds now."""
+        return self.held if self.state is State.WAITING else 0
+
+
+@dataclass(eq=False, slots=True)
+class _Client:
+    """One client's requests.
+
+    Attributes:
+        clock: seconds of a place that it was given, on the scale of the queue's own clock.
+        turn: number of its last turn; who had theirs longer ago is first among equals.
+        queued: those that arrived or wait, in order.
+        waiting, running: how many could run, and do.
+        held: bytes that those that wait hold.
+        backlog: the work of those that wait.
+    """
+
+    clock: float
+    turn: int = 0
+    queued: list[Ticket] = field(default_factory=list)
+    waiting: int = 0
+    running: int = 0
+    held: int = 0
+    backlog: int = 0
+
+    def next(self) -> Ticket:
+        """The first of those that wait."""
+        return next(ticket for ticket in self.queued if ticket.state is State.WAITING)
+
+
+class FairQueue:
+    """The requests of a worker. Not safe for threads by itself.
+
+    Args:
+        bounds: how many, and how much.
+    """
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._clients: dict[str, _Client] = {}
+        self._open = True
+        # Shows what the client had been given whose turn came last.
+        self._clock = 0.0
+        self._turns = count(1)
+        self._pace = _Pace()
+        self._news: list[Ticket] = []
+        self.running = self.queued = self.waiting = self.held = 0
+
+    def news(self) -> list[Ticket]:
+        """Tickets that have begun to run or were dropped since this was last asked."""
+        news, self._news = self._news, []
+        return news
+
+    def require_open(self) -> None:
+        """
+        Raises:
+            Draining: the queue is closed.
+        """
+        if not self._open:
+            raise Draining("this worker is shutting down")
+
+    def arrive(self, client: str, deadline: float = inf) -> Ticket:
+        """Gives a request a place in the queue.
+
+        Raises:
+            Draining: the queue is closed.
+            Busy: the queue is full, of this client's requests or of those of clients with no more than it.
+        """
+        self.require_open()
+        self._forget()
+        mine = self._clients.get(client) or _Client(self._clock)
+        bounds = self._bounds
+        if len(mine.queued) + mine.running >= bounds.waiting_per_client + bounds.running_per_client:
+            raise Busy(
+                f"this worker has {mine.running} requests of this client running and {len(mine.queued)} "
+                "waiting, the limit for each"
+            )
+        if self.queued + self.running >= bounds.waiting + bounds.running:
+            self._displace(lambda other: len(other.queued), len(mine.queued) + 1, lambda last: True)
+        self._clients[client] = mine
+        ticket = Ticket(client, deadline)
+        mine.queued.append(ticket)
+        self.queued += 1
+        return ticket
+
+    def wait(self, ticket: Ticket, work: int, held: int, now: float) -> None:
+        """Lets a request wait for its turn, which may come at once.
+
+        Args:
+            ticket: that has arrived.
+            work: multiplications of two numbers that it takes.
+            held: bytes that it holds until its turn.
+            now: seconds of any clock, which deadlines are on too.
+
+        Raises:
+            Refusal: it was dropped meanwhile.
+            Busy: those that wait hold too much.
+            TooLate: its turn would come after its deadline.
+        """
+        if ticket.refusal is not None:
+            raise ticket.refusal
+        mine = self._clients[ticket.client]
+        # Who can run at once holds nothing while it waits.
+        full = self.running >= self._bounds.running or mine.running >= self._bounds.running_per_client
+        if full and mine.held + held > self._bounds.bytes_per_client:
+            raise Busy(
+                f"requests of this client that wait hold {mine.held} bytes already, the limit for each"
+            )
+        while full and self.held + held > self._bounds.bytes:
+            self._displace(lambda other: other.held, mine.held + held, lambda last: last.holds > 0)
+        if not mine.waiting:
+            mine.clock = max(mine.clock, self._clock)
+        ticket.work, ticket.held, ticket.lined_up = work, held, now
+        if full:
+            ready = now + self._time_until_turn(mine) + self._pace.seconds(work)
+            if ready > ticket.deadline:
+                raise TooLate(f"this worker would have the answer in about {ready - now:.1f} s, too late")
+        ticket.state = State.WAITING
+        self._count(ticket, 1)
+        self._start(now)
+
+    def leave(self, ticket: Ticket, now: float, idle: float = 0.0, done: bool = True) -> None:
+        """Ends a request. Ending it again does no harm.
+
+        Args:
+            ticket: in any state.
+            now: seconds, as for `wait`.
+            idle: for how long it waited for its client while it ran.
+            done: whether it has run to its end.
+        """
+        if ticket.state is State.RUNNING:
+            mine = self._clients[ticket.client]
+            mine.running -= 1
+            self.running -= 1
+            if done:
+                self._pace.saw(ticket.work, now - ticket.started - idle)
+            # Others could have run meanwhile.
+            mine.clock += max(0.0, idle - ticket.cost)
+        elif ticket.state is not State.GONE:
+            self._take_out(ticket)
+        ticket.state = State.GONE
+        if self.running or self.queued:
+            self._start(now)
+        else:
+            self._clients.clear()
+            self._clock = 0.0
+
+    def close(self) -> None:
+        """Drops all that wait. Those that run go on, and nobody is let in any more."""
+        self._open = False
+        for client in self._clients.values():
+            for ticket in tuple(client.queued):
+                self._drop(ticket, Draining("this worker is shutting down"))
+
+    def _start(self, now: float) -> None:
+        """Gives free places to those whose turn it is."""
+        while self.running < self._bounds.running:
+            ready = [
+                client
+                for client in self._clients.values()
+                if client.waiting and client.running < self._bounds.running_per_client
+            ]
+            if not ready:
+                return
+            mine = min(ready, key=lambda client: (client.clock, client.turn))
+            ticket = mine.next()
+            # Where nobody else waits, trying costs nothing, and an estimate may be wrong.
+            ticket.cost = self._pace.seconds(ticket.work)
+            if now + (ticket.cost if self.waiting > 1 else 0.0) >= ticket.deadline:
+                self._drop(ticket, TooLate("the request's deadline would have passed before its answer"))
+                continue
+            self._take_out(ticket)
+            self._clock = max(self._clock, mine.clock)
+            mine.clock += ticket.cost
+            mine.turn = next(self._turns)
+            mine.running += 1
+            self.running += 1
+            ticket.state, ticket.started = State.RUNNING, now
+            self._news.append(ticket)
+
+    def _time_until_turn(self, mine: _Client) -> float:
+        """About how long another request of a client will wait: for what comes before it, and not longer."""
+        seconds = {id(x): self._pace.seconds(x.backlog, x.waiting) for x in self._clients.values()}
+        turn = mine.clock + seconds[id(mine)]
+        before = sum(min(seconds[id(x)], max(0.0, turn - x.clock)) for x in self._clients.values())
+        return before / self._bounds.running
+
+    def _displace(self, size: Callable[[_Client], int], mine: int, counts: Callable[[Ticket], bool]) -> None:
+        """Drops the last request that counts of the client that has most, if it has more than ``mine``."""
+        longest = max(self._clients.values(), key=size)
+        if size(longest) <= mine:
+            raise Busy(
+                f"this worker has {self.running} requests running and {self.queued} waiting, its limit"
+            )
+        last = next(ticket for ticket in reversed(longest.queued) if counts(ticket))
+        self._drop(last, Displaced("this worker is busy, and other clients have less in its queue"))
+
+    def _drop(self, ticket: Ticket, refusal: Refusal) -> None:
+        self._take_out(ticket)
+        ticket.state, ticket.refusal = State.GONE, refusal
+        self._news.append(ticket)
+
+    def _take_out(self, ticket: Ticket) -> None:
+        """Out of the queue, to run or for good."""
+        self._clients[ticket.client].queued.remove(ticket)
+        self.queued -= 1
+        if ticket.state is State.WAITING:
+            self._count(ticket, -1)
+
+    def _count(self, ticket: Ticket, sign: int) -> None:
+        """One more that waits, or one less."""
+        client = self._clients[ticket.client]
+        client.waiting += sign
+        client.held += sign * ticket.held
+        client.backlog += sign * ticket.work
+        self.waiting += sign
+        self.held += sign * ticket.held
+
+    def _forget(self) -> None:
+        """Clients without requests whose clocks say no more than the queue's own."""
+        for name, client in tuple(self._clients.items()):
+            if not (client.queued or client.running) and client.clock <= self._clock:
+                del self._clients[name]
+
+
+class _Pace:
+    """How long requests take: so many seconds each, and so many for each multiplication."""
+
+    def __init__(self) -> None:
+        self._seconds = 0.0
+        self._work = 0.0
+
+    def seconds(self, work: int, requests: int = 1) -> float:
+        """For how long requests of so much work will probably hold their places, together."""
+        each = self._seconds / self._work if self._work else 0.0
+        return requests * _SECONDS_OF_A_REQUEST + work * each
+
+    def saw(self, work: int, seconds: float) -> None:
+        """Learns from a request that has ended."""
+        if not work:
+            return
+        seconds = max(0.0, seconds - _SECONDS_OF_A_REQUEST)
+        if _TOO_SLOW * seconds < self.seconds(work, 0):
+            # Those before were no measure: the first ones, say, for which kernels were compiled.
+            self._seconds = self._work = 0.0
+        self._seconds = _MEMORY * self._seconds + seconds
+        self._work = _MEMORY * self._work + work

@@ -1,0 +1,55 @@
+"""Where calls and products are computed."""
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from blindtune.protocol.operands import Operand
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Residues
+from blindtune.server.hooks import Multiplying
+
+__all__ = ["AtOnce", "InThreads"]
+
+_T = TypeVar("_T")
+
+
+class AtOnce(ThreadPoolExecutor):
+    """Runs a function where it is submitted: for calls that are refused and wait for nobody.
+
+    gRPC's server lets a handler name the pool that it runs in. In this one a refusal takes none of the
+    threads that others wait for, and none can pile up.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "Future[_T]":
+        future: Future[_T] = Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+class InThreads:
+    """A multiplier whose products are computed in threads of its own, each for one that waits.
+
+    Every request that waits has a thread, and each thread that multiplied once would keep those of OpenMP
+    that helped it for good.
+
+    Args:
+        multiplier: what computes.
+        threads: how many products at a time.
+    """
+
+    def __init__(self, multiplier: Multiplying, threads: int) -> None:
+        self._multiplier = multiplier
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blindtune-product")
+
+    def outputs(self, product: Product) -> int:
+        return self._multiplier.outputs(product)
+
+    def multiply(self, product: Product, operand: Operand) -> Residues:
+        return self._pool.submit(self._multiplier.multiply, product, operand).result()
