@@ -22,7 +22,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import absent_parameters, frozen_layers
+from blindtune.checkpoint.skeleton import absent_parameters, checkpoint_keys, frozen_layers
 from blindtune.client.config import METHOD, BlindConfig, Operator, refuse_configuration_of_checkpoint
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
@@ -36,7 +36,7 @@ from blindtune.client.output import OutputConsole
 from blindtune.client.prepare import Progress, cached_kit, kit_of
 from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.client.row_guard import guard_rows
-from blindtune.protocol.errors import ConfigurationError, UnsupportedError
+from blindtune.protocol.errors import ConfigurationError, KitError, UnsupportedError
 from blindtune.protocol.products import Product
 
 __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of", "preparing"]
@@ -111,11 +111,16 @@ class BlindQuantizer(HfQuantizer):
         layers = frozen_layers(model, [*kit.layers, *(stored - set(kit.layers))])
         head = self.quantization_config.head
         remote = [x for x in layers if x.name in kit.layers and (not x.head or head_is_remote(x, head))]
-        kept = [x for x in layers if x.name not in stored and x not in remote]
-        if kept:
+        if any(x.name not in stored and x not in remote for x in layers):
             raise ConfigurationError(
                 f"head={head!r} needs the output head on the client, but the kit in {folder} was made "
                 "without it: make it again with blindtune prepare --head local"
+            )
+        here = set(checkpoint_keys(model, kit.layers).values()) - {x.name for x in remote} - stored
+        if here:
+            raise KitError(
+                f"the kit in {folder} lacks {min(here)}, which the client multiplies by: make it again with "
+                "blindtune prepare MODEL"
             )
         return remote
 

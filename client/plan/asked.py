@@ -165,7 +165,7 @@ def training_step(model: nn.Module, config: Any, main_input: str, step: Step, de
 def _training_calls(model: PreTrainedModel, modules: Sequence[str], step: Step) -> dict[str, _Call]:
     """How a training step calls each module.
 
-    Where it can't be taken, as in `trace_groups`, all that is known is that nothing trained precedes the
+    Where it can't be taken, all that is known is that nothing trained precedes the
     first module.
     """
     calls: dict[str, _Call] = {}
@@ -181,7 +181,7 @@ def _training_calls(model: PreTrainedModel, modules: Sequence[str], step: Step) 
 
         model.get_submodule(name).register_forward_pre_hook(hook)
     config = model.config
-    config.use_cache = True  # see trace_groups
+    config.use_cache = True  # without a cache, masks depend on the values of positions, which are not there
     random_state = RandomState()
     try:
         training_step(step.adapt(model).train(), config, model.main_input_name, step, "meta")
