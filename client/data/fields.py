@@ -23,7 +23,7 @@ _READ = {
     "messages": {"messages", "system", "tools"},
     "prompt-completion": {"prompt", "completion", "system", "tools"},
     "instruction": {"instruction", "context", "input", "response", "output", "system", "history"},
-    "question": {"question", "answer", "rationale", "system", "history"},
+    "question": {"question", "context", "answer", "rationale", "system", "history"},
     "text-label": {"text", "text_pair", "label"},
 }
 

@@ -4,7 +4,8 @@
     prompt-completion   {"prompt": text or messages, "completion": text or messages}; the same
     instruction         {"instruction": ..., "response": ...} and perhaps "context", "system", "history"
                         (Alpaca's names "output" and "input" do as well)
-    question            {"question": ..., "answer": ...} and perhaps "rationale", "system", "history"
+    question            {"question": ..., "answer": ...} and perhaps "context", "rationale", "system",
+                        "history"
     text-label          {"text": ..., "label": ...} and perhaps "text_pair"
 
 All but the last become a `Conversation`, in which the assistant's turns carry the loss, but for those of a
@@ -217,20 +218,21 @@ def _history(record: Record) -> list[Message]:
     return [message for question, answer in history for message in _turns(question, answer)]
 
 
+def _with_context(asked: str, context: str) -> str:
+    return f"{asked}\n\n{context}" if context.strip() else asked
+
+
 def _from_instruction(record: Record) -> Conversation:
-    context = _optional(record, "context", "input")
-    instruction = _text(record, "instruction")
-    asked = f"{instruction}\n\n{context}" if context.strip() else instruction
+    asked = _with_context(_text(record, "instruction"), _optional(record, "context", "input"))
     answer = _text(record, "response", "output")
     return _conversation(record, [*_history(record), *_turns(asked, answer)])
 
 
 def _from_question(record: Record) -> Conversation:
+    asked = _with_context(_text(record, "question"), _optional(record, "context"))
     rationale, answer = _optional(record, "rationale"), _text(record, "answer")
     reply = f"{rationale}\n{ANSWER_MARK} {answer}" if rationale.strip() else answer
-    return _conversation(
-        record, [*_history(record), *_turns(_text(record, "question"), reply)], answer=answer
-    )
+    return _conversation(record, [*_history(record), *_turns(asked, reply)], answer=answer)
 
 
 def _from_label(record: Record) -> Labelled:

@@ -97,8 +97,8 @@ def read_split(
     if read.layout == "text-label":
         examples = [x for x in read.parsed if isinstance(x, Labelled)]
         names = class_names(examples, labels)
-        taken = [examples[i] for i in chosen]
-        split = encode_classes(path, taken, tokenizer, names, section.max_length)
+        labelled = [examples[i] for i in chosen]
+        split = encode_classes(path, labelled, tokenizer, names, section.max_length)
     else:
         template = ChatTemplate(tokenizer, now)
         taken = [read.parsed[i] for i in chosen]

@@ -76,6 +76,7 @@ def test_each_format_is_recognised_and_read(name: str, more: dict[str, Any]) -> 
         ({"question": "a", "answer": "b"}, [user("a"), assistant("b")]),
         ({"question": "a", "answer": "b", "rationale": " "}, [user("a"), assistant("b")]),
         ({"question": "a", "answer": 2.5}, [user("a"), assistant("2.5")]),
+        ({"question": "a", "context": "c", "answer": "b"}, [user("a\n\nc"), assistant("b")]),
         ({"prompt": [user("a")], "completion": [assistant("b")]}, [user("a"), assistant("b")]),
         ({"messages": None, "question": "a", "answer": "b"}, [user("a"), assistant("b")]),
         (
