@@ -9,7 +9,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from tempfile import TemporaryDirectory
 
-from mutations.mutation import Mutation, check
+from mutations.executed import executed_by_training
+from mutations.mutation import Mutation, check, check_paths
 from mutations.workplace import ROOT, Outcome, Workplace
 
 __all__ = ["Finding", "hunt"]
@@ -30,6 +31,8 @@ class Finding:
         """The test that caught it, or what went wrong."""
         if self.outcome.caught:
             return self.outcome.failed[0]
+        if self.outcome.cannot_run:
+            return f"BROKEN (what is planted cannot run: {self.outcome.cannot_run})"
         return "SURVIVED" if self.outcome.passed else f"BROKEN (pytest ended with {self.outcome.status})"
 
 
@@ -39,13 +42,15 @@ def hunt(
     """Tries mutations, two at a time.
 
     Raises:
-        RuntimeError: an edit does not find its place, a test is not there, or the tests fail on the code as
-            it is, so that a failure would say nothing.
+        RuntimeError: an edit does not find its place, a test is not there, a mutation is not on the path that
+            it names, or the tests fail on the code as it is, so that a failure would say nothing.
     """
     with _workplaces() as places, ThreadPoolExecutor(_AT_ONCE) as pool:
         if wrong := check(mutations, ROOT):
             raise RuntimeError("\n".join(wrong))
         files = sorted({file for mutation in mutations for file in mutation.files})
+        if wrong := check_paths(mutations, ROOT, executed_by_training(files)):
+            raise RuntimeError("\n".join(wrong))
 
         def unmutated(tests: Sequence[str]) -> Outcome:
             place = places.get()

@@ -1,6 +1,8 @@
 """The mistakes: what somebody could do wrong in each part of the protocol."""
 
+from mutations.kept import KEPT
 from mutations.mutation import Edit, Mutation
+from mutations.mutation import mutation as _one
 
 __all__ = ["MUTATIONS"]
 
@@ -30,11 +32,6 @@ _SILENCE = "tests/unit/protocol/test_silence.py"
 _WIRE = "tests/unit/client/test_request_content.py"
 _GROUP = "tests/unit/client/test_layer_group.py"
 
-
-def _one(id: str, mistake: str, file: str, old: str, new: str, *tests: str) -> Mutation:
-    return Mutation(id, mistake, (Edit(file, old, new),), tests)
-
-
 _SHARES = (
     _one(
         "shares-fixed-seed",
@@ -62,6 +59,7 @@ _SHARES = (
         "        seeds, ahead = self._drawn(rows, product)\n        masked = np.empty(",
         f"{_MASKS}::test_seeds_do_not_depend_on_the_operand_and_the_last_share_is_operand_plus_masks",
         f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
+        path="integers",
     ),
     _one(
         "shares-prefetched-randomness",
@@ -161,6 +159,7 @@ _SHARES = (
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [part & 0xFFFF for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+        path="integers",
     ),
     _one(
         "shares-zero-rows-in-the-clear",
@@ -169,6 +168,7 @@ _SHARES = (
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [x * operand[some].any(axis=1)[:, None] for x in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+        path="integers",
     ),
     _one(
         "shares-zeros-in-the-clear",
@@ -177,6 +177,7 @@ _SHARES = (
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [part * (operand[some] != 0) for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
+        path="integers",
     ),
     _one(
         "shares-both-to-one-operator",
@@ -209,6 +210,7 @@ _SHARES = (
         'raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")',
         "return object.__reduce_ex__(self, 2)",
         f"{_MASKS}::test_a_source_is_not_pickled_alone_or_inside_something",
+        path="refusals",
     ),
     _one(
         "operand-pickled",
@@ -217,6 +219,7 @@ _SHARES = (
         'raise TypeError("a masked operand cannot be pickled: it holds a mask")',
         "return object.__reduce_ex__(self, 2)",
         f"{_MASKS}::test_a_masked_operand_is_not_pickled",
+        path="refusals",
     ),
     _one(
         "share-shown",
@@ -225,6 +228,7 @@ _SHARES = (
         'return f"Share(recipient={self.recipient}, shape={self.shape})"',
         'return f"Share(recipient={self.recipient}, residues={self.residues})"',
         f"{_MASKS}::test_nothing_that_is_printed_shows_a_secret",
+        path="refusals",
     ),
     _one(
         "seed-shown",
@@ -252,6 +256,16 @@ _ONE_PASS = (
         "            row, expected = masked[r : r + 1], uint64(0)\n",
         "            row, expected = masked[r : r + 1], uint64(0)\n            masks[0] &= 0xFFFF\n",
         f"{_PASS}::test_shares_of_constant_rows_look_uniform",
+    ),
+    _one(
+        "one-pass-seed-of-the-operand",
+        "from floating point, the secret is a hash of the operand, so equal operands look equal",
+        "protocol/masks.py",
+        "        seeds, ahead = self._drawn(rows, product)\n        masked, scales,",
+        '        secret = __import__("hashlib").sha256(x.tobytes()).digest()\n'
+        "        self._random_bytes = lambda size: secret\n"
+        "        seeds, ahead = self._drawn(rows, product)\n        masked, scales,",
+        f"{_PASS}::test_two_operands_never_share_a_mask",
     ),
     _one(
         "one-pass-zeros-in-the-clear",
@@ -380,6 +394,7 @@ _UNIFORMITY = (
         "        if exposed:\n",
         "        if False:\n",
         f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",
+        path="integers",
     ),
 )
 
@@ -454,6 +469,23 @@ _LATTICE = (
         "run.noise(noise[run.rows])",
         "noise[run.rows] = 0",
         f"{_SOURCE}::test_the_masked_operand_is_the_operand_and_a_s_and_e",
+        path="integers",
+    ),
+    _one(
+        "lattice-reals-zero-noise",
+        "from floating point, no noise is added: A S is a linear system",
+        "protocol/lattice/noisy.py",
+        "            scales[r] = quantize_row(",
+        "            noise[:] = 0\n            scales[r] = quantize_row(",
+        f"{_SOURCE}::test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to",
+    ),
+    _one(
+        "lattice-reals-noise-of-each-operand-alike",
+        "from floating point, E is drawn from its first row on for every operand of a block",
+        "protocol/lattice/noisy.py",
+        "uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)",
+        "uint32((r - runs[run, 0]) * width * LANES)",
+        f"{_SOURCE}::test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to",
     ),
     _one(
         "lattice-noise-for-new-rows-only",
@@ -464,6 +496,7 @@ _LATTICE = (
         "                run.noise(noise[run.rows])",
         f"{_ONCE}::test_kept_and_computed_rows_give_the_same_bytes_and_results",
         f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+        path="integers",
     ),
     _one(
         "lattice-kept-rows-without-a-mask",
@@ -541,6 +574,7 @@ _LATTICE = (
         "centred_binomial(self.block.noise_key, self.first, ",
         "centred_binomial(self.block.noise_key, 0, ",
         f"{_ONCE}::test_short_operands_get_the_rows_of_a_block_in_order",
+        path="integers",
     ),
     _one(
         "lattice-one-key-for-s-and-e",
@@ -582,6 +616,7 @@ _LATTICE = (
         "row_offset=self.seed.row_offset + (start if stop > start else 0)",
         "row_offset=self.seed.row_offset",
         f"{_SERVICE}::test_4097_rows_of_a_seed_are_those_of_one_expansion",
+        path="worker",
     ),
     _one(
         "lattice-stock-survives-a-fork",
@@ -622,6 +657,7 @@ _LATTICE = (
             ),
         ),
         (f"{_ONCE}::test_a_deep_copy_takes_from_the_same_stock",),
+        path="refusals",
     ),
     _one(
         "lattice-source-pickled",
@@ -630,6 +666,7 @@ _LATTICE = (
         'raise TypeError("a mask source cannot be pickled: a copy of it could use a mask twice")',
         'return type(self), (self.lattice, self._public._seed.key, self._hints), {"_stock": None}',
         f"{_SOURCE}::test_neither_source_nor_masked_operand_is_pickled",
+        path="refusals",
     ),
     _one(
         "lattice-unmasked-twice",
@@ -646,6 +683,7 @@ _LATTICE = (
         "        if not add_operand(operand, noise, masked):\n",
         "        if add_operand(operand, noise, masked) is None:\n",
         f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",
+        path="integers",
     ),
     Mutation(
         "lattice-rows-given-back",
@@ -757,10 +795,11 @@ _RETRIES = (
             Edit(
                 "client/multiplier.py",
                 "            if errors:\n",
-                "            for place, answer in enumerate(answers):\n"
-                "                if answer.exception():\n"
-                "                    other = self._operators[place - 1]\n"
-                "                    answers[place] = other.start(requests[place], check)\n"
+                "            for place, share in enumerate(masked.shares):\n"
+                "                if answers[place].exception():\n"
+                "                    other = (share.recipient + 1) % len(masked.shares)\n"
+                "                    share._recipient = other\n"
+                "                    answers[place] = self._start(product, share)\n"
                 "            errors = [error for answer in answers if (error := answer.exception())]\n"
                 "            if errors:\n",
             ),
@@ -783,8 +822,12 @@ _RETRIES = (
                 "client/multiplier.py",
                 "        return self._ask(masked, product, lambda answers: masked.reveal(",
                 '        if product.direction.name == "BACKWARD":\n'
-                "            masked, scales = UnmaskedSource(Q31).hide(x, product, budget, column_scale)\n"
-                "            masked.shares[0].recipient = 0\n"
+                "            from blindtune.protocol.residues import from_centred\n\n"
+                "            operand, scales = quantize_rows(x, budget, column_scale)\n"
+                "            clear = from_centred(operand)\n"
+                "            others = [Share(y.recipient, clear * 0) for y in masked.shares[:-1]]\n"
+                "            last = Share(masked.shares[-1].recipient, clear)\n"
+                "            masked = type(masked)((*others, last))\n"
                 "        return self._ask(masked, product, lambda answers: masked.reveal(",
             ),
         ),
@@ -1070,6 +1113,7 @@ _MESSAGES = (
         'f"{what} holds a word of {MODULUS} or more, which is no residue mod q"',
         'f"{what} holds {_largest(x)}, which is not below {MODULUS} and no residue mod q"',
         f"{_SILENCE}::test_a_word_that_is_no_residue_is_not_shown",
+        path="refusals",
     ),
     _one(
         "message-with-an-integer",
@@ -1078,6 +1122,7 @@ _MESSAGES = (
         'f"an integer has a magnitude above {_HALF}, so it is no centred residue"',
         'f"{x.max()} or {x.min()} has a magnitude above {_HALF}, so it is no centred residue"',
         f"{_SILENCE}::test_an_integer_beyond_the_range_is_not_shown",
+        path="refusals",
     ),
     _one(
         "message-with-an-operand",
@@ -1105,6 +1150,7 @@ _MESSAGES = (
         "raise not_finite(min(failed), rows)",
         "raise UnsupportedError(f'{not_finite(min(failed), rows)} {x[min(failed)]}')",
         "tests/unit/protocol/test_fixed_point.py::test_a_message_about_a_bad_row_tells_no_values",
+        path="refusals",
     ),
     _one(
         "token-in-a-message",
@@ -1113,6 +1159,7 @@ _MESSAGES = (
         '"this worker does not know the token: it was revoked, or is another\'s"',
         'f"this worker does not know the token {token}: it was revoked"',
         f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
+        path="worker",
     ),
 )
 
@@ -1124,6 +1171,7 @@ _WORKER = (
         '        require_residues(rows, "the operand")\n',
         '        if len(chunk) > taken:\n            require_residues(rows, "the operand")\n',
         f"{_SERVICE}::test_a_word_that_is_no_residue_is_refused_before_any_arithmetic",
+        path="worker",
     ),
     _one(
         "worker-takes-any-word-in-earlier-blocks",
@@ -1132,6 +1180,7 @@ _WORKER = (
         '        require_residues(rows, "the operand")\n',
         '        if len(chunk) == taken:\n            require_residues(rows, "the operand")\n',
         "tests/unit/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
+        path="worker",
     ),
     _one(
         "worker-takes-q",
@@ -1140,6 +1189,7 @@ _WORKER = (
         "_largest(x) >= MODULUS",
         "_largest(x) > MODULUS",
         f"{_RESIDUES}::test_one_word_of_q_or_more_anywhere_is_refused",
+        path="worker",
     ),
     _one(
         "worker-of-another-model-answers",
@@ -1148,6 +1198,7 @@ _WORKER = (
         "if header.fingerprint != store.fingerprint:",
         "if not header.fingerprint:",
         f"{_SERVICE}::test_a_wrong_header_is_refused_with_its_own_status",
+        path="worker",
     ),
     _one(
         "worker-takes-rows-beside-a-seed",
@@ -1156,6 +1207,7 @@ _WORKER = (
         '        raise MalformedRequest("the operand is a seed, and yet more messages follow the header")\n',
         "        pass\n",
         f"{_SERVICE}::test_a_stream_without_header_or_with_two_is_refused",
+        path="worker",
     ),
     _one(
         "worker-shows-a-request",
@@ -1164,6 +1216,7 @@ _WORKER = (
         "seed: Seed | None = field(repr=False)",
         "seed: Seed | None = field()",
         f"{_SERVICE}::test_a_request_shows_no_key",
+        path="worker",
     ),
     _one(
         "worker-without-tokens",
@@ -1172,6 +1225,7 @@ _WORKER = (
         "                return _refused(str(error))\n",
         "                pass\n",
         f"{_TOKENS}::test_without_a_valid_token_nothing_but_health_is_told",
+        path="worker",
     ),
     _one(
         "worker-with-any-token",
@@ -1180,6 +1234,7 @@ _WORKER = (
         "if name is None or scheme.lower()",
         "if scheme.lower()",
         f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
+        path="worker",
     ),
     _one(
         "token-compared-byte-by-byte",
@@ -1188,6 +1243,7 @@ _WORKER = (
         "if hmac.compare_digest(digest, expected):",
         "if digest == expected:",
         f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
+        path="worker",
     ),
     _one(
         "token-compared-until-found",
@@ -1196,6 +1252,7 @@ _WORKER = (
         "                name = known\n",
         "                name = known\n                break\n",
         f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
+        path="worker",
     ),
     _one(
         "token-stored",
@@ -1204,6 +1261,7 @@ _WORKER = (
         "sha256:{_digest(token).hex()}\\n",
         "sha256:{_digest(token).hex()}\\n# {token}\\n",
         f"{_TOKENS}::test_a_token_is_made_once_and_only_its_hash_is_kept",
+        path="worker",
     ),
     _one(
         "token-over-plaintext",
@@ -1214,6 +1272,7 @@ _WORKER = (
         f"{_TRANSPORT}::test_tls_and_plaintext_exclude_each_other_and_one_is_needed",
         f"{_TOKENS}::test_check_understands_tokens",
         "tests/unit/test_server_cli.py::test_a_mistake_is_one_line_on_stderr",
+        path="worker",
     ),
     _one(
         "worker-without-client-certificates",
@@ -1222,6 +1281,7 @@ _WORKER = (
         "require_client_authentication=self.client_ca is not None",
         "require_client_authentication=False",
         f"{_TRANSPORT}::test_a_client_without_a_certificate_is_kept_out",
+        path="worker",
     ),
     _one(
         "worker-in-plaintext-beyond-loopback",
@@ -1230,6 +1290,7 @@ _WORKER = (
         "if insecure and not is_loopback(host):",
         "if insecure and not host:",
         f"{_TRANSPORT}::test_plaintext_beyond_loopback_is_refused",
+        path="worker",
     ),
     _one(
         "worker-in-plaintext-at-a-name",
@@ -1238,6 +1299,7 @@ _WORKER = (
         "return bool(found) and all(",
         "return bool(found) and any(",
         "tests/unit/test_server_loopback.py::test_a_name_with_an_address_beyond_loopback_is_not_loopback",
+        path="worker",
     ),
     _one(
         "client-in-plaintext-beyond-loopback",
@@ -1246,6 +1308,7 @@ _WORKER = (
         "                    if not is_loopback(host):\n",
         "                    if not host:\n",
         f"{_CONFIG}::test_plaintext_beyond_this_machine_is_refused",
+        path="commands",
     ),
     _one(
         "client-with-dependent-operators",
@@ -1335,6 +1398,7 @@ _WORKER = (
         "mode = 0o600 if",
         "mode = 0o644 if",
         "tests/unit/test_certs.py::test_private_keys_are_private_from_the_moment_they_exist",
+        path="commands",
     ),
     _one(
         "kit-secret-written-for-everyone",
@@ -1351,6 +1415,7 @@ _WORKER = (
         "if not mode & (stat.S_IROTH | stat.S_IWOTH):",
         "if mode:",
         "tests/unit/client/test_preflight.py::test_a_key_that_everyone_can_read_is_a_warning",
+        path="commands",
     ),
 )
 
@@ -1363,4 +1428,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_CHECKS,
     *_MESSAGES,
     *_WORKER,
+    *KEPT,
 )

@@ -6,6 +6,7 @@ mutations, because to compile them takes longer than most tests. Those that a mu
 what they import, are compiled anew: see `blindtune.protocol.compiled`.
 """
 
+import json
 import os
 import re
 import shutil
@@ -19,12 +20,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mutations.mutation import Mutation
+from mutations.planted_code import CANNOT_RUN, PLANTED
 
 __all__ = ["ROOT", "Outcome", "Workplace"]
 
 ROOT = Path(__file__).resolve().parents[2]
 _SECONDS = 600
 _FAILED = re.compile(r"^FAILED (\S+?::[^\s\[]+)", re.MULTILINE)
+_CANNOT_RUN = re.compile(rf"^{CANNOT_RUN}: (.*)", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,13 @@ class Outcome:
         status: pytest's exit code; None if they did not end in time.
         failed: ``FILE::FUNCTION`` of those that failed.
         output: the end of what pytest printed.
+        cannot_run: the error of planted code that could not run; a test that fails for that saw no mistake.
     """
 
     status: int | None
     failed: tuple[str, ...]
     output: str
+    cannot_run: str | None = None
 
     @property
     def passed(self) -> bool:
@@ -47,8 +52,8 @@ class Outcome:
 
     @property
     def caught(self) -> bool:
-        """Whether a test failed. Where nothing could be imported or collected, none did."""
-        return self.status == 1 and bool(self.failed)
+        """Whether a test failed for what it saw. Where nothing could be imported or collected, none did."""
+        return self.status == 1 and bool(self.failed) and self.cannot_run is None
 
 
 class Workplace:
@@ -62,6 +67,7 @@ class Workplace:
     def __init__(self, folder: Path, source: Path = ROOT) -> None:
         self._source = source
         self._numba = folder / "numba"
+        self._planted: dict[str, list[int]] = {}
         self.root = folder / "repository"
         listed = subprocess.run(
             ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
@@ -85,9 +91,13 @@ class Workplace:
         kept = {name: (self.root / name).read_bytes() for name in mutation.files}
         times = {name: (self.root / name).stat() for name in kept}
         try:
+            for edit in mutation.edits:
+                lines = self._planted.setdefault(str((self.root / edit.file).resolve()), [])
+                lines += edit.planted(self.root)
             mutation.apply(self.root)
             yield
         finally:
+            self._planted = {}
             for name, content in kept.items():
                 path = self.root / name
                 path.write_bytes(content)
@@ -118,8 +128,17 @@ class Workplace:
     def test(self, tests: Sequence[str]) -> Outcome:
         """Runs some tests, up to the first that fails, in the copy as it is now."""
         with TemporaryDirectory(dir=self.root.parent) as scratch:
-            command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-rf", "--timeout=120"]
-            command += ["-p", "no:cacheprovider", "-m", "", f"--basetemp={scratch}/pytest", *tests]
+            command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-rf", "--timeout=300"]
+            command += [
+                "-p",
+                "mutations.planted_code",
+                "-p",
+                "no:cacheprovider",
+                "-m",
+                "",
+                f"--basetemp={scratch}/pytest",
+                *tests,
+            ]
             try:
                 done = subprocess.run(
                     command,
@@ -132,11 +151,19 @@ class Workplace:
                 )
             except subprocess.TimeoutExpired:
                 return Outcome(None, (), f"did not end within {_SECONDS} s")
-        return Outcome(done.returncode, tuple(_FAILED.findall(done.stdout)), done.stdout[-3000:])
+        failed, cannot_run = _FAILED.findall(done.stdout), _CANNOT_RUN.search(done.stdout)
+        error = cannot_run and cannot_run[1]
+        return Outcome(done.returncode, tuple(failed), done.stdout[-3000:], error)
 
     def _environment(self, numba: Path) -> dict[str, str]:
         path = os.pathsep.join((str(self.root), str(self.root / "tests")))
-        given = {"PYTHONPATH": path, "NUMBA_CACHE_DIR": str(numba), "COLUMNS": "200", "HF_HUB_OFFLINE": "1"}
+        given = {
+            PLANTED: json.dumps(self._planted),
+            "PYTHONPATH": path,
+            "NUMBA_CACHE_DIR": str(numba),
+            "COLUMNS": "200",
+            "HF_HUB_OFFLINE": "1",
+        }
         # No bytecode is left that could be taken for that of the next mutation.
         return dict(os.environ) | given | {"PYTHONDONTWRITEBYTECODE": "1"}
 

@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 import torch
 from support.checkpoints import save_checkpoint
+from support.crashes import CrashRecorder
 from support.lies import LIES, Rogue
 from support.transports import LocalWorker, manifest_of
 
@@ -479,6 +480,26 @@ def test_a_damaged_public_seed_is_refused_with_what_to_do(kit: Kit, honest: Mult
         HintStore(kit, TOY, _not_asked)
     shutil.rmtree(_folder(kit, TOY))
     assert HintStore(kit, TOY, Asked(honest)).get(FORWARD).any()
+
+
+def test_a_crash_while_hints_are_made_leaves_whole_ones_of_the_seed_that_is_there(
+    kit: Kit, honest: Multiplier, tmp_path: Path
+) -> None:
+    with CrashRecorder(kit.folder) as disk:
+        store = HintStore(kit, MLWE1280, Asked(honest))
+        for product in (SQUARE, SQUARE_BACK):
+            store.get(product)
+            disk.promise(product)
+    assert len(disk) > 10
+    for number, crash in enumerate(disk):
+        left = tmp_path / str(number)
+        left.mkdir()
+        crash.write_to(left)
+        opened = Kit.open(left)
+        for product in (SQUARE, SQUARE_BACK):
+            ask = _not_asked if product in crash.promised else Asked(honest)
+            hint = HintStore(opened, MLWE1280, ask).get(product)
+            assert np.array_equal(hint, _expected(opened, honest, product)), str(crash)
 
 
 def test_an_opened_hint_cannot_be_written_to(kit: Kit, honest: Multiplier) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from support.crashes import CrashRecorder
 from support.transports import honest_multiplier
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -55,6 +56,30 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 def _names(folder: Path) -> set[str]:
     with safe_open(folder / "model.safetensors", framework="pt") as tensors:
         return set(tensors.keys())
+
+
+def test_a_crash_while_a_kit_is_written_leaves_a_whole_one_or_none(
+    checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    for how, make in (
+        ("prepared", lambda: prepare(checkpoint, tmp_path / "prepared" / "deep" / "kit")),
+        ("cached", lambda: cached_kit(checkpoint, tmp_path / "cached")),
+    ):
+        (tmp_path / how).mkdir()
+        with CrashRecorder(tmp_path / how) as disk:
+            written = make().folder
+            disk.promise("the kit")
+        files = {x.relative_to(written): x.read_bytes() for x in written.rglob("*") if x.is_file()}
+        assert len(disk) > 10
+        for number, crash in enumerate(disk):
+            left = tmp_path / f"{how}-{number}"
+            left.mkdir()
+            crash.write_to(left)
+            kit = left / written.relative_to(tmp_path / how)
+            assert kit.exists() or not crash.promised, str(crash)
+            if kit.exists():
+                found = {x.relative_to(kit): x.read_bytes() for x in kit.rglob("*") if x.is_file()}
+                assert found == files, str(crash)
 
 
 def test_a_kit_holds_no_frozen_weight(checkpoint: Checkpoint, prepared: Path) -> None:

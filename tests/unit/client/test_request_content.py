@@ -1,28 +1,37 @@
 """What is in the bytes of a request: what the contract says, and nothing of the operand."""
 
 import numpy as np
+import pytest
 from support.transports import LocalWorker, remote_multiplier
 
 from blindtune.client.kit import Kit
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.operators.messages import request_messages
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import from_centred
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
+BUDGET = 10**8
 X = np.random.default_rng(0).normal(size=(9, 32)).astype(np.float32)
 
 
-def test_no_operand_is_sent_as_it_is_in_either_direction(kit: Kit, honest: Multiplier) -> None:
+@pytest.mark.parametrize("reals", [True, False], ids=["as training does", "integers"])
+def test_no_operand_is_sent_as_it_is_in_either_direction(kit: Kit, honest: Multiplier, reals: bool) -> None:
     workers = [LocalWorker(honest), LocalWorker(honest)]
     multiplier = remote_multiplier(kit, [[worker] for worker in workers])
     products = LayerGroup(ATTENTION, kit, multiplier).products
-    assert len(products) == 2
+    assert {x.direction for x in products} == set(Direction)
     for product in products:
-        operand = np.random.default_rng(1).integers(-1000, 1000, (9, product.contraction)).astype(np.int32)
-        operand[4] = 0
-        multiplier.multiply(operand, product)
+        x = np.random.default_rng(1).normal(size=(9, product.contraction)).astype(np.float32)
+        x[4] = 0
+        operand, _ = quantize_rows(x, BUDGET)
+        if reals:
+            multiplier.multiply_reals(x, product, BUDGET)
+        else:
+            multiplier.multiply(operand, product)
         for worker in workers:
             assert worker.requests[-1].product == product
             # A word of a mask is zero once in 2^31.

@@ -144,6 +144,22 @@ def test_a_crash_at_any_moment_leaves_the_old_checkpoint_or_the_new_one_and_a_ru
     assert seen == {None, "checkpoint-1", "checkpoint-2"}
 
 
+@pytest.mark.slow
+def test_a_run_that_goes_on_after_a_crash_ends_in_the_same_adapter(
+    recorded: tuple[Recipe, CrashRecorder], tmp_path: Path
+) -> None:
+    run, disk = recorded
+    expected = (run.output.dir / "adapter_model.safetensors").read_bytes()
+    for crash in list(disk)[::5]:
+        left = left_by(crash, tmp_path / "left", run)
+        train_recipe(left, Silent(), resume=bool(RunFolder(left.output.dir).state))
+        assert (left.output.dir / "adapter_model.safetensors").read_bytes() == expected, str(crash)
+        assert left.record.key is not None
+        public = VerificationKey.read(left.record.key.with_suffix(".pub"))
+        record = left.output.dir / "record.jsonl"
+        assert check_output(parse_chain(record.read_bytes(), public, str(record)), left.output.dir).adapter
+
+
 def bit_flipped(content: bytes) -> bytes:
     middle = len(content) // 2
     return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
