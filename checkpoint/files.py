@@ -18,16 +18,21 @@ __all__ = ["TensorFiles", "resolve"]
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 _PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+# What git leaves in the place of a large file until git lfs pull; such a text has three lines.
+_POINTER = b"version https://git-lfs.github.com/spec/"
+_POINTER_BYTES = 1024
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
     """The folder that holds a checkpoint: a local one, or a snapshot from the Hugging Face hub.
 
     Raises:
-        CheckpointError: there is no such folder, and the hub has no such model or can't be reached.
+        CheckpointError: there is no such folder, and the hub has no such model or can't be reached; or a file
+            of the folder is one that git lfs has not fetched.
     """
     folder = Path(model)
     if folder.is_dir():
+        _refuse_pointers(folder)
         return folder
     if folder.is_absolute() or str(model).startswith("."):
         raise CheckpointError(f"there is no checkpoint folder {model}")
@@ -38,6 +43,17 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
             f"{model} is neither a local folder nor a model that the Hugging Face hub gave "
             f"(revision {revision or 'main'}): {error}"
         ) from error
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for pattern in (*_WANTED, "*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            if path.is_file() and path.stat().st_size <= _POINTER_BYTES:
+                with open(path, "rb") as file:
+                    if file.read(len(_POINTER)) == _POINTER:
+                        raise CheckpointError(
+                            f"{path} only names the file that git lfs keeps: run git lfs pull in {folder}"
+                        )
 
 
 class TensorFiles(AbstractContextManager["TensorFiles"]):
@@ -72,6 +88,16 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
             if path.suffix == ".bin":
                 return self._pickled(path)[key]
             return self._safetensors(path).get_tensor(key)
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read for it."""
+        path = self._files[key]
+        try:
+            if path.suffix == ".bin":
+                return tuple(self._pickled(path)[key].shape)
+            return tuple(self._safetensors(path).get_slice(key).get_shape())
         except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
 

@@ -15,6 +15,7 @@ from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.checkpoints import read_json
 from blindtune.client.training.environment import without_accelerate_variables
+from blindtune.client.training.fit import require_positions, require_rows
 from blindtune.client.training.folder import RECIPE, STATE, SUMMARY
 from blindtune.client.training.models import (
     base_folder,
@@ -53,6 +54,8 @@ class Tuned:
         data, seed = self.recipe.data, self.recipe.training.seed
         split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed)
         trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
+        require_positions(self.model.config, [split])
+        require_rows(self.model, self.tokenizer.pad_token_id, [split])
         return {"examples": len(split.rows), **trainer.measure(split)}
 
     def questions(self, path: Path, limit: int | None) -> Sequence[Conversation | Completion]:

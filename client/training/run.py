@@ -13,6 +13,7 @@ from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.disk import disk_errors_are_clear
 from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
+from blindtune.client.preflight.offline import before_loading
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
@@ -33,7 +34,7 @@ from blindtune.client.training.models import (
 from blindtune.client.training.monitoring import Monitor
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
-from blindtune.protocol.errors import ConfigurationError, InterruptedRunError
+from blindtune.protocol.errors import InterruptedRunError
 
 __all__ = ["Observer", "train_recipe"]
 
@@ -89,6 +90,9 @@ def train_recipe(
     tokenizer = load_tokenizer(base)
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
     observer.data(data)
+    for finding in before_loading(recipe, base, tokenizer, data):
+        if finding.status == "warning":
+            observer.say(finding.line)
     with RunFolder.held(recipe.output.dir) as folder:
         if not resume:
             folder.require_unused()
@@ -154,7 +158,6 @@ class _Run:
             self._multiplier = multiplier_of(model)
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
-        _require_positions(model, self._data)
         self._model = new_adapter(model, self._recipe)
         self._started = time.monotonic()
 
@@ -280,22 +283,6 @@ class _Run:
             **figures.summary(prices),
         }
         return dict(finite(summary))  # as it will be read back
-
-
-def _require_positions(base: Any, data: PreparedData) -> None:
-    """Checks that the model has a position for every token.
-
-    Raises:
-        ConfigurationError: an example is longer.
-    """
-    positions = getattr(base.config, "max_position_embeddings", None)
-    splits = [x for x in (data.train, data.validation) if x is not None]
-    longest = max(max(x.lengths) for x in splits)
-    if positions is not None and longest > positions:
-        raise ConfigurationError(
-            f"the longest example has {longest} tokens, and the model takes {positions}: "
-            f"set data.max_length to {positions}"
-        )
 
 
 def _counts(split: Split) -> dict[str, int]:
