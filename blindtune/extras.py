@@ -34,9 +34,8 @@ def advice(extras: Iterable[str]) -> str | None:
     """One line about the first of some extras of which something is missing; None where all is there."""
     for extra in extras:
         if lacking := missing(extra):
-            return (
-                f"this needs {', '.join(lacking)}, which this installation lacks: pip install '{_US}[{extra}]'"
-            )
+            packages = ", ".join(lacking)
+            return f"this needs {packages}, which this installation lacks: pip install '{_US}[{extra}]'"
     return None
 
 

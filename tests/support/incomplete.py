@@ -1,4 +1,4 @@
-"""``python incomplete.py MODULE,... COMMAND ARGUMENT...``: a console command where modules are not installed."""
+"""``python incomplete.py MODULE,... COMMAND ARGUMENT...``: a console command where modules are missing."""
 
 import sys
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What would stop a run is found before a weight is loaded and anyone is connected to, by one list of steps."""
+"""What would stop a run is found before a weight is loaded and anyone is connected to, by one list."""
 
 from pathlib import Path
 from typing import Any
