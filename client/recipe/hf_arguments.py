@@ -17,7 +17,7 @@ import transformers
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from transformers import TrainingArguments
 
-__all__ = ["DEFAULTS", "OFFERED", "REFUSED", "TrainingSection", "refused"]
+__all__ = ["DEFAULTS", "OFFERED", "REFUSED", "REFUSED_VALUES", "TrainingSection", "refused"]
 
 _HERE = "nothing is sent to anyone but the workers, so runs are not reported or uploaded"
 _ONE_DEVICE = "the client's part of the model runs on one device"
@@ -89,7 +89,7 @@ _ABOVE = dict.fromkeys(("num_train_epochs", "adam_epsilon", "eval_steps"), 0)
 _BELOW = {**dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1), "seed": 2**32}
 
 # Fields of which one value would make of a run something else than its recipe says.
-_REFUSED_VALUES: dict[str, tuple[Any, str]] = {
+REFUSED_VALUES: dict[str, tuple[Any, str]] = {
     "bf16_full_eval": (
         True,
         "the first measurement would turn the adapter itself into bf16: write training.bf16 or model.dtype",
@@ -139,7 +139,7 @@ def _not(refused: Any, why: str) -> AfterValidator:
 _VALIDATORS = {
     "optim_args": AfterValidator(_pairs),
     "optim_target_modules": AfterValidator(_expression),
-    **{name: _not(*refusal) for name, refusal in _REFUSED_VALUES.items()},
+    **{name: _not(*refusal) for name, refusal in REFUSED_VALUES.items()},
 }
 
 

@@ -58,7 +58,7 @@ def takes(model: Any, tokens: int) -> bool:
     try:
         with torch.no_grad():
             model(input_ids=ids, attention_mask=torch.ones_like(ids))
-    except (IndexError, RuntimeError, ValueError):
+    except (AttributeError, IndexError, RuntimeError, ValueError):
         return False
     return True
 
