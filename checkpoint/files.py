@@ -38,10 +38,12 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     """The folder that holds a checkpoint: a local one, or a snapshot from the Hugging Face hub.
 
     Raises:
-        CheckpointError: there is no such folder, and the hub has no such model or can't be reached.
+        CheckpointError: there is no such folder, and the hub has no such model or can't be reached; or a file
+            of the folder is one that git lfs has not fetched.
     """
     folder = Path(model)
     if folder.is_dir():
+        _refuse_pointers(folder)
         return folder
     if folder.is_absolute() or str(model).startswith("."):
         raise CheckpointError(f"there is no checkpoint folder {model}")
@@ -70,6 +72,12 @@ def require_no_pointer(path: Path) -> None:
             f"{path} is a git-lfs pointer, and not the file itself: fetch it with git lfs pull in that "
             "folder, or download the model again"
         )
+
+
+def _refuse_pointers(folder: Path) -> None:
+    for pattern in (*_WANTED, "*.bin"):
+        for path in sorted(folder.glob(pattern)):
+            require_no_pointer(path)
 
 
 class TensorFiles(AbstractContextManager["TensorFiles"]):
@@ -117,6 +125,16 @@ class TensorFiles(AbstractContextManager["TensorFiles"]):
         except (SafetensorError, OSError, KeyError) as error:
             raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
         return _TYPES.get(code, code)
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """The shape of a tensor, which is not read for it."""
+        path = self._files[key]
+        try:
+            if path.suffix == ".bin":
+                return tuple(self._pickled(path)[key].shape)
+            return tuple(self._safetensors(path).get_slice(key).get_shape())
+        except (SafetensorError, OSError, KeyError) as error:
+            raise CheckpointError(f"cannot read tensor {key} of {path}: {str(error)[:300]}") from error
 
     def paths(self) -> list[Path]:
         """The weight files, each once."""

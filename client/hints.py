@@ -33,7 +33,7 @@ from blindtune.protocol.masks import Share
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
-__all__ = ["HintStore", "hint_bytes"]
+__all__ = ["HintStore", "hint_bytes", "missing_hints"]
 
 _HEADER_BYTES = 4096
 _VERSION = 1
@@ -46,6 +46,27 @@ Ask = Callable[[Product, Share], Residues]
 def hint_bytes(parameters: LatticeParameters, outputs: int) -> int:
     """Bytes of the hint of a product with so many outputs, on disk and from the worker."""
     return int(np.prod(packed_shape(parameters, outputs))) * 4
+
+
+def missing_hints(
+    folder: Path | None, parameters: LatticeParameters, products: Iterable[Product]
+) -> list[Product]:
+    """The products whose hints have to be obtained.
+
+    Args:
+        folder: of the kit; None where there is none yet.
+        parameters: of the lattice.
+        products: of a run.
+    """
+    return [x for x in products if folder is None or not _path(_folder(folder, parameters), x).exists()]
+
+
+def _folder(kit: Path, parameters: LatticeParameters) -> Path:
+    return kit / KIT_FOLDER / "hints" / parameters.name
+
+
+def _path(folder: Path, product: Product) -> Path:
+    return folder / f"{hashlib.sha256(product.label.encode()).hexdigest()[:40]}.hint"
 
 
 class HintStore:
@@ -61,7 +82,7 @@ class HintStore:
         self._kit = kit
         self._parameters = parameters
         self._ask = ask
-        self._folder = kit.folder / KIT_FOLDER / "hints" / parameters.name
+        self._folder = _folder(kit.folder, parameters)
         self._lock = (os.getpid(), threading.Lock())
         self._open: dict[Product, Centred] = {}
         self.public_seed = self._public_seed()
@@ -109,7 +130,7 @@ class HintStore:
         return seed
 
     def _path(self, product: Product) -> Path:
-        return self._folder / f"{hashlib.sha256(product.label.encode()).hexdigest()[:40]}.hint"
+        return _path(self._folder, product)
 
     def _binding(self, product: Product) -> "_Binding":
         return _Binding(

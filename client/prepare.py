@@ -38,7 +38,7 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
 
-__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "kit_of", "prepare"]
+__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "kit_folder", "kit_of", "prepare"]
 
 _logger = logging.getLogger(__name__)
 
@@ -104,14 +104,7 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
     A damaged one is made again. It has no model parameters of its own: ``from_pretrained`` reads those
     from the checkpoint.
     """
-    root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
-    with TensorFiles(checkpoint.folder) as tensors:
-        identity = [f"{KIT_VERSION} {SCHEME}"]
-        for path in tensors.paths():
-            stat = path.stat()
-            identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
-    identity += sorted(layer.name for layer in checkpoint.layers)
-    folder = root / "kits" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+    folder = _cached_kit_folder(checkpoint, cache)
     if folder.exists():
         try:
             return Kit.open(folder)
@@ -124,6 +117,25 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
     with folder_written_at_once(folder) as unfinished:
         _write(checkpoint, unfinished, progress)
     return Kit.open(folder)
+
+
+def _cached_kit_folder(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
+    root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
+    with TensorFiles(checkpoint.folder) as tensors:
+        identity = [f"{KIT_VERSION} {SCHEME}"]
+        for path in tensors.paths():
+            stat = path.stat()
+            identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
+    identity += sorted(layer.name for layer in checkpoint.layers)
+    return root / "kits" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
+
+
+def kit_folder(folder: Path) -> Path | None:
+    """Where the kit of a checkpoint folder is, which may be that folder; None as long as it is not made."""
+    if is_kit(folder):
+        return folder
+    cached = _cached_kit_folder(Checkpoint.open(folder))
+    return cached if cached.exists() else None
 
 
 def kit_of(folder: Path, progress: Progress = lambda x: x) -> Kit:

@@ -1,6 +1,7 @@
 """``blindtune train --dry-run``: what a configuration comes to, without connecting to anything."""
 
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,11 @@ from rich.text import Text
 from blindtune.client.cli.console import emit, messages
 from blindtune.client.cli.progress import JsonObserver, LineObserver
 from blindtune.client.data.chat import IGNORED
-from blindtune.client.data.prepared import PreparedData, prepare_data
+from blindtune.client.data.prepared import PreparedData
+from blindtune.client.preflight.offline import Known, offline_steps
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.estimate import Estimate, estimate
-from blindtune.client.training.models import base_folder, blind_config, load_tokenizer
-from blindtune.client.training.trainer import training_arguments
+from blindtune.client.training.estimate import Estimate
 
 __all__ = ["show_dry_run"]
 
@@ -32,16 +32,12 @@ def show_dry_run(recipe: Recipe, config: Path, json: bool) -> None:
     Raises:
         BlindtuneError: as a real run would, but for what only the workers know.
     """
-    blind_config(recipe)
-    training_arguments(recipe, recipe.output.dir)
-    tokenizer = load_tokenizer(base_folder(recipe))
-    data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
-    expected = estimate(recipe, data)
+    observer = JsonObserver() if json else LineObserver()
+    data, tokenizer, expected = _resolved(recipe, observer.say)
+    observer.data(data)
     if json:
-        JsonObserver().data(data)
         emit("estimate", **vars(expected))
         return
-    LineObserver().data(data)
     for split in filter(None, (data.train, data.validation)):
         if split.unused:
             names = ", ".join(sorted(map(ascii, split.unused)))
@@ -59,6 +55,16 @@ def show_dry_run(recipe: Recipe, config: Path, json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _resolved(recipe: Recipe, say: Callable[[str], None]) -> tuple[PreparedData, Any, Estimate]:
+    """The data, the tokenizer and the estimate, once every check went well that a run begins with."""
+    known = Known()
+    for step in offline_steps():
+        for finding in step.find(recipe, known):
+            if finding.status == "warning":
+                say(finding.line)
+    return known.data, known.tokenizer, known.expected  # type: ignore[return-value]
 
 
 def _rendered(data: PreparedData, index: int, tokenizer: Any) -> Text:
@@ -80,6 +86,7 @@ def _rendered(data: PreparedData, index: int, tokenizer: Any) -> Text:
 
 def _table(recipe: Recipe, expected: Estimate) -> Table:
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    hints = f", {expected.hint_bytes / 1e6:,.1f} MB of it hints, once" if expected.hint_bytes else ""
     operators = ", ".join(x.name for x in recipe.operators) or "none"
     for name, value in (
         ("model", f"{recipe.model.name}, {recipe.quantization.scheme}, head {recipe.quantization.head}"),
@@ -88,7 +95,7 @@ def _table(recipe: Recipe, expected: Estimate) -> Table:
         ("steps", f"{expected.steps:,}, {expected.epochs:.2f} epochs"),
         ("tokens", f"{expected.tokens:,} trained on; {expected.padding_share:.1%} of all rows are padding"),
         ("rounds", f"{expected.rounds:,}, measuring before and after included"),
-        ("traffic", f"{expected.bytes_up / 1e6:,.1f} MB up, {expected.bytes_down / 1e6:,.1f} MB down"),
+        ("traffic", f"{expected.bytes_up / 1e6:,.1f} MB up, {expected.bytes_down / 1e6:,.1f} MB down{hints}"),
         ("output", str(recipe.output.dir)),
     ):
         table.add_row(name, Text(value))

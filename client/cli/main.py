@@ -13,9 +13,13 @@ from blindtune.client.cli.console import fail, log_as_json
 from blindtune.client.cli.core_dumps import forbid_core_dumps
 from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.output import output_closed
+from blindtune.extras import advice
 from blindtune.protocol.errors import BlindtuneError, InterruptedRunError
 
 __all__ = ["app", "main"]
+
+# Commands with an extra of their own, of the same name.
+_EXTRAS = {"audit", "demo"}
 
 app = typer.Typer(
     name="blindtune",
@@ -95,6 +99,13 @@ def main() -> NoReturn:
         code = ExitCode.OUTPUT_CLOSED if stopped_by_reader else exit_code(error)
         fail(str(error), code)
         sys.exit(code)
+    except ImportError:
+        # Some libraries say that they can't import, and not what.
+        line = advice(["client", *_EXTRAS.intersection(sys.argv[1:2])])
+        if line is None:
+            raise
+        fail(line, ExitCode.CONFIGURATION)
+        sys.exit(ExitCode.CONFIGURATION)
     except KeyboardInterrupt:
         fail("interrupted", ExitCode.INTERRUPTED)
         sys.exit(ExitCode.INTERRUPTED)

@@ -35,6 +35,11 @@ class Finding:
         if self.status != "ok" and not self.fix:
             raise ValueError(f"the {self.status} {self.check!r} does not say what to do")
 
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        return ": ".join(x for x in (self.status, self.check, self.detail, self.fix) if x)
+
 
 def problem_of(check: str, error: BlindtuneError, otherwise: str) -> Finding:
     """A problem from an error of ours: what to do stands behind the last colon.

@@ -1,25 +1,22 @@
 """All that can be checked of a recipe before its run: data, model, disk, operators, bandwidth."""
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
+from pathlib import Path
 
-from blindtune.checkpoint.files import resolve
 from blindtune.client.config import BlindConfig
 from blindtune.client.connect import expectations
-from blindtune.client.data.prepared import PreparedData, prepare_data
-from blindtune.client.hints import hint_bytes
+from blindtune.client.hints import hint_bytes, missing_hints
 from blindtune.client.kit import Kit
 from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.disk import check_disk
-from blindtune.client.preflight.finding import Finding, problem_of, until_a_problem
+from blindtune.client.preflight.finding import Finding, problem_of
+from blindtune.client.preflight.offline import Known, Step, offline_steps
 from blindtune.client.preflight.operators import check_operators
 from blindtune.client.prepare import kit_of
+from blindtune.client.quantizer import preparing
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.estimate import Estimate, estimate, remote_products
-from blindtune.client.training.models import blind_config, load_tokenizer
-from blindtune.client.training.trainer import training_arguments
+from blindtune.client.training.estimate import remote_products
 from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 
@@ -30,115 +27,61 @@ _BYTES_OF_A_PARAMETER = 12
 _AGAIN = "correct it, and check again"
 
 
-@dataclass
-class _Known:
-    """What earlier checks found out for later ones."""
-
-    config: BlindConfig | None = None
-    tokenizer: Any = None
-    data: PreparedData | None = None
-    kit: Kit | None = None
-    expected: Estimate | None = None
-
-
 def check_recipe(recipe: Recipe) -> Iterator[Finding]:
     """Checks a recipe, as far as the ones before went well. Nothing private is sent to anyone."""
-    known = _Known()
-    yield from until_a_problem(_settings(recipe, known), _model(recipe, known), _data(recipe, known))
-    if known.data is not None:
-        yield from _guarded("traffic", lambda: _traffic(recipe, known))
-    if known.config is None or known.kit is None:
+    known = Known()
+    well = True
+    for step in offline_steps():
+        if step.possible(known):
+            for finding in _guarded(step, recipe, known):
+                well = well and finding.status != "problem"
+                yield finding
+    if well and known.folder is not None and known.config is not None:
+        yield from _with_the_model(recipe, known, known.config, known.folder)
+
+
+def _with_the_model(recipe: Recipe, known: Known, config: BlindConfig, folder: Path) -> Iterator[Finding]:
+    """What reads all weights, or asks operators."""
+    try:
+        kit = kit_of(folder, preparing(recipe.model.name))
+    except BlindtuneError as error:
+        yield problem_of("model", error, _AGAIN)
         return
-    yield from _guarded("disk", lambda: check_disk(_disk_needs(recipe, known)))
+    yield Finding("model", "ok", f"{len(kit.layers)} layers, fingerprint {kit.description.fingerprint[:16]}")
+    yield from check_disk(_disk_needs(recipe, known, kit))
     if recipe.masking.mode == "reference":
         yield Finding("operators", "ok", "masking reference asks none, and protects nothing")
         return
-    config, kit = known.config, known.kit
     reached = True
     for finding in check_operators(config, expectations(kit)):  # all workers, to show everything at once
         reached = reached and finding.status != "problem"
         yield finding
     if reached:
-        yield from _guarded("bandwidth", lambda: measure(config, kit))
+        try:
+            yield from measure(config, kit)
+        except BlindtuneError as error:
+            yield problem_of("bandwidth", error, _AGAIN)
 
 
-def _guarded(check: str, find: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
-    """Findings, with an error of ours as one more."""
+@without_accelerate_variables()
+def _guarded(step: Step, recipe: Recipe, known: Known) -> list[Finding]:
+    """What a step finds, with an error of ours as one more."""
+    found = []
     try:
-        yield from find()
+        for finding in step.find(recipe, known):
+            found.append(finding)
     except BlindtuneError as error:
-        yield problem_of(check, error, _AGAIN)
+        found.append(problem_of(step.name, error, _AGAIN))
+    return found
 
 
-def _settings(recipe: Recipe, known: _Known) -> Iterator[Finding]:
-    def find() -> Iterator[Finding]:
-        known.config = blind_config(recipe)
-        with without_accelerate_variables():
-            training_arguments(recipe, recipe.output.dir)
-        yield Finding("configuration", "ok", f"masking {recipe.masking.mode}, {known.config.described}")
-        if known.config.not_private:
-            yield Finding(
-                "independence",
-                "warning",
-                known.config.not_private,
-                "remove masking.allow_one_machine before you train on private data",
-            )
-
-    return _guarded("configuration", find)
-
-
-def _model(recipe: Recipe, known: _Known) -> Iterator[Finding]:
-    def find() -> Iterator[Finding]:
-        folder = resolve(recipe.model.name, recipe.model.revision)
-        known.tokenizer = load_tokenizer(folder)
-        known.kit = kit_of(folder)
-        fingerprint = known.kit.description.fingerprint
-        yield Finding("model", "ok", f"{len(known.kit.layers)} layers, fingerprint {fingerprint[:16]}")
-
-    return _guarded("model", find)
-
-
-def _data(recipe: Recipe, known: _Known) -> Iterator[Finding]:
-    def find() -> Iterator[Finding]:
-        known.data = prepare_data(recipe.data, known.tokenizer, recipe.training.seed)
-        for name, split in (("train", known.data.train), ("validation", known.data.validation)):
-            if split is None:
-                continue
-            yield Finding(f"data.{name}", "ok", f"{len(split.rows):,} examples, format {split.layout}")
-            for warning in split.warnings:
-                yield Finding(f"data.{name}", "warning", warning, "correct the data if that is not meant")
-            if split.dropped:
-                yield Finding(
-                    f"data.{name}",
-                    "warning",
-                    f"{split.dropped:,} examples have nothing of their answer left and are not used",
-                    "raise data.max_length",
-                )
-
-    return _guarded("data", find)
-
-
-def _traffic(recipe: Recipe, known: _Known) -> Iterator[Finding]:
-    if known.data is not None:
-        known.expected = expected = estimate(recipe, known.data)
-        yield Finding(
-            "traffic",
-            "ok",
-            f"{expected.steps:,} steps, {expected.rounds:,} rounds, {expected.bytes_up / 1e6:,.1f} MB up, "
-            f"{expected.bytes_down / 1e6:,.1f} MB down",
-        )
-
-
-def _disk_needs(recipe: Recipe, known: _Known) -> dict[Any, tuple[str, int]]:
-    kit = known.kit
-    if kit is None:
-        return {}
+def _disk_needs(recipe: Recipe, known: Known, kit: Kit) -> dict[Path, tuple[str, int]]:
     adapter = sum(recipe.adapter.r * (x.in_features + x.out_features) for x in kit.layers.values())
     kept = (recipe.training.save_total_limit or 10) + 2
     needs = {recipe.output.dir: ("checkpoints", adapter * _BYTES_OF_A_PARAMETER * kept)}
     if recipe.masking.mode == "lattice" and known.data is not None:
         parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
-        products = remote_products(recipe, known.data.labels)
-        size = sum(hint_bytes(parameters, kit.outputs(x)) for x in products)
+        missing = missing_hints(kit.folder, parameters, remote_products(recipe, known.data.labels))
+        size = sum(hint_bytes(parameters, kit.outputs(x)) for x in missing)
         needs[kit.folder] = ("hints", size)
     return needs

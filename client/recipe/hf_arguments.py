@@ -1,20 +1,23 @@
 """The section ``training``: Hugging Face's own `TrainingArguments`, checked before anything is loaded.
 
-The model of the section is made from the fields of the installed release, so that whatever it offers can
-be written, a misspelt name is found, and the allowed values of a choice are known. A few fields are left
-out, each for a reason that the error message gives.
+The model of the section is made from the fields of the installed release, so that a misspelt name is found
+and the allowed values of a choice are known. What each field does in a run here was tried: one that would do
+something else than its name says is left out, for a reason that the error message gives, and so is one
+that a release of transformers adds, until somebody tried it.
 """
 
 import dataclasses
 import enum
+import re
 import types
 import typing
-from typing import Any, Literal, Union
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import ConfigDict, Field, create_model
+import transformers
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
 from transformers import TrainingArguments
 
-__all__ = ["DEFAULTS", "REFUSED", "TrainingSection"]
+__all__ = ["DEFAULTS", "OFFERED", "REFUSED", "REFUSED_VALUES", "TrainingSection", "refused"]
 
 _HERE = "nothing is sent to anyone but the workers, so runs are not reported or uploaded"
 _ONE_DEVICE = "the client's part of the model runs on one device"
@@ -45,6 +48,26 @@ REFUSED: dict[str, str] = {
 }
 _REFUSED_FAMILIES = {"hub_": _HERE, "trackio_": _HERE, "ddp_": _ONE_DEVICE}
 
+OFFERED = frozenset(
+    (
+        *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"),
+        *("num_train_epochs", "max_steps", "seed", "data_seed", "full_determinism"),
+        *("learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs", "warmup_steps", "weight_decay"),
+        *("optim", "optim_args", "optim_target_modules", "adam_beta1", "adam_beta2", "adam_epsilon"),
+        *("max_grad_norm", "label_smoothing_factor", "neftune_noise_alpha", "average_tokens_across_devices"),
+        *("bf16", "bf16_full_eval", "tf32", "use_cpu", "use_cache", "torch_empty_cache_steps"),
+        *("activation_checkpointing", "gradient_checkpointing", "skip_memory_metrics"),
+        *("logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter"),
+        *("include_num_input_tokens_seen", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start"),
+        *("eval_accumulation_steps", "save_strategy", "save_steps", "save_total_limit"),
+        *("load_best_model_at_end", "metric_for_best_model", "greater_is_better"),
+        *("dataloader_drop_last", "dataloader_num_workers", "dataloader_pin_memory", "dataloader_in_order"),
+        *("dataloader_persistent_workers", "dataloader_prefetch_factor"),
+        *("dataloader_multiprocessing_context",),
+    )
+)
+"""Fields of which it is known what they do here; `blindtune.client.training.effects` tries combinations."""
+
 # Where Hugging Face's default would surprise in a private run.
 DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-4,
@@ -65,11 +88,73 @@ _AT_LEAST = {
 _ABOVE = dict.fromkeys(("num_train_epochs", "adam_epsilon", "eval_steps"), 0)
 _BELOW = {**dict.fromkeys(("adam_beta1", "adam_beta2", "label_smoothing_factor"), 1), "seed": 2**32}
 
+# Fields of which one value would make of a run something else than its recipe says.
+REFUSED_VALUES: dict[str, tuple[Any, str]] = {
+    "bf16_full_eval": (
+        True,
+        "the first measurement would turn the adapter itself into bf16: write training.bf16 or model.dtype",
+    ),
+    "dataloader_in_order": (
+        False,
+        "batches would come as they are ready, and the run could not be repeated: leave it out",
+    ),
+}
+# name=value pairs, as Hugging Face takes them apart.
+_PAIRS = re.compile(r"\s*\w+\s*=[^=,]+(,\s*\w+\s*=[^=,]+)*")
+
 
 def _reason(name: str) -> str | None:
-    return REFUSED.get(name) or next(
+    known = REFUSED.get(name) or next(
         (why for start, why in _REFUSED_FAMILIES.items() if name.startswith(start)), None
     )
+    if known is None and name not in OFFERED:
+        return f"it is new in transformers {transformers.__version__}, and untried here: leave it out"
+    return known
+
+
+def _pairs(value: str | None) -> str | None:
+    if value is not None and not _PAIRS.fullmatch(value):
+        raise ValueError("expected name=value, with commas between several")
+    return value
+
+
+def _expression(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            re.compile(value)
+        except (re.error, OverflowError, RecursionError) as error:
+            raise ValueError(f"{value[:100]!r} is no regular expression: {error}") from None
+    return value
+
+
+def _not(refused: Any, why: str) -> AfterValidator:
+    def check(value: Any) -> Any:
+        if value == refused:
+            raise ValueError(f"{str(value).lower()} can't be set: {why}")
+        return value
+
+    return AfterValidator(check)
+
+
+_VALIDATORS = {
+    "optim_args": AfterValidator(_pairs),
+    "optim_target_modules": AfterValidator(_expression),
+    **{name: _not(*refusal) for name, refusal in REFUSED_VALUES.items()},
+}
+
+
+class _Combinations(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _validate_combinations(self) -> "_Combinations":
+        older, newer = (getattr(self, f"{x}_checkpointing", None) for x in ("gradient", "activation"))
+        if older is not None and newer is not None and older != newer:
+            raise ValueError(
+                "training.gradient_checkpointing and training.activation_checkpointing are two names of one "
+                "setting, with two values: leave one out"
+            )
+        return self
 
 
 def _accepted(annotation: Any) -> Any:
@@ -103,7 +188,10 @@ def _fields() -> dict[str, Any]:
             value = Field(default, **options)
         else:
             value = Field(default_factory=typing.cast(Any, field.default_factory), **options)
-        fields[field.name] = (_accepted(hints[field.name]), value)
+        accepted = _accepted(hints[field.name])
+        if field.name in _VALIDATORS:
+            accepted = Annotated[accepted, _VALIDATORS[field.name]]
+        fields[field.name] = (accepted, value)
     return fields
 
 
@@ -114,7 +202,7 @@ def refused(name: str) -> str | None:
 
 TrainingSection = create_model(
     "TrainingSection",
-    __config__=ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False),
+    __base__=_Combinations,
     __doc__="How to train: the arguments of Hugging Face's TrainingArguments, under their own names.",
     **_fields(),
 )

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers import TrainingArguments
 
-from blindtune.client.recipe.hf_arguments import DEFAULTS, refused
+from blindtune.client.recipe.hf_arguments import DEFAULTS, REFUSED_VALUES, refused
 from blindtune.client.recipe.schema import Recipe
 
 __all__ = ["FILES", "configuration_page", "json_schema", "write_reference"]
@@ -140,6 +140,8 @@ def _training(section: Mapping[str, Any]) -> str:
         why = refused(name)
         if why is not None and fields[name].init:
             reasons[why].append(name)
+    for name, (value, why) in REFUSED_VALUES.items():
+        reasons[why].append(f"{name}: {json.dumps(value)}")
     left_out = ((", ".join(f"`{x}`" for x in names), why) for why, names in reasons.items())
     others = (
         (f"`{key}`", _type(node), _default(node))

@@ -23,16 +23,21 @@ from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.groups import products_of
 from blindtune.client.head import head_is_remote
+from blindtune.client.hints import missing_hints
+from blindtune.client.kit import product_outputs
 from blindtune.client.plan.asked import Step, asked_products
-from blindtune.client.plan.traffic import Traffic
+from blindtune.client.plan.traffic import WORD_BYTES, Traffic
+from blindtune.client.prepare import kit_folder
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
 from blindtune.client.training.models import require_fitting_head, stored_keys
-from blindtune.client.training.positions import require_positions
+from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
+from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
 from blindtune.protocol.products import Product
 
-__all__ = ["Estimate", "estimate", "remote_products"]
+__all__ = ["Estimate", "estimate", "remote_products", "skeleton"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Estimate:
         tokens: tokens trained on, without padding.
         padding_share: share of the rows of training that is padding.
         rounds: products asked for, measuring before and after included.
-        bytes_up, bytes_down: payload to and from all operators, measuring included.
+        bytes_up, bytes_down: payload to and from all operators, measuring and hints included.
+        hint_bytes: of ``bytes_down``, what the hints of masking ``lattice`` take that are not there yet.
     """
 
     steps: int
@@ -55,6 +61,7 @@ class Estimate:
     rounds: int
     bytes_up: int
     bytes_down: int
+    hint_bytes: int
 
 
 def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
@@ -73,10 +80,17 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     repeated = recipe.training.activation_checkpointing
     # Two names of one setting; the newer one goes first, as in TrainingArguments.
     repeated = recipe.training.gradient_checkpointing if repeated is None else repeated
-    require_positions(model, (data.train, data.validation))
 
     def with_adapter(model: PreTrainedModel) -> PeftModel:
-        return new_adapter(model, recipe, keys, [x.module for x in layers])
+        try:
+            return new_adapter(model, recipe, keys, [x.module for x in layers])
+        except BlindtuneError:
+            raise
+        except Exception as error:  # of PEFT, at what it did not expect
+            what = " ".join(str(error).split())
+            raise ConfigurationError(
+                f"adapter: PEFT can't put it on ({type(error).__name__}: {what}): change the section adapter"
+            ) from error
 
     forward, training = asked_products(model, layers, Step(with_adapter, bool(repeated)))
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
@@ -99,9 +113,13 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
         measured = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         for _ in range(2 + _measured_while_training(recipe, steps, per_epoch)):
             add(measuring, measured)
+    hints_up, hints_down = _hints(recipe, data.labels, shapes)
     rows = sum(padded_rows(x) for x in taken)
     tokens = sum(map(sum, taken))
-    return Estimate(steps, steps / per_epoch, tokens, 1 - tokens / rows if rows else 0.0, rounds, up, down)
+    padding = 1 - tokens / rows if rows else 0.0
+    return Estimate(
+        steps, steps / per_epoch, tokens, padding, rounds, up + hints_up, down + hints_down, hints_down
+    )
 
 
 def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
@@ -109,6 +127,18 @@ def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
     folder = resolve(recipe.model.name, recipe.model.revision)
     model, layers = _layers(recipe, folder, stored_keys(folder), labels)
     return products_of(type(model), model.config, layers)
+
+
+def _hints(recipe: Recipe, labels: Sequence[str], shapes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+    """Bytes to and from the operator for the hints that are not there yet."""
+    if recipe.masking.mode != "lattice":
+        return 0, 0
+    parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
+    kit = kit_folder(resolve(recipe.model.name, recipe.model.revision))
+    missing = missing_hints(kit, parameters, remote_products(recipe, labels))
+    # A hint is asked for in blocks of rows, each with the public seed.
+    up = KEY_BYTES * len(missing) * (parameters.dimension // DEGREE)
+    return up, sum(WORD_BYTES * parameters.dimension * product_outputs(x, shapes) for x in missing)
 
 
 def _steps_in_epoch(recipe: Recipe, split: Split) -> int:
@@ -160,17 +190,34 @@ def _training_batches(recipe: Recipe, split: Split) -> list[list[int]]:
     return taken
 
 
-def _layers(
-    recipe: Recipe, folder: Path, keys: Sequence[str], labels: Sequence[str]
-) -> tuple[PreTrainedModel, list[FrozenLayer]]:
-    """The model that the task takes, without weights, and the layers that workers multiply by."""
+def skeleton(recipe: Recipe, folder: Path, labels: Sequence[str]) -> PreTrainedModel:
+    """The model that the task takes, on the meta device, without weights.
+
+    Raises:
+        CheckpointError, UnsupportedError: there is none for this task, or it can't be served.
+    """
     config = supported_config(folder)
     loader: Any = AutoModelForCausalLM
     if recipe.data.task == "classification":
         require_fitting_head(config, labels)
         config.num_labels = len(labels)
         loader = AutoModelForSequenceClassification
-    with torch.device("meta"):
-        model: PreTrainedModel = loader.from_config(config)
+    try:
+        with torch.device("meta"):
+            model: PreTrainedModel = loader.from_config(config)
+    except Exception as error:  # a setting of the wrong size leads to errors of any kind
+        what = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{recipe.model.name} ({config.model_type}) has no model for data.task: {recipe.data.task} "
+            f"({type(error).__name__}: {what}): take another model, or another task"
+        ) from error
+    return model
+
+
+def _layers(
+    recipe: Recipe, folder: Path, keys: Sequence[str], labels: Sequence[str]
+) -> tuple[PreTrainedModel, list[FrozenLayer]]:
+    """The model that the task takes, without weights, and the layers that workers multiply by."""
+    model = skeleton(recipe, folder, labels)
     found = frozen_layers(model, keys)
     return model, [x for x in found if not x.head or head_is_remote(x, recipe.quantization.head)]

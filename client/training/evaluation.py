@@ -23,6 +23,7 @@ from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.checkpoints import read_json
 from blindtune.client.training.environment import without_accelerate_variables
+from blindtune.client.training.fit import require_positions, require_rows
 from blindtune.client.training.folder import RECIPE, STATE, SUMMARY, RunFolder
 from blindtune.client.training.models import (
     base_folder,
@@ -77,6 +78,8 @@ class Tuned:
         for warning in split.warnings:
             _logger.warning("%s", warning)
         trainer = RecipeTrainer(self.recipe, self._folder, self.model, self.tokenizer, None)
+        require_positions(self.model.config, [split])
+        require_rows(self.model, self.tokenizer.pad_token_id, [split])
         return {"examples": len(split.rows), **trainer.measure(split)}
 
     def questions(self, path: Path, limit: int | None) -> Sequence[Conversation | Completion]:

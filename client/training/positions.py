@@ -1,44 +1,41 @@
-"""How many tokens a model has places for."""
+"""How many tokens a model has positions for."""
 
-from collections.abc import Iterable
+import inspect
+from functools import cache
+from importlib import import_module
 
-from torch import nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig
 
-from blindtune.client.data.prepared import Split
-from blindtune.protocol.errors import ConfigurationError
+__all__ = ["positions"]
 
-__all__ = ["most_tokens", "require_positions"]
+# Where a model keeps its limit, by the configurations' names for it.
+_LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+# What the code of models has that count a token's position from the number of the padding token.
+_COUNTS_FROM_PADDING = ("def create_position_ids_from_input_ids(", "self.position_embeddings = ")
+# ProphetNet does as well, and asks for the position of the token to predict besides.
+_PROPHETNET = "prophetnet"
 
 
-def most_tokens(model: PreTrainedModel) -> int | None:
-    """The longest text that a model takes; None where it has no limit.
+def positions(config: PretrainedConfig) -> int | None:
+    """The most tokens that a model takes, by its configuration; None where there is no limit.
 
-    RoBERTa and its relatives number a text's tokens from the one after the padding token's number, so they
-    take fewer than their configuration says.
-
-    Args:
-        model: on any device.
+    RoBERTa and what was made from it count positions from the padding token's number on, so that the table
+    has rows for it and for each number below, which no token uses. XLNet's limit is -1: it has none.
     """
-    stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    limits = [stated] if isinstance(stated, int) and stated > 0 else []
-    for name, module in model.base_model.named_modules():
-        # A table of positions that keeps a row for padding.
-        if isinstance(module, nn.Embedding) and module.padding_idx is not None and "position" in name:
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    return min(limits, default=None)
+    text = config.get_text_config(decoder=True)
+    limits = (getattr(text, name, None) for name in _LIMITS)
+    most = next((x for x in limits if isinstance(x, int)), None)
+    if most is None or most < 1:
+        return None
+    if text.model_type == _PROPHETNET or _counts_from_padding(type(text)):
+        most -= (getattr(text, "pad_token_id", None) or 0) + 1
+    return most - 1 if text.model_type == _PROPHETNET else most
 
 
-def require_positions(model: PreTrainedModel, splits: Iterable[Split | None]) -> None:
-    """Checks that a model has a position for every token.
-
-    Raises:
-        ConfigurationError: an example is longer.
-    """
-    most = most_tokens(model)
-    longest = max(max(x.lengths) for x in splits if x is not None)
-    if most is not None and longest > most:
-        raise ConfigurationError(
-            f"the longest example has {longest} tokens, and the model takes {most}: set data.max_length to "
-            f"{most}"
-        )
+@cache
+def _counts_from_padding(kind: type[PretrainedConfig]) -> bool:
+    try:
+        code = inspect.getsource(import_module(kind.__module__.replace(".configuration_", ".modeling_")))
+    except (ImportError, OSError):  # another package's model, or one without its source
+        return False
+    return all(x in code for x in _COUNTS_FROM_PADDING)

@@ -13,6 +13,7 @@ from blindtune.client.config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.disk import disk_errors_are_clear, sync
 from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
+from blindtune.client.preflight.offline import before_loading
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.running import RunRecord, record_key
@@ -39,7 +40,6 @@ from blindtune.client.training.models import (
     stored_keys,
 )
 from blindtune.client.training.monitoring import Monitor
-from blindtune.client.training.positions import require_positions
 from blindtune.client.training.stopping import StopRequest, stop_on_signals
 from blindtune.client.training.stops import write_stop_tokens
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
@@ -101,6 +101,9 @@ def train_recipe(
     tokenizer = load_tokenizer(base)
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed, now)
     observer.data(data)
+    for finding in before_loading(recipe, base, tokenizer, data):
+        if finding.status == "warning":
+            observer.say(finding.line)
     with RunFolder.held(recipe.output.dir) as folder:
         if resume:
             folder.require_whole_checkpoint(recipe)
@@ -176,7 +179,6 @@ class _Run:
             self._multiplier = multiplier_of(model)
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
-        require_positions(model, (self._data.train, self._data.validation))
         self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
         self._started = time.monotonic()
 

@@ -79,7 +79,8 @@ def training_arguments(recipe: Recipe, folder: Path, measuring: bool = False) ->
             **given,
         )
     except (ValueError, TypeError, ImportError) as error:
-        raise ConfigurationError(f"training: {' '.join(str(error).split())}") from None
+        what = " ".join(str(error).split()).rstrip(".")
+        raise ConfigurationError(f"training: {what}: change one of these arguments") from None
     _require_repeatable(arguments)
     if not measuring:
         require_optimizer(arguments)
@@ -238,7 +239,11 @@ class RecipeTrainer(Trainer):
         try:
             return super().create_optimizer(*args, **options)
         except (ImportError, ValueError, TypeError) as error:
-            raise ConfigurationError(f"training.optim: {' '.join(str(error).split())}") from None
+            what = " ".join(str(error).split()).rstrip(".")
+            raise ConfigurationError(
+                f"training.optim {self.args.optim.value}: {what}: install what it names, or change optim or "
+                "optim_args"
+            ) from None
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, *args: Any, **options: Any) -> None:
         with checkpoints.damage_is_clear(Path(resume_from_checkpoint)):

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from support.recipes import recipe_of
 from transformers import TrainingArguments
 
+from blindtune.client.recipe import hf_arguments
 from blindtune.client.recipe.hf_arguments import DEFAULTS, REFUSED, TrainingSection, refused
 from blindtune.client.training.trainer import training_arguments
 
@@ -21,7 +22,7 @@ OFFERED = TrainingSection.model_fields
 def test_every_field_is_offered_or_refused_with_a_reason() -> None:
     for name in FIELDS:
         assert (name in OFFERED) != bool(refused(name)), name
-    assert len(OFFERED) > 40
+    assert OFFERED.keys() == hf_arguments.OFFERED, "each was tried"
 
 
 def test_nothing_is_offered_refused_or_given_a_default_that_is_no_field() -> None:
@@ -49,6 +50,40 @@ def test_what_would_send_data_elsewhere_or_break_masks_is_refused(name: str) -> 
     assert refused(name)
     with pytest.raises(ValidationError, match="Extra inputs"):
         TrainingSection.model_validate({name: "x"})
+
+
+def test_what_a_release_adds_is_refused_until_somebody_tried_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hf_arguments, "OFFERED", hf_arguments.OFFERED - {"use_cache"})
+    assert "untried here" in str(refused("use_cache"))
+
+
+@pytest.mark.parametrize(
+    ("section", "why"),
+    [
+        ({"bf16_full_eval": True}, "would turn the adapter itself into bf16"),
+        ({"dataloader_in_order": False}, "could not be repeated"),
+        ({"optim_args": "momentum"}, "expected name=value"),
+        ({"optim_args": "momentum=0.9=1"}, "expected name=value"),
+        ({"optim_args": "momentum=0.9,,"}, "expected name=value"),
+        ({"optim_target_modules": "*proj"}, "no regular expression: nothing to repeat"),
+        ({"gradient_checkpointing": True, "activation_checkpointing": False}, "two names of one setting"),
+    ],
+)
+def test_values_that_would_do_something_else_than_they_say_are_refused(
+    section: dict[str, Any], why: str
+) -> None:
+    with pytest.raises(ValidationError, match=why):
+        TrainingSection.model_validate(section)
+
+
+def test_values_that_do_what_they_say_are_taken() -> None:
+    for section in (
+        {"bf16_full_eval": False, "dataloader_in_order": True},
+        {"optim_args": "momentum=0.9, nesterov = true"},
+        {"optim_target_modules": ["*proj"]},
+        {"gradient_checkpointing": True, "activation_checkpointing": True},
+    ):
+        TrainingSection.model_validate(section)
 
 
 def test_defaults_are_those_of_hugging_face_but_for_the_documented_ones() -> None:

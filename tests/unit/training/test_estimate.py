@@ -135,6 +135,20 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def test_hints_are_counted_as_long_as_they_are_not_there(
+    recipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLINDTUNE_CACHE", str(tmp_path / "cache"))
+    wanted = recipe("llama_tied", training={"max_steps": 1}, data={"validation": None})
+    masking = wanted.masking.model_copy(update={"mode": "lattice"})
+    wanted = wanted.model_copy(update={"masking": masking, "operators": wanted.operators[:1]})
+    first = assert_comes_true(wanted)
+    assert 0 < first.hint_bytes < first.bytes_down
+    later = _estimate(wanted)
+    assert later.hint_bytes == 0
+    assert later.bytes_down == first.bytes_down - first.hint_bytes
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_run_costs_what_was_estimated_when(case: str, recipe: Any) -> None:
     family, sections = CASES[case]
