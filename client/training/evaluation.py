@@ -18,7 +18,7 @@ from blindtune.client.data.chat import answer_text, prompt_text
 from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation
 from blindtune.client.data.messages import Message, texts_of
 from blindtune.client.data.prepared import read_questions, read_split
-from blindtune.client.data.template import ChatTemplate
+from blindtune.client.data.templates.template import ChatTemplate
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.checkpoints import read_json

@@ -26,7 +26,7 @@ def stop_tokens(model: Any, tokenizer: Any, learned: Iterable[int]) -> list[int]
     Args:
         model: whose own are among them.
         tokenizer: whose end of a text is among them.
-        learned: those that end the answers of training data; see `blindtune.client.data.ends`.
+        learned: those that end the answers of training data; see `blindtune.client.data.templates.ends`.
     """
     own = model.generation_config.eos_token_id
     found = {*([own] if isinstance(own, int) else own or []), *learned}

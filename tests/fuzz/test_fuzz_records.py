@@ -17,7 +17,7 @@ from blindtune.client.data.chat import encode
 from blindtune.client.data.formats import Conversation, Parsed, parse, recognise
 from blindtune.client.data.messages import texts_of
 from blindtune.client.data.records import read_records
-from blindtune.client.data.template import ChatTemplate
+from blindtune.client.data.templates.template import ChatTemplate
 from blindtune.protocol.errors import DataError
 
 RECORDS = [

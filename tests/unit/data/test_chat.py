@@ -1,69 +1,20 @@
 """From conversations to tokens: the loss is on what the assistant says, and on nothing else."""
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
 from support.assets import asset
+from support.chats import LONG, MARKED, WHERE, conversation, ids_of, learned, merging_tokenizer
 from support.recipes import CHAT, GENERATION, character_tokenizer
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
-from blindtune.client.data.borders import Borders
-from blindtune.client.data.chat import IGNORED, Encoded, answer_text, encode, prompt_text
+from blindtune.client.data.chat import IGNORED, answer_text, encode, prompt_text
 from blindtune.client.data.formats import Completion, Conversation
 from blindtune.protocol.errors import DataError
 
 pytestmark = pytest.mark.hf
 MARK = "PLANTED-SECRET"
-WHERE = "train.jsonl, line 317"
-LONG = 10_000
-
-
-def conversation(*texts: str, system: str | None = None) -> Conversation:
-    """User and assistant in turns."""
-    messages = [] if system is None else [{"role": "system", "content": system}]
-    for index, text in enumerate(texts):
-        messages.append({"role": "assistant" if index % 2 else "user", "content": text})
-    return Conversation(messages, WHERE)
-
-
-def learned(encoded: Encoded, tokenizer: Any) -> list[str]:
-    """The stretches of text that carry loss."""
-    runs: list[list[int]] = []
-    before = IGNORED
-    for token, label in zip(encoded.input_ids, encoded.labels, strict=True):
-        assert label in (token, IGNORED)
-        if label != IGNORED:
-            if before == IGNORED:
-                runs.append([])
-            runs[-1].append(token)
-        before = label
-    return [tokenizer.decode(run) for run in runs]
-
-
-def merging_tokenizer(template: str) -> PreTrainedTokenizerFast:
-    """A byte-level tokenizer with merges, so that tokens can reach over the border of two texts."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=400,
-        special_tokens=["<s>", "</s>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(
-        ["user: hello\n\nassistant: hello there\n\n\n", "|user: |assistant: a b"] * 20, trainer
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        chat_template=template,
-    )
 
 
 CONVERSATIONS = {
@@ -285,17 +236,10 @@ def test_a_first_token_alone_teaches_nothing() -> None:
     assert not encode(Completion("", "cd", WHERE), character_tokenizer(None), 1).learns
 
 
-def _ids(text: str, tokenizer: Any) -> Sequence[int]:
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
-
-
 def test_a_plain_text_is_joined_as_it_is() -> None:
     tokenizer = character_tokenizer(GENERATION, split=True)
     encoded = encode(Completion("a b ", "c d", WHERE), tokenizer, LONG)
-    assert encoded.input_ids == [*_ids("a b c d", tokenizer), tokenizer.eos_token_id]
-
-
-MARKED = [GENERATION, CHAT]
+    assert encoded.input_ids == [*ids_of("a b c d", tokenizer), tokenizer.eos_token_id]
 
 
 @pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
@@ -355,103 +299,6 @@ def test_without_a_template_nothing_but_a_role_and_a_content_can_be_shown(more: 
         with pytest.raises(DataError, match="use a model with a chat template") as caught:
             encode(example, character_tokenizer(None), LONG)
         assert MARK not in str(caught.value)
-
-
-TEXTS = [
-    "<s>|user: hello\n\n</s>\n|assistant:\n\n\n\nhello there</s>\n\n|user: a b</s>",
-    "</s></s> hello\u00e9\u4e2d\n\n\n</s>hello  hello",
-    "no control token at all \n\n hello",
-    "",
-]
-
-
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("kind", ["merging", "characters", "real", "real with stripping tokens"])
-def test_borders_are_where_the_tokens_of_the_text_s_beginning_end(kind: str, text: str) -> None:
-    """The slow way, of which this is a short cut: all tokens of all that is before each border."""
-    tokenizer: Any
-    if kind == "merging":
-        tokenizer = merging_tokenizer(CHAT)
-    elif kind == "characters":
-        tokenizer = character_tokenizer(CHAT, split=True)
-    else:
-        tokenizer = AutoTokenizer.from_pretrained(asset("models/tiny-llama"))
-        strips = kind == "real with stripping tokens"
-        added = [
-            AddedToken(x, lstrip=strips, rstrip=strips, normalized=strips)
-            for x in ("</s>", "|user", "|assistant")
-        ]
-        tokenizer.add_tokens(added)
-    ids = _ids(text, tokenizer)
-    borders = Borders(text, tokenizer)
-    assert borders.ids == ids
-    for end in range(len(text) + 1):
-        before = _ids(text[:end], tokenizer)
-        common = next((i for i, (a, b) in enumerate(zip(ids, before, strict=False)) if a != b), None)
-        assert borders.token(end) == (min(len(ids), len(before)) if common is None else common), end
-
-
-class Counting:
-    """A tokenizer that counts the characters that it is given."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.characters = 0
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.tokenizer, name)
-
-    def __call__(self, text: str, **options: Any) -> Any:
-        self.characters += len(text)
-        return self.tokenizer(text, **options)
-
-
-def test_a_conversation_of_many_turns_is_tokenized_a_few_times_and_not_once_for_each() -> None:
-    tokenizer = Counting(character_tokenizer(CHAT))
-    long = conversation(*["hi", "hello there"] * 100)
-    encoded = encode(long, tokenizer, LONG)
-    assert learned(encoded, tokenizer) == ["hello there</s>"] * 100
-    assert tokenizer.characters < 6 * len(encoded.input_ids)
-
-
-def ending(template: str, *texts: str, **more: Any) -> list[str]:
-    tokenizer = character_tokenizer(template)
-    tokenizer.add_tokens(["<end>", "<call>", "</think>"])
-    found = conversation(*texts)
-    messages = [{**x, **more} if x["role"] == "assistant" else x for x in found.messages]
-    encoded = encode(Conversation(messages, WHERE), tokenizer, LONG)
-    assert encoded.ends.endless == (not encoded.ends.stops)
-    return sorted(tokenizer.decode([x]) for x in encoded.ends.stops)
-
-
-@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
-def test_answers_end_with_the_tokens_that_the_template_ends_them_with(template: str) -> None:
-    assert ending(template, "hi", "hello") == ["</s>"]
-    other = template.replace("m['content'] + eos_token", "m['content'] + '<end>'")
-    assert ending(other, "hi", "hello", "and", "bye") == ["<end>"]
-    both = template.replace("m['content'] + eos_token", "m['content'] + '<end>\n' + eos_token")
-    assert ending(both, "hi", "hello") == ["</s>", "<end>"]
-    none = template.replace("m['content'] + eos_token", "m['content']")
-    assert ending(none, "hi", "hello") == []
-    assert ending(none, "hi", "hello<end>") == [], "the data's own"
-
-
-@pytest.mark.parametrize("template", MARKED, ids=["marked", "prefixes"])
-def test_a_token_after_which_more_is_said_does_not_end_an_answer(template: str) -> None:
-    twice = template.replace("m['content'] + eos_token", "'no<end>' + m['content'] + '<end>' + eos_token")
-    assert ending(twice, "hi", "hello") == ["</s>"]
-    assert ending(template, "hi", "a</think>b") == ["</s>"]
-    call = [{"name": "f", "arguments": {"x": "y"}}]
-    calls = "{% for c in m.tool_calls or [] %}{{ c.name + c.arguments.x }}<call>{% endfor %}"
-    shown = template.replace("{{ m['content'] + eos_token }}", calls + "{{ m['content'] + eos_token }}")
-    assert ending(shown, "hi", "", tool_calls=call) == ["</s>"]
-
-
-def test_a_plain_text_ends_as_texts_do() -> None:
-    tokenizer = character_tokenizer(None)
-    assert encode(Completion("a", "b", WHERE), tokenizer, LONG).ends.stops == {tokenizer.eos_token_id}
-    tokenizer.eos_token = None
-    assert encode(Completion("a", "b", WHERE), tokenizer, LONG).ends.endless
 
 
 @pytest.mark.parametrize("template", [*MARKED, None])

@@ -15,8 +15,8 @@ from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from blindtune.client.data.formats import Conversation
-from blindtune.client.data.marks import Marks, Place, first_without_words, forms
 from blindtune.client.data.messages import Message, texts_of
+from blindtune.client.data.templates.marks import Marks, Place, first_without_words, forms
 from blindtune.protocol.errors import DataError
 
 __all__ = ["ChatTemplate", "Written"]
