@@ -55,8 +55,7 @@ def require_finite(tensors: TensorFiles) -> None:
         names = ", ".join(wrong[:_SHOWN])
         names += f" and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise CheckpointError(
-            f"{tensors.folder}: {names} holds a number that is infinite, or none at all (NaN): get the "
-            "checkpoint again"
+            f"{tensors.folder}: {names} holds a value that is infinite or no number: get the checkpoint again"
         )
 
 

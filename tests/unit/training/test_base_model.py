@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from blindtune.client.data.prepared import prepare_data
-from blindtune.client.training.estimate import estimate
+from blindtune.client.preflight.offline import before_loading
 from blindtune.client.training.models import load_tokenizer
 from blindtune.client.training.positions import positions
 from blindtune.client.training.run import train_recipe
@@ -81,7 +81,7 @@ def test_a_dry_run_finds_texts_that_are_too_long_for_a_roberta(tmp_path: Path) -
     with pytest.raises(
         ConfigurationError, match="12 tokens, and the model takes 10: set data.max_length to 10"
     ):
-        estimate(recipe, data)
+        list(before_loading(recipe, folder, load_tokenizer(folder), data))
 
 
 @pytest.fixture
