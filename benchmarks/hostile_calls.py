@@ -46,6 +46,7 @@ class Target:
         foreign: folder of certificates of another authority.
         token: the attacker's own, valid.
         fingerprint, layer, columns, outputs: of a product that the worker can do.
+        source: address to call from, where frames are made by hand; any unless given.
     """
 
     address: str
@@ -58,6 +59,7 @@ class Target:
     layer: str
     columns: int
     outputs: int
+    source: str = ""
 
     def channel(self, cert: Path | None = None, key: Path | None = None) -> grpc.Channel:
         """A connection of its own, as the attacker unless another certificate is given."""

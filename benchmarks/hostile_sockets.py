@@ -21,7 +21,7 @@ import hyperframe.frame
 from grpc_health.v1 import health_pb2
 from hostile_calls import MULTIPLY, WATCH, Attack, Target
 
-__all__ = ["SOCKETS", "STRANGERS_SOCKETS"]
+__all__ = ["SOCKETS", "STRANGERS_SOCKETS", "Http2"]
 
 Statuses = Counter[str]
 _AT_ONCE = 300
@@ -38,7 +38,7 @@ _FRAMES = 50
 
 def _tcp(target: Target) -> socket.socket:
     host, _, port = target.address.rpartition(":")
-    return socket.create_connection((host, int(port)), timeout=_SECONDS)
+    return socket.create_connection((host, int(port)), _SECONDS, (target.source, 0))
 
 
 def _context(target: Target, cert: Path | None, key: Path | None) -> ssl.SSLContext:

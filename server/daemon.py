@@ -1,7 +1,7 @@
 """A store, a service and a socket as a running server that can be stopped without losing a request."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
@@ -13,7 +13,7 @@ from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.server.gate import Gate
 from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
-from blindtune.server.identity import Identify, by_certificate, by_token, or_by_address
+from blindtune.server.identity import Identify, by_certificate, by_token
 from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
 from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics
@@ -21,6 +21,7 @@ from blindtune.server.places import WINDOW_BYTES, Places, bounds_of
 from blindtune.server.rate import RateLimit
 from blindtune.server.service import SERVICE_NAME, WorkerService
 from blindtune.server.store import LayerStore
+from blindtune.server.strangers import MOST_STRANGERS, PLACES_OF_STRANGERS, Strangers
 from blindtune.server.threads import InThreads
 from blindtune.server.tokens import Tokens
 from blindtune.server.transport import Endpoint
@@ -32,7 +33,7 @@ __all__ = ["KEPT_BYTES", "SERVICE_NAME", "RunningWorker", "serve"]
 _MULTIPLY = f"/{SERVICE_NAME}/Multiply"
 
 # Manifests, health checks and reflection at a time while all others multiply, and those of one client.
-_OTHER_CALLS = 16
+_OTHER_CALLS = 64
 _OTHER_CALLS_PER_CLIENT = 6
 # Threads for them, and for refusals.
 _SPARE_THREADS = _OTHER_CALLS + 4
@@ -81,7 +82,7 @@ class RunningWorker:
         address: str,
         port: int,
         metrics: WorkerMetrics,
-        watchdog: Watchdog,
+        watchdogs: Sequence[Watchdog],
     ) -> None:
         self.address = address
         self.port = port
@@ -91,9 +92,10 @@ class RunningWorker:
         self._health = health_service
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
-        threading.Thread(
-            target=watchdog.run, args=(self._stopped,), name="blindtune-watchdog", daemon=True
-        ).start()
+        for watchdog in watchdogs:
+            threading.Thread(
+                target=watchdog.run, args=(self._stopped,), name="blindtune-watchdog", daemon=True
+            ).start()
 
     @property
     def requests_inside(self) -> int:
@@ -151,14 +153,15 @@ def serve(
     watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second)
     interceptors: list[grpc.ServerInterceptor] = []
     identify: Identify = by_certificate
+    tokens = strangers = None
     if endpoint.tokens is not None:
-        tokens = Tokens(endpoint.tokens)
+        tokens, strangers = Tokens(endpoint.tokens), Strangers()
         identify = by_token(tokens)
         interceptors.append(RequireToken(tokens, metrics.rejected))
     others = Gate(_OTHER_CALLS, _OTHER_CALLS_PER_CLIENT)
     interceptors += [
         DecodeAll(),
-        WatchClients(watchdog, others, or_by_address(identify), besides=frozenset([_MULTIPLY])),
+        WatchClients(watchdog, others, identify, frozenset([_MULTIPLY]), strangers, tokens),
     ]
     # One for each request that runs or waits.
     threads = limits.max_concurrent + limits.max_waiting + _SPARE_THREADS
@@ -166,8 +169,8 @@ def serve(
         ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker"),
         interceptors=interceptors,
         options=(*_OPTIONS, ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake_seconds))),
-        # Calls beyond the threads are refused: without this bound they would queue.
-        maximum_concurrent_rpcs=threads,
+        # Calls beyond the threads are refused: without this bound they would queue. Strangers have their own.
+        maximum_concurrent_rpcs=threads + (MOST_STRANGERS if strangers else 0),
     )
     service = WorkerService(
         store,
@@ -180,13 +183,15 @@ def serve(
         watchdog=watchdog,
     )
     service.add_to(server)
-    health_service = HealthService(_WATCHES)
+    # Strangers hold no more of them than they have places, and so none that are meant for others.
+    health_service = HealthService(_WATCHES + (PLACES_OF_STRANGERS if strangers else 0))
     health_service.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
     health_pb2_grpc.add_HealthServicer_to_server(health_service, server)
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = endpoint.bind(server)
     server.start()
-    return RunningWorker(server, places, health_service, endpoint.address(port), port, metrics, watchdog)
+    watchdogs = [watchdog, *([strangers.watchdog] if strangers else [])]
+    return RunningWorker(server, places, health_service, endpoint.address(port), port, metrics, watchdogs)
 
 
 def _metrics(store: LayerStore, limits: Limits, places: Callable[[], Places]) -> WorkerMetrics:

@@ -1,15 +1,15 @@
 """Whose request runs next: a pure state machine without clock, network or threads.
 
-A worker runs so many requests at a time, and all others wait. What a request costs is the time for which it
-probably holds one of these places, which follows from its work. Each client has a clock of its own, which
-shows what it was given so far, and the client whose clock is furthest behind is next (start-time fair
-queueing, Goyal, Vin and Cheng 1996). So clients that always want something get equal time, however many
+A worker runs so many requests at a time, and all others wait. Each client has a clock of its own, which shows
+how much work was done for it so far, and the client whose clock is furthest behind is next (start-time fair
+queueing, Goyal, Vin and Cheng 1996). So clients that always want something get equal shares, however many
 requests they have in flight and however large those are; one that asks now and then is next at once, and
 can't save up for later.
 
     arrive(client, deadline)         ARRIVED   has a place in the queue; nothing is known of it yet
     wait(ticket, work, held, now)    WAITING   its header was read
                                      RUNNING   its turn has come
+    stand_aside(ticket, held, now)   ASIDE     goes on without a place: it waits for its own client
     leave(ticket, now)               GONE      in whatever state it was
 
 `news` tells which tickets run or were dropped meanwhile. Who waits is dropped when its deadline can't be met
@@ -57,6 +57,7 @@ class State(Enum):
     ARRIVED = "its header has not been read"
     WAITING = "it waits for its turn"
     RUNNING = "it runs"
+    ASIDE = "it goes on without a place"
     GONE = "it has ended, or was dropped"
 
 
@@ -71,7 +72,6 @@ class Ticket:
         refusal: why it was dropped.
         work: multiplications of two numbers that it takes.
         held: bytes that it holds while it waits.
-        cost: seconds for which it was thought to hold its place, once it runs.
         lined_up, started: when it began to wait, and when its turn came.
     """
 
@@ -81,14 +81,13 @@ class Ticket:
     refusal: Refusal | None = None
     work: int = 0
     held: int = 0
-    cost: float = 0.0
     lined_up: float = 0.0
     started: float = 0.0
 
     @property
     def holds(self) -> int:
-        """Bytes that it holds now."""
-        return self.held if self.state is State.WAITING else 0
+        """Bytes that it holds now, without a place."""
+        return self.held if self.state in (State.WAITING, State.ASIDE) else 0
 
 
 @dataclass(eq=False, slots=True)
@@ -96,11 +95,11 @@ class _Client:
     """One client's requests.
 
     Attributes:
-        clock: seconds of a place that it was given, on the scale of the queue's own clock.
+        clock: work that was done for it, on the scale of the queue's own clock.
         turn: number of its last turn; who had theirs longer ago is first among equals.
         queued: those that arrived or wait, in order.
-        waiting, running: how many could run, and do.
-        held: bytes that those that wait hold.
+        waiting, running: how many could run, and do, those aside included.
+        held: bytes that those without a place hold.
         backlog: the work of those that wait.
     """
 
@@ -128,12 +127,12 @@ class FairQueue:
         self._bounds = bounds
         self._clients: dict[str, _Client] = {}
         self._open = True
-        # Shows what the client had been given whose turn came last.
+        # Shows how much had been done for the client whose turn came last.
         self._clock = 0.0
         self._turns = count(1)
         self._pace = _Pace()
         self._news: list[Ticket] = []
-        self.running = self.queued = self.waiting = self.held = 0
+        self.running = self.aside = self.queued = self.waiting = self.held = 0
 
     def news(self) -> list[Ticket]:
         """Tickets that have begun to run or were dropped since this was last asked."""
@@ -164,7 +163,7 @@ class FairQueue:
                 f"this worker has {mine.running} requests of this client running and {len(mine.queued)} "
                 "waiting, the limit for each"
             )
-        if self.queued + self.running >= bounds.waiting + bounds.running:
+        if self.queued + self.running + self.aside >= bounds.waiting + bounds.running:
             self._displace(lambda other: len(other.queued), len(mine.queued) + 1, lambda last: True)
         self._clients[client] = mine
         ticket = Ticket(client, deadline)
@@ -201,7 +200,7 @@ class FairQueue:
             mine.clock = max(mine.clock, self._clock)
         ticket.work, ticket.held, ticket.lined_up = work, held, now
         if full:
-            ready = now + self._time_until_turn(mine) + self._pace.seconds(work)
+            ready = now + self._time_until_turn(mine) + self._pace.seconds(self._pace.cost(work))
             if ready > ticket.deadline:
                 raise TooLate(f"this worker would have the answer in about {ready - now:.1f} s, too late")
         ticket.state = State.WAITING
@@ -214,7 +213,7 @@ class FairQueue:
         Args:
             ticket: in any state.
             now: seconds, as for `wait`.
-            idle: for how long it waited for its client while it ran.
+            idle: for how long of the time since its turn it waited for its client.
             done: whether it has run to its end.
         """
         if ticket.state is State.RUNNING:
@@ -223,16 +222,40 @@ class FairQueue:
             self.running -= 1
             if done:
                 self._pace.saw(ticket.work, now - ticket.started - idle)
-            # Others could have run meanwhile.
-            mine.clock += max(0.0, idle - ticket.cost)
+        elif ticket.state is State.ASIDE:
+            self._clients[ticket.client].running -= 1
+            self.aside -= 1
+            self._hold(ticket, -ticket.held)
         elif ticket.state is not State.GONE:
             self._take_out(ticket)
         ticket.state = State.GONE
-        if self.running or self.queued:
+        if self.running or self.aside or self.queued:
             self._start(now)
         else:
             self._clients.clear()
             self._clock = 0.0
+
+    def stand_aside(self, ticket: Ticket, held: int, now: float) -> None:
+        """Gives the place of a request that waits for its client to another.
+
+        It keeps its place where those without one hold too much already, or where it does not run.
+
+        Args:
+            ticket: in any state.
+            held: bytes that it holds.
+            now: seconds, as for `wait`.
+        """
+        bounds = self._bounds
+        if (
+            ticket.state is State.RUNNING
+            and self.held + held <= bounds.bytes
+            and self._clients[ticket.client].held + held <= bounds.bytes_per_client
+        ):
+            ticket.state, ticket.held = State.ASIDE, held
+            self._hold(ticket, held)
+            self.running -= 1
+            self.aside += 1
+            self._start(now)
 
     def close(self) -> None:
         """Drops all that wait. Those that run go on, and nobody is let in any more."""
@@ -254,13 +277,13 @@ class FairQueue:
             mine = min(ready, key=lambda client: (client.clock, client.turn))
             ticket = mine.next()
             # Where nobody else waits, trying costs nothing, and an estimate may be wrong.
-            ticket.cost = self._pace.seconds(ticket.work)
-            if now + (ticket.cost if self.waiting > 1 else 0.0) >= ticket.deadline:
+            cost = self._pace.cost(ticket.work)
+            if now + (self._pace.seconds(cost) if self.waiting > 1 else 0.0) >= ticket.deadline:
                 self._drop(ticket, TooLate("the request's deadline would have passed before its answer"))
                 continue
             self._take_out(ticket)
             self._clock = max(self._clock, mine.clock)
-            mine.clock += ticket.cost
+            mine.clock += cost
             mine.turn = next(self._turns)
             mine.running += 1
             self.running += 1
@@ -269,10 +292,11 @@ class FairQueue:
 
     def _time_until_turn(self, mine: _Client) -> float:
         """About how long another request of a client will wait: for what comes before it, and not longer."""
-        seconds = {id(x): self._pace.seconds(x.backlog, x.waiting) for x in self._clients.values()}
-        turn = mine.clock + seconds[id(mine)]
-        before = sum(min(seconds[id(x)], max(0.0, turn - x.clock)) for x in self._clients.values())
-        return before / self._bounds.running
+        turn = mine.clock + self._pace.cost(mine.backlog, mine.waiting)
+        before = 0.0
+        for client in self._clients.values():
+            before += min(self._pace.cost(client.backlog, client.waiting), max(0.0, turn - client.clock))
+        return self._pace.seconds(before) / self._bounds.running
 
     def _displace(self, size: Callable[[_Client], int], mine: int, counts: Callable[[Ticket], bool]) -> None:
         """Drops the last request that counts of the client that has most, if it has more than ``mine``."""
@@ -300,10 +324,14 @@ class FairQueue:
         """One more that waits, or one less."""
         client = self._clients[ticket.client]
         client.waiting += sign
-        client.held += sign * ticket.held
         client.backlog += sign * ticket.work
         self.waiting += sign
-        self.held += sign * ticket.held
+        self._hold(ticket, sign * ticket.held)
+
+    def _hold(self, ticket: Ticket, held: int) -> None:
+        """So many bytes more that are held without a place."""
+        self._clients[ticket.client].held += held
+        self.held += held
 
     def _forget(self) -> None:
         """Clients without requests whose clocks say no more than the queue's own."""
@@ -313,23 +341,30 @@ class FairQueue:
 
 
 class _Pace:
-    """How long requests take: so many seconds each, and so many for each multiplication."""
+    """How long work takes. The unit of work is a multiplication of two numbers."""
 
     def __init__(self) -> None:
         self._seconds = 0.0
         self._work = 0.0
 
-    def seconds(self, work: int, requests: int = 1) -> float:
-        """For how long requests of so much work will probably hold their places, together."""
-        each = self._seconds / self._work if self._work else 0.0
-        return requests * _SECONDS_OF_A_REQUEST + work * each
+    def seconds(self, cost: float) -> float:
+        """For how long requests that cost so much will probably hold their places, together."""
+        return cost * self._seconds / self._work if self._work else 0.0
+
+    def work(self, seconds: float) -> float:
+        """What could have been done in that time."""
+        return seconds * self._work / self._seconds if self._seconds else 0.0
+
+    def cost(self, work: int, requests: int = 1) -> float:
+        """Of requests with so much work together: that, and what each takes besides."""
+        return work + self.work(requests * _SECONDS_OF_A_REQUEST)
 
     def saw(self, work: int, seconds: float) -> None:
         """Learns from a request that has ended."""
+        seconds = max(0.0, seconds - _SECONDS_OF_A_REQUEST)
         if not work:
             return
-        seconds = max(0.0, seconds - _SECONDS_OF_A_REQUEST)
-        if _TOO_SLOW * seconds < self.seconds(work, 0):
+        if _TOO_SLOW * seconds < self.seconds(work):
             # Those before were no measure: the first ones, say, for which kernels were compiled.
             self._seconds = self._work = 0.0
         self._seconds = _MEMORY * self._seconds + seconds

@@ -4,7 +4,7 @@ mutual TLS   the SHA-256 of the public key of the client's certificate, shortene
 tokens       the name of the token
 plaintext    ``local``
 
-Whoever is nobody of these may still ask for the worker's health, and is limited by address.
+Whoever is nobody of these may still ask for the worker's health: see `blindtune.server.strangers`.
 """
 
 from collections.abc import Callable
@@ -15,10 +15,9 @@ import grpc
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from blindtune.server.refusals import Unauthenticated
 from blindtune.server.tokens import Tokens
 
-__all__ = ["LOCAL", "Identify", "by_certificate", "by_token", "or_by_address"]
+__all__ = ["LOCAL", "Identify", "by_certificate", "by_token"]
 
 Identify = Callable[[grpc.ServicerContext], str]
 """Names the client of a request; raises Unauthenticated where there is nobody to name."""
@@ -36,19 +35,6 @@ def by_certificate(context: grpc.ServicerContext) -> str:
 def by_token(tokens: Tokens) -> Identify:
     """The client by its token."""
     return lambda context: tokens.name_of(context.invocation_metadata())
-
-
-def or_by_address(identify: Identify) -> Identify:
-    """The same, but whoever it does not know is named after the address that they call from."""
-
-    def name(context: grpc.ServicerContext) -> str:
-        try:
-            return identify(context)
-        except Unauthenticated:
-            # No name of a token has a space.
-            return f"stranger {context.peer().rpartition(':')[0]}"
-
-    return name
 
 
 @lru_cache(maxsize=1024)

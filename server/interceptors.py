@@ -1,7 +1,7 @@
 """What every call goes through before its service sees it: a token, a place, and a client that moves."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -9,15 +9,21 @@ from google.protobuf.message import DecodeError
 
 from blindtune.server.gate import Gate
 from blindtune.server.identity import Identify
-from blindtune.server.refusals import Refusal, Unauthenticated
+from blindtune.server.refusals import Busy, Refusal, Unauthenticated
+from blindtune.server.strangers import Strangers
+from blindtune.server.threads import AtOnce
 from blindtune.server.tokens import Tokens
 from blindtune.server.watchdog import Patience, Watchdog
 
 __all__ = ["DecodeAll", "RequireToken", "WatchClients"]
 
 _HEALTH = "/grpc.health.v1.Health/"
+# The attribute by which gRPC's server lets a handler name its pool.
+_POOL = "experimental_thread_pool"
+_at_once = AtOnce()
 if TYPE_CHECKING:
     _Handler = grpc.RpcMethodHandler[Any, Any]
+    _Inside = Callable[[grpc.ServicerContext], AbstractContextManager[Patience]]
     _Continuation = Callable[[grpc.HandlerCallDetails], _Handler | None]
 
 
@@ -43,14 +49,15 @@ class RequireToken(grpc.ServerInterceptor):
                 self._tokens.name_of(handler_call_details.invocation_metadata)
             except Unauthenticated as error:
                 self._tell(error)
-                return _refused(str(error))
+                return _refused(error)
         return continuation(handler_call_details)
 
 
-def _refused(message: str) -> "_Handler":
+def _refused(refusal: Refusal) -> "_Handler":
     def refuse(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-        context.abort(Unauthenticated.code, message)
+        context.abort(refusal.code, str(refusal))
 
+    setattr(refuse, _POOL, _at_once)
     # Whatever the method's kind, as a stream: nobody who may not call is waited for.
     return grpc.stream_stream_rpc_method_handler(refuse)
 
@@ -89,13 +96,25 @@ class WatchClients(grpc.ServerInterceptor):
         gate: lets so many in at a time.
         identify: names the client of a call.
         besides: full names of methods that are left as they are.
+        strangers: calls of those whom the tokens don't name are theirs; there are none unless given.
+        tokens: the valid ones.
     """
 
-    def __init__(self, watchdog: Watchdog, gate: Gate, identify: Identify, besides: frozenset[str]) -> None:
+    def __init__(
+        self,
+        watchdog: Watchdog,
+        gate: Gate,
+        identify: Identify,
+        besides: frozenset[str],
+        strangers: Strangers | None = None,
+        tokens: Tokens | None = None,
+    ) -> None:
         self._watchdog = watchdog
         self._gate = gate
         self._identify = identify
         self._besides = besides
+        self._strangers = strangers
+        self._tokens = tokens
 
     def intercept_service(
         self, continuation: "_Continuation", handler_call_details: grpc.HandlerCallDetails
@@ -103,16 +122,22 @@ class WatchClients(grpc.ServerInterceptor):
         handler = continuation(handler_call_details)
         if handler is None or handler_call_details.method in self._besides:
             return handler
+        strangers = self._strangers_of(handler_call_details)
+        if strangers is not None and strangers.are_too_many:
+            return _refused(Busy("too many without a token ask at once"))
+        inside = self._inside if strangers is None else strangers.inside
         behavior: Any
         if not handler.request_streaming:
             behavior = handler.unary_stream or handler.unary_unary
-            watched = self._watched_stream if handler.response_streaming else self._watched_unary
-            answer = watched(lambda messages, context: behavior(_only(messages, context), context))
+            watched = _watched_stream if handler.response_streaming else _watched_unary
+            answer = watched(inside, lambda messages, context: behavior(_only(messages, context), context))
         elif handler.response_streaming:
             behavior = handler.stream_stream
-            answer = self._watched_stream(behavior)
+            answer = _watched_stream(inside, behavior)
         else:
             raise TypeError(f"{handler_call_details.method} is of a kind that nothing here watches")
+        if strangers is not None:
+            setattr(answer, _POOL, strangers.pool)
         make = (
             grpc.stream_stream_rpc_method_handler
             if handler.response_streaming
@@ -120,27 +145,44 @@ class WatchClients(grpc.ServerInterceptor):
         )
         return make(answer, handler.request_deserializer, handler.response_serializer)
 
+    def _strangers_of(self, details: grpc.HandlerCallDetails) -> Strangers | None:
+        if self._strangers is None or self._tokens is None:
+            return None
+        try:
+            self._tokens.name_of(details.invocation_metadata)
+        except Unauthenticated:
+            return self._strangers
+        return None
+
     @contextmanager
     def _inside(self, context: grpc.ServicerContext) -> Iterator[Patience]:
-        try:
-            with self._gate.admit(self._identify(context)), self._watchdog.watch(context.cancel) as patience:
-                yield patience
-        except Refusal as refusal:
-            context.abort(refusal.code, str(refusal))
+        with self._gate.admit(self._identify(context)), self._watchdog.watch(context.cancel) as patience:
+            yield patience
 
-    def _watched_unary(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            with self._inside(context) as patience:
-                return behavior(patience.incoming(messages), context)
 
-        return answer
+def _watched_unary(inside: "_Inside", behavior: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:
+        with _aborting(context), inside(context) as patience:
+            return behavior(patience.incoming(messages), context)
 
-    def _watched_stream(self, behavior: Callable[..., Any]) -> Callable[..., Any]:
-        def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
-            with self._inside(context) as patience:
-                yield from patience.outgoing(behavior(patience.incoming(messages), context))
+    return answer
 
-        return answer
+
+def _watched_stream(inside: "_Inside", behavior: Callable[..., Any]) -> Callable[..., Any]:
+    def answer(messages: Iterator[Any], context: grpc.ServicerContext) -> Iterator[Any]:
+        with _aborting(context), inside(context) as patience:
+            yield from patience.outgoing(behavior(patience.incoming(messages), context))
+
+    return answer
+
+
+@contextmanager
+def _aborting(context: grpc.ServicerContext) -> Iterator[None]:
+    """A refusal in the block becomes the call's status."""
+    try:
+        yield
+    except Refusal as refusal:
+        context.abort(refusal.code, str(refusal))
 
 
 def _only(messages: Iterator[Any], context: grpc.ServicerContext) -> Any:

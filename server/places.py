@@ -12,11 +12,13 @@ from blindtune.server.identity import LOCAL
 from blindtune.server.limits import Limits
 from blindtune.server.rate import RateLimit
 from blindtune.server.refusals import Busy
+from blindtune.server.watchdog import Patience
 
 __all__ = ["WINDOW_BYTES", "Event", "LeftError", "Place", "Places", "bounds_of"]
 
 WINDOW_BYTES = 4 << 20
 """What gRPC takes in of a request whose rows are not read yet, and no more: see `blindtune.server.daemon`."""
+_PATIENCE_SECONDS = 1.0
 
 
 class LeftError(Exception):
@@ -46,16 +48,11 @@ def bounds_of(limits: Limits) -> Bounds:
 
 
 class Place:
-    """One request's place, from `Places.place`.
-
-    Attributes:
-        idle: seconds for which it waited for its client while it ran, to be told before it ends.
-        done: whether it ran to its end, likewise.
-    """
+    """One request's place, from `Places.place`."""
 
     def __init__(self, places: "Places", ticket: Ticket, event: Event) -> None:
-        self.idle = 0.0
-        self.done = False
+        self._idle = 0.0
+        self._done = False
         self.ticket = ticket
         self.event = event
         self._places = places
@@ -82,12 +79,33 @@ class Place:
         self.event.wait()
         if self.ticket.refusal is not None:
             raise self.ticket.refusal
-        if self.ticket.state is not State.RUNNING:
+        if self.ticket.state is State.GONE:
             raise LeftError
+
+    @contextmanager
+    def running(self, patience: Patience, held: int) -> Iterator[None]:
+        """The block is what it does after its turn has come. When its client keeps it waiting for a second in
+        all, it gives its place to another, and goes on without one.
+
+        Args:
+            patience: knows how long it waits.
+            held: bytes that it holds at most while it waits.
+        """
+        before = patience.waited
+        patience.give_way(_PATIENCE_SECONDS, lambda: self._places.stand_aside(self, held + WINDOW_BYTES))
+        try:
+            yield
+            self._done = True
+        finally:
+            self._idle = patience.waited - before
 
     def leave(self) -> None:
         """Gives up waiting, from any thread: its client is gone. One that runs ends by itself."""
         self._places.leave(self)
+
+    def end(self, queue: FairQueue, now: float) -> None:
+        """Tells the queue how it went."""
+        queue.leave(self.ticket, now, self._idle, self._done)
 
 
 class Places:
@@ -120,9 +138,9 @@ class Places:
 
     @property
     def inside(self) -> int:
-        """How many requests run."""
+        """How many requests run, those included that wait for their clients."""
         with self._changed:
-            return self._queue.running
+            return self._queue.running + self._queue.aside
 
     @property
     def waiting(self) -> int:
@@ -153,7 +171,7 @@ class Places:
         finally:
             with self._changed:
                 del self._places[ticket]
-                self._queue.leave(ticket, self._clock(), place.idle, place.done)
+                place.end(self._queue, self._clock())
                 self._tell()
                 self._changed.notify_all()
 
@@ -165,10 +183,16 @@ class Places:
             finally:
                 self._tell()
 
+    def stand_aside(self, place: Place, held: int) -> None:
+        """See `Place.running`."""
+        with self._changed:
+            self._queue.stand_aside(place.ticket, held, self._clock())
+            self._tell()
+
     def leave(self, place: Place) -> None:
         """See `Place.leave`."""
         with self._changed:
-            if place.ticket.state is not State.RUNNING:
+            if place.ticket.state not in (State.RUNNING, State.ASIDE):
                 self._queue.leave(place.ticket, self._clock())
                 place.event.set()
                 self._tell()

@@ -1,9 +1,11 @@
 """Is a worker well? Asked over the standard health service, for supervisors of containers."""
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import grpc
+import tenacity
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blindtune.proto import worker_pb2
@@ -12,6 +14,7 @@ from blindtune.server.transport import host_and_port, is_loopback
 
 __all__ = ["ProbeTls", "probe"]
 
+_PAUSE_SECONDS = 0.1
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 # A worker that is asked through a proxy may be another one than the address names.
 _NO_PROXY = [("grpc.enable_http_proxy", 0)]
@@ -72,7 +75,7 @@ def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) ->
         service = worker_pb2.DESCRIPTOR.services_by_name["Worker"].full_name
         request = health_pb2.HealthCheckRequest(service=service)
         try:
-            status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=seconds).status
+            status = _checked(health_pb2_grpc.HealthStub(channel), request, seconds).status
         except grpc.RpcError as error:
             details = " ".join(str(error.details()).split())
             raise OperatorUnavailableError(
@@ -82,6 +85,24 @@ def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) ->
     if status != _SERVING:
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(status)
         raise OperatorUnavailableError(f"{address} is {name}: it shuts down, or has not started")
+
+
+def _checked(
+    stub: health_pb2_grpc.HealthStub, request: health_pb2.HealthCheckRequest, seconds: float
+) -> health_pb2.HealthCheckResponse:
+    """The answer, which is asked for again while too many others ask."""
+    end = time.monotonic() + seconds
+    attempts = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_busy),
+        stop=lambda _: time.monotonic() + _PAUSE_SECONDS > end,
+        wait=tenacity.wait_fixed(_PAUSE_SECONDS),
+        reraise=True,
+    )
+    return attempts(lambda: stub.Check(request, timeout=end - time.monotonic()))
+
+
+def _is_busy(error: BaseException) -> bool:
+    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 def _content(path: Path) -> bytes:

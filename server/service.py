@@ -125,12 +125,8 @@ class WorkerService:
                 # At once, since the answer may be long in coming: the client need not take this for silence.
                 context.send_initial_metadata(())
                 place.wait_for_turn()
-                before = patience.waited
-                try:
+                with place.running(patience, _block_bytes(request)):
                     yield from patience.outgoing(call.outgoing(self._answer(call, request, messages)))
-                    place.done = True
-                finally:
-                    place.idle = patience.waited - before
             call.status = grpc.StatusCode.OK
         except Exception as error:
             if call.is_over() or isinstance(error, LeftError):
@@ -279,6 +275,11 @@ class _Call:
             "status": self.status.name,
             "stalled": self.stalled,
         }
+
+
+def _block_bytes(request: Request) -> int:
+    """What a block of its operand and of its answer take."""
+    return 4 * min(request.rows, block_rows(request)) * (request.columns + request.outputs)
 
 
 def _work(request: Request) -> int:

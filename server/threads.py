@@ -1,5 +1,6 @@
-"""Where calls and products are computed."""
+"""Which threads calls and products run in."""
 
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.hooks import Multiplying
 
-__all__ = ["AtOnce", "InThreads"]
+__all__ = ["AtOnce", "Counted", "InThreads"]
 
 _T = TypeVar("_T")
 
@@ -31,6 +32,35 @@ class AtOnce(ThreadPoolExecutor):
         except Exception as error:
             future.set_exception(error)
         return future
+
+
+class Counted(ThreadPoolExecutor):
+    """A pool that knows how much it has to do.
+
+    Args:
+        threads: how many.
+        name: of the threads.
+    """
+
+    def __init__(self, threads: int, name: str) -> None:
+        super().__init__(threads, thread_name_prefix=name)
+        self._lock = threading.Lock()
+        self._pending = 0
+
+    @property
+    def pending(self) -> int:
+        """What was submitted and has not ended."""
+        return self._pending
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> "Future[_T]":
+        self._count(1)
+        future = super().submit(fn, *args, **kwargs)
+        future.add_done_callback(lambda _: self._count(-1))
+        return future
+
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._pending += change
 
 
 class InThreads:

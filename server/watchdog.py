@@ -4,7 +4,8 @@ A request may wait for its client, for the next message or until a message is ta
 patience lasts: so many seconds at first. Waiting uses it up, computing does not, and each byte that
 moves wins some back, up to what it was at first. So in its whole life a request waits no longer than
 ``patience_seconds + bytes / min_bytes_per_second``, and at no moment longer than ``patience_seconds``,
-however much it moved before. A message counts when it is there as a whole.
+however much it moved before. A message counts when it is there as a whole. One that waits for its client
+noticeably gives way to others before that.
 """
 
 import threading
@@ -37,6 +38,13 @@ class Patience:
         self._left = watchdog.patience_seconds
         # Where the clock stands when it comes to an end, while the request waits.
         self._end = inf
+        # The same for the time after which the request gives way to others.
+        self._slow: Callable[[], object] | None = None
+        self._slack = self._slack_end = inf
+
+    def give_way(self, seconds: float, tell: Callable[[], object]) -> None:
+        """Tells once, wherever `sweep` is called, that the request has waited so long in all from now on."""
+        self._slack, self._slow = seconds, tell
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -78,16 +86,26 @@ class Patience:
             self.moved(size)
 
     def _wait(self) -> None:
-        self._end = self._watchdog.clock() + self._left
+        now = self._watchdog.clock()
+        self._end = now + self._left
+        self._slack_end = now + self._slack
 
     def _go_on(self) -> None:
         left = self._end - self._watchdog.clock()
-        self.waited += self._left - left
-        self._left, self._end = left, inf
+        waited = self._left - left
+        self.waited += waited
+        self._slack -= waited
+        self._left, self._end, self._slack_end = left, inf, inf
 
     def overdue(self, now: float) -> bool:
         """Whether the client keeps the request waiting for too long."""
         return now > self._end
+
+    def give_way_if_slow(self, now: float) -> None:
+        """Tells if the request has waited for so long that it should give way."""
+        if self._slow is not None and now > self._slack_end:
+            slow, self._slow = self._slow, None
+            slow()
 
 
 def _size(message: bytes | Message) -> int:
@@ -137,8 +155,11 @@ class Watchdog:
             now = self.clock()
             overdue = {patience for patience in self._watched if patience.overdue(now)}
             self._watched -= overdue
+            others = tuple(self._watched)
         for patience in overdue:
             patience.cancel()
+        for patience in others:
+            patience.give_way_if_slow(now)
         return len(overdue)
 
     def run(self, stop: threading.Event) -> None:

@@ -89,20 +89,27 @@ def test_a_request_without_a_header_keeps_nobody_waiting() -> None:
     assert [ticket.state for ticket in silent] == [State.ARRIVED] * 4
 
 
-def test_who_keeps_places_by_stalling_pays_for_that_time() -> None:
-    queue, running = full(replace(BOUNDS, waiting=40, waiting_per_client=40))
-    slow = [asked(queue, "slow") for _ in range(4)]
-    quick = [asked(queue, "quick") for _ in range(4)]
-    queue.leave(running[0], 0.001)
-    assert slow[0].state is State.RUNNING
-    queue.leave(running[1], 0.001)
-    assert quick[0].state is State.RUNNING
-    queue.leave(slow[0], 10.0, idle=10.0)
-    for ticket in quick[:3]:
-        queue.leave(ticket, 10.0)
-    assert [ticket.state for ticket in quick] == [State.GONE] * 3 + [State.RUNNING]
-    assert slow[1].state is State.WAITING or slow[1].state is State.RUNNING
-    assert slow[2].state is State.WAITING
+def test_who_waits_for_its_client_stands_aside_for_others() -> None:
+    queue, running = full()
+    waits = asked(queue, "waits", held=100)
+    queue.stand_aside(running[0], 500, 1.0)
+    assert (running[0].state, waits.state, queue.held) == (State.ASIDE, State.RUNNING, 500)
+    assert queue.news() == [waits]
+    # Those aside hold what those that wait may hold in all, and are among the requests of their client.
+    queue.stand_aside(waits, 501, 1.0)
+    assert waits.state is State.RUNNING
+    more = [asked(queue, "runs 0", 1.0) for _ in range(2)]
+    queue.leave(running[1], 1.0)
+    assert [ticket.state for ticket in more] == [State.RUNNING, State.WAITING]
+    queue.leave(waits, 1.0)
+    assert more[1].state is State.WAITING
+    queue.leave(running[0], 2.0)
+    assert (more[1].state, queue.held) == (State.RUNNING, 0)
+    for ticket in more:
+        queue.stand_aside(ticket, 0, 3.0)
+        queue.leave(ticket, 3.0)
+        queue.stand_aside(ticket, 0, 3.0)
+    assert (queue.running, queue.aside, queue.queued) == (0, 0, 0)
 
 
 def test_nobody_saves_up_for_later() -> None:
@@ -220,7 +227,7 @@ def test_whatever_happens_bounds_hold_and_no_place_is_lost_or_left_idle(data: st
     now = 0.0
     for _ in range(data.draw(st.integers(1, 60))):
         now += data.draw(st.sampled_from([0.0, 0.01, 1.0]))
-        match data.draw(st.sampled_from(["arrive", "wait", "wait", "leave"])):
+        match data.draw(st.sampled_from(["arrive", "wait", "wait", "aside", "leave"])):
             case "arrive":
                 deadline = now + data.draw(st.sampled_from([0.0, 0.5, inf]))
                 try:
@@ -236,15 +243,17 @@ def test_whatever_happens_bounds_hold_and_no_place_is_lost_or_left_idle(data: st
                         queue.wait(ticket, data.draw(st.sampled_from([1, WORK, 100 * WORK])), held, now)
                     except Busy:
                         queue.leave(ticket, now)
+            case "aside" if tickets:
+                queue.stand_aside(data.draw(st.sampled_from(tickets)), data.draw(st.integers(0, 400)), now)
             case _ if tickets:
                 queue.leave(data.draw(st.sampled_from(tickets)), now, idle=data.draw(st.floats(0, 5)))
         states = Counter(x.state for x in tickets)
         waiting = [x for x in tickets if x.state is State.WAITING]
         assert (queue.running, queue.waiting) == (states[State.RUNNING], states[State.WAITING])
         assert queue.queued == states[State.ARRIVED] + states[State.WAITING]
-        assert queue.held == sum(x.held for x in waiting) <= BOUNDS.bytes
-        assert queue.queued + queue.running <= BOUNDS.waiting + BOUNDS.running
-        each = Counter(x.client for x in tickets if x.state is State.RUNNING)
+        assert queue.held == sum(x.holds for x in tickets) <= BOUNDS.bytes
+        assert queue.queued + queue.running + queue.aside <= BOUNDS.waiting + BOUNDS.running
+        each = Counter(x.client for x in tickets if x.state in (State.RUNNING, State.ASIDE))
         assert queue.running <= BOUNDS.running
         assert max(each.values(), default=0) <= BOUNDS.running_per_client
         if queue.running < BOUNDS.running:

@@ -1,9 +1,11 @@
-"""Clients that are let in, and strangers who may ask for the health alone, beside each other."""
+"""Clients that are let in, and strangers who may ask for the health alone and briefly, beside each other."""
 
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,6 +15,9 @@ from support.tiny_layer import tiny_store
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.server.daemon import RunningWorker, serve
+from blindtune.server.refusals import Busy
+from blindtune.server.strangers import Strangers
+from blindtune.server.threads import AtOnce, Counted
 from blindtune.server.tokens import add_token
 from blindtune.server.transport import Endpoint, TlsFiles
 
@@ -50,9 +55,9 @@ def channel(worker: RunningWorker, operator: OperatorCertificates) -> Iterator[g
         yield channel
 
 
-@pytest.mark.parametrize("who", ["alice", "a stranger"])
+@pytest.mark.parametrize(("who", "places"), [("alice", 6), ("a stranger", 4)])
 def test_one_who_keeps_many_calls_open_takes_no_place_from_others(
-    who: str, channel: grpc.Channel, tokens: dict[str, list[tuple[str, str]]]
+    who: str, places: int, channel: grpc.Channel, tokens: dict[str, list[tuple[str, str]]]
 ) -> None:
     over = threading.Event()
 
@@ -65,7 +70,7 @@ def test_one_who_keeps_many_calls_open_takes_no_place_from_others(
     ]
     # All but those that have a place are refused at once, while those wait for their client.
     give_up = time.monotonic() + PATIENCE
-    while sum(call.is_active() for call in silent) > 6:
+    while sum(call.is_active() for call in silent) > places:
         assert time.monotonic() < give_up
         time.sleep(0.02)
     manifest = worker_pb2_grpc.WorkerStub(channel).GetManifest(
@@ -77,8 +82,75 @@ def test_one_who_keeps_many_calls_open_takes_no_place_from_others(
         health_pb2_grpc.HealthStub(channel).Check(asked, timeout=PATIENCE, metadata=tokens["bob"]).status
         == SERVING
     )
-    assert sum(call.is_active() for call in silent) == 6
+    assert sum(call.is_active() for call in silent) == places
     over.set()
+
+
+class Context:
+    """A call, as far as the places of strangers look at it."""
+
+    def __init__(self, peer: str) -> None:
+        self._peer = peer
+        self.cancelled = False
+
+    def peer(self) -> str:
+        return self._peer
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+def test_strangers_from_many_addresses_leave_places_for_this_machine() -> None:
+    strangers = Strangers()
+
+    def admitted(peer: str) -> bool:
+        context: Any = Context(peer)
+        try:
+            held.enter_context(strangers.inside(context))
+        except Busy:
+            return False
+        return True
+
+    with ExitStack() as held:
+        hostile = [f"ipv4:192.0.2.{i}:{port}" for i in range(5) for port in range(1000, 1006)]
+        assert [admitted(peer) for peer in hostile] == 4 * [*[True] * 2, *[False] * 4] + [False] * 6
+        assert not admitted("ipv6:%5B2001:db8::1%5D:7")
+        # Other addresses of the loopback network are what anybody on this machine may call from.
+        assert not admitted("ipv4:127.0.0.2:7")
+        here = ["ipv4:127.0.0.1:7", "ipv6:%5B::1%5D:7", "ipv6:%5B::ffff:127.0.0.1%5D:7", "ipv4:127.0.0.1:8"]
+        assert [admitted(peer) for peer in [*here, "ipv4:127.0.0.1:9"]] == [True] * 4 + [False]
+    with ExitStack() as held:
+        assert admitted(hostile[0])
+
+
+def test_a_stranger_is_cut_off_however_much_it_moves() -> None:
+    now = 0.0
+    strangers = Strangers(5.0, lambda: now)
+    context: Any = Context("ipv4:192.0.2.1:7")
+    with strangers.inside(context) as patience:
+        for second in range(5):
+            now = float(second)
+            assert list(patience.incoming([bytes(10**6)])) and list(patience.outgoing([bytes(10**6)]))
+            assert strangers.watchdog.sweep() == 0
+        now = 5.1
+        assert strangers.watchdog.sweep() == 1
+    assert context.cancelled
+
+
+def test_refusals_take_no_thread_and_none_piles_up() -> None:
+    began: list[int] = []
+    with AtOnce() as pool:
+        failed = pool.submit(lambda: 1 // 0)
+        assert pool.submit(lambda: began.append(threading.get_ident())).done()
+    assert began == [threading.get_ident()]
+    assert isinstance(failed.exception(), ZeroDivisionError)
+    let_go = threading.Event()
+    with Counted(1, "x") as counted:
+        waits = [counted.submit(let_go.wait, PATIENCE) for _ in range(3)]
+        assert counted.pending == 3
+        let_go.set()
+        assert all(future.result() for future in waits)
+    assert counted.pending == 0
 
 
 def test_a_name_that_somebody_made_up_is_not_watched(channel: grpc.Channel) -> None:

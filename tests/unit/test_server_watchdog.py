@@ -110,6 +110,28 @@ def test_requests_are_judged_one_by_one_and_forgotten_when_they_end(watchdog: Wa
     assert cancelled == ["idle"]
 
 
+def test_a_request_that_waits_gives_way_once_long_before_it_is_cancelled(
+    watchdog: Watchdog, clock: Clock
+) -> None:
+    told: list[float] = []
+    with watchdog.watch(lambda: None) as patience:
+        wait(patience, clock, 5.0)
+        patience.give_way(1.0, lambda: told.append(clock.now))
+        wait(patience, clock, 0.6)
+        patience.moved(10**6)
+        clock.now += 10_000  # it computes
+        with patience.waiting():
+            clock.now += 0.3
+            watchdog.sweep()
+            assert not told
+            clock.now += 0.2
+            watchdog.sweep()
+            watchdog.sweep()
+        wait(patience, clock, 3.0)
+        assert len(told) == 1
+        assert patience.waited == pytest.approx(5.0 + 0.6 + 0.5 + 3.0)
+
+
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(0, 5000), st.booleans()), max_size=40))
 def test_no_request_waits_longer_than_the_formula_says(steps: list[tuple[float, int, bool]]) -> None:
     clock = Clock()
@@ -192,6 +214,24 @@ def test_a_client_that_stops_sending_frees_its_place(
         until(lambda: worker.requests_inside == 0, "the second request has not left")
     lines = [vars(record) for record in caplog.records if record.message == "multiply"]
     assert [(line["status"], line["stalled"]) for line in lines] == [("CANCELLED", True), ("OK", False)]
+
+
+def test_a_client_that_stops_sending_soon_keeps_nobody_waiting(store: LayerStore) -> None:
+    messages: Queue[Message | None] = Queue()
+    messages.put(header(store, 9, False))
+    with (
+        running(store, max_concurrent=1) as worker,
+        grpc.insecure_channel(worker.address) as channel,
+    ):
+        stub = worker_pb2_grpc.WorkerStub(channel)
+        slow = stub.Multiply(iter(messages.get, None), timeout=PATIENCE)
+        until(lambda: worker.requests_inside == 1, "the request has not begun")
+        assert answered(stub, store) == 4 * OUTPUTS
+        # It was not cancelled, and goes on where it stopped.
+        assert slow.is_active()  # type: ignore[attr-defined]
+        messages.put(Message(residues=bytes(9 * 4 * COLUMNS)))
+        messages.put(None)
+        assert sum(len(x.residues) for x in slow) == 9 * 4 * OUTPUTS
 
 
 class Unread:
