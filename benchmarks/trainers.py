@@ -334,6 +334,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128, help="tokens of an example at most")
     parser.add_argument("--completion", type=int, default=16, help="tokens that GRPO draws")
     parser.add_argument("--trainers", nargs="+", choices=list(TRAINERS), default=list(TRAINERS))
+    parser.add_argument("--heads", nargs="+", choices=["tied", "own"], default=["tied", "own"])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     logging.set_verbosity_error()
@@ -343,10 +344,8 @@ def main() -> None:
     table = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        for head, checkpoint in (
-            ("tied", arguments.model),
-            ("its own", untied(arguments.model, folder / "untied")),
-        ):
+        for head in arguments.heads:
+            checkpoint = arguments.model if head == "tied" else untied(arguments.model, folder / "untied")
             with _operators(checkpoint, folder) as operators:
                 shares = BlindConfig(
                     operators=operators, insecure=True, allow_one_machine=True, progress=False
