@@ -34,5 +34,5 @@ def digests_of(folder: Path, names: Iterable[str] = ADAPTER_FILES) -> dict[str, 
 
 def step_of(checkpoint: Path) -> int | None:
     """The step in the name of a checkpoint's folder; None where it is not such a name."""
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
+    found = re.fullmatch(r"checkpoint-(0|[1-9][0-9]*)", checkpoint.name)
     return int(found[1]) if found else None

@@ -14,6 +14,7 @@ import stat
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
@@ -140,13 +141,17 @@ def _make(path: Path) -> None:
     """Makes a key where there is none; of two processes that do, the first one's stays."""
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+    def write_public(key: Any) -> None:
+        public = key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+        file_written_at_once(path.with_suffix(".pub"), lambda file: file.write(public))
+
     try:
         with disk_errors_are_clear(path.parent):
             make_folder(path.parent)
+            write_public(key)  # first, for it is made together with the key or never
             file_written_at_once(path, lambda file: file.write(private), replace=False)
-            kept = serialization.load_pem_private_key(path.read_bytes(), password=None)
-            public = kept.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
-            file_written_at_once(path.with_suffix(".pub"), lambda file: file.write(public))
+            write_public(serialization.load_pem_private_key(path.read_bytes(), password=None))
     except OSError as error:
         raise ConfigurationError(
             f"the record's key cannot be made at {path} ({error.strerror}): name another file in record.key, "

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints, sort_checkpoints
 
 from blindtune.client.disk import file_written_at_once, sync, sync_all
+from blindtune.client.record.adapter import step_of
 from blindtune.client.training.digests import write_digests
 from blindtune.client.training.finite import finite
 from blindtune.protocol.errors import BlindtuneError, CheckpointError
@@ -66,7 +66,7 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
     """Gives a checkpoint that is completely written its name, then removes older ones.
 
     Args:
-        written: the checkpoint in its staging folder.
+        written: the checkpoint in its staging folder, which takes those that are removed.
         keep: how many to keep; None for all.
         best: one that is kept in any case.
     """
@@ -78,7 +78,12 @@ def install(written: Path, folder: Path, keep: int | None, best: str | None) -> 
     sync_all(written)
     os.replace(written, final)
     sync(folder)
-    rotate_checkpoints(str(folder), save_total_limit=keep, best_model_checkpoint=best)
+    if keep:
+        kept = {final.name, Path(best or final).name}
+        others = [x for x in _checkpoints(folder) if x.name not in kept]
+        for older in others[: max(0, len(others) + len(kept) - max(keep, len(kept)))]:
+            os.replace(older, written.with_name(older.name))  # never seen half removed: staging goes later
+        sync(folder)
 
 
 def owner_only(folder: Path) -> None:
@@ -94,9 +99,16 @@ def forget_unfinished(folder: Path) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the latest step; an older one may be half removed, this one is whole."""
-    found = sort_checkpoints(str(folder), PREFIX_CHECKPOINT_DIR) if folder.is_dir() else []
-    return Path(found[-1]) if found else None
+    """The checkpoint of the latest step."""
+    found = _checkpoints(folder)
+    return found[-1] if found else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Those of a folder by their steps, the first one first. A copy with another name is none of them."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    steps = {step: x for x in found if (step := step_of(x)) is not None and x.is_dir()}
+    return [steps[step] for step in sorted(steps)]
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -54,6 +54,7 @@ def test_what_is_kept_of_a_run_is_read_or_refused(tmp_path: Path, content: bytes
     names=st.lists(st.text(st.characters(codec="utf-8", exclude_characters="/\0"), min_size=1, max_size=20))
 )
 @example(names=["checkpoint-", "checkpoint-x", "checkpoint-2", "checkpoint-10", "checkpoint-1\n"])
+@example(names=["checkpoint-20.bak", "checkpoint-30 (copy)", "checkpoint-031", "my checkpoint-40"])
 def test_the_newest_checkpoint_is_found_among_folders_of_any_name(tmp_path: Path, names: list[str]) -> None:
     folder = tmp_path / "checkpoints"
     shutil.rmtree(folder, ignore_errors=True)

@@ -16,6 +16,7 @@ from mutations.workplace import ROOT, Outcome, Workplace
 __all__ = ["Finding", "hunt"]
 
 _AT_ONCE = 2
+_SECONDS_FOR_ALL = 3600
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def hunt(
             place = places.get()
             try:
                 place.require_own_modules(files)
-                return place.test(tests)
+                return place.test(tests, _SECONDS_FOR_ALL)
             finally:
                 places.put(place)
 

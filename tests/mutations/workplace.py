@@ -125,8 +125,8 @@ class Workplace:
             if Path(found).resolve() != (self.root / file).resolve():
                 raise RuntimeError(f"tests would import {found}, and not the copy's {file}")
 
-    def test(self, tests: Sequence[str]) -> Outcome:
-        """Runs some tests, up to the first that fails, in the copy as it is now."""
+    def test(self, tests: Sequence[str], seconds: float = _SECONDS) -> Outcome:
+        """Runs some tests, up to the first that fails, in the copy as it is now; not longer than that."""
         with TemporaryDirectory(dir=self.root.parent) as scratch:
             command = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=line", "-rf", "--timeout=300"]
             command += [
@@ -147,10 +147,10 @@ class Workplace:
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
                     text=True,
-                    timeout=_SECONDS,
+                    timeout=seconds,
                 )
             except subprocess.TimeoutExpired:
-                return Outcome(None, (), f"did not end within {_SECONDS} s")
+                return Outcome(None, (), f"did not end within {seconds} s")
         failed, cannot_run = _FAILED.findall(done.stdout), _CANNOT_RUN.search(done.stdout)
         error = cannot_run and cannot_run[1]
         return Outcome(done.returncode, tuple(failed), done.stdout[-3000:], error)

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.chain import parse_chain
 from blindtune.client.record.commitment import Salt
-from blindtune.client.record.keys import VerificationKey
+from blindtune.client.record.keys import RecordKey, VerificationKey
 from blindtune.client.record.verify import check_output
 from blindtune.client.training.digests import require_whole
 from blindtune.client.training.figures import Figures
@@ -97,19 +97,23 @@ def require_resumable(crash: Crash, run: Recipe, recipe: bytes) -> None:
     """Checks what a run relies on when it goes on; each of these was once torn or lost by a crash."""
     folder = RunFolder(run.output.dir)
     state = folder.state
+    assert run.record.key is not None
+    if run.record.key.exists():
+        signing = RecordKey.obtained(run.record.key).verification
+        assert signing.raw == VerificationKey.read(run.record.key.with_suffix(".pub")).raw
     steps = [x for x in crash.promised if isinstance(x, int)]
     checkpoint = folder.newest_checkpoint()
     if checkpoint is None:
         assert not steps, "a checkpoint that the run told of is gone"
     else:
-        folder.require_whole_checkpoint(run)
+        for each in (run.output.dir / "checkpoints").glob("checkpoint-*"):
+            require_whole(each)
         assert int(checkpoint.name.removeprefix("checkpoint-")) >= max(steps, default=0)
     if not state:
         folder.require_unused()  # it can be started again
         assert checkpoint is None and not folder.complete
         return
     assert (run.output.dir / "recipe.yaml").read_bytes() == recipe
-    assert run.record.key is not None
     path = run.output.dir / "record.jsonl"
     lines = path.read_bytes() if path.exists() else b""
     whole = lines[: lines.rfind(b"\n") + 1]
