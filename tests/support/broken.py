@@ -73,7 +73,7 @@ def recipe_for(
 def found_by_dry_run(recipe: Recipe) -> BlindtuneError | None:
     """The error that the dry run ends with."""
     try:
-        show_dry_run(recipe, json=False)
+        show_dry_run(recipe, Path("recipe.yaml"), json=False)
     except BlindtuneError as error:
         return error
     return None

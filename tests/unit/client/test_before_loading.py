@@ -308,13 +308,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str, ExitCode, str]] = {
         CONFIGURATION,
         "no_such_layer",
     ),
-    "expression_that_is_none": (
-        "llama",
-        {"adapter": {"exclude_modules": "(q_proj"}},
-        "traffic",
-        CONFIGURATION,
-        "unterminated subpattern",
-    ),
 }
 
 
