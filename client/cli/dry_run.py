@@ -23,17 +23,18 @@ _EXAMPLES = 2
 
 
 @without_accelerate_variables()
-def show_dry_run(recipe: Recipe, config: Path, json: bool) -> None:
+def show_dry_run(recipe: Recipe, config: Path, json: bool, resume: bool = False) -> None:
     """Resolves everything that can be resolved here, and shows it.
 
     Args:
         config: the file that the recipe is from.
+        resume: whether the run would go on with one that was begun.
 
     Raises:
         BlindtuneError: as a real run would, but for what only the workers know.
     """
     observer = JsonObserver() if json else LineObserver()
-    data, tokenizer, expected = _resolved(recipe, observer.say)
+    data, tokenizer, expected = _resolved(recipe, observer.say, resume)
     observer.data(data)
     if json:
         emit("estimate", **vars(expected))
@@ -57,9 +58,9 @@ def show_dry_run(recipe: Recipe, config: Path, json: bool) -> None:
     )
 
 
-def _resolved(recipe: Recipe, say: Callable[[str], None]) -> tuple[PreparedData, Any, Estimate]:
+def _resolved(recipe: Recipe, say: Callable[[str], None], resume: bool) -> tuple[PreparedData, Any, Estimate]:
     """The data, the tokenizer and the estimate, once every check went well that a run begins with."""
-    known = Known()
+    known = Known(resume)
     for step in offline_steps():
         for finding in step.find(recipe, known):
             if finding.status == "warning":

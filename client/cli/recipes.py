@@ -76,7 +76,7 @@ def train(
     if dry_run:
         from blindtune.client.cli.dry_run import show_dry_run
 
-        show_dry_run(recipe, config, json)
+        show_dry_run(recipe, config, json, resume)
         return
     from blindtune.client.cli.progress import JsonObserver, LineObserver
     from blindtune.client.training.figures import Prices

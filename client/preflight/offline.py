@@ -24,14 +24,20 @@ from blindtune.client.training.folder import STATE, RunFolder
 from blindtune.client.training.models import base_folder, blind_config, load_tokenizer
 from blindtune.client.training.rehearsal import rehearse
 from blindtune.client.training.trainer import training_arguments
+from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["Known", "Step", "before_loading", "offline_steps"]
 
 
 @dataclass
 class Known:
-    """What earlier steps found out for later ones."""
+    """What earlier steps found out for later ones.
 
+    Attributes:
+        resume: whether a run is to be gone on with; None where nobody said.
+    """
+
+    resume: bool | None = None
     config: BlindConfig | None = None
     arguments: bool = False
     folder: Path | None = None
@@ -103,14 +109,17 @@ def _training(recipe: Recipe, known: Known) -> Iterator[Finding]:
 
 def _output(recipe: Recipe, known: Known) -> Iterator[Finding]:
     folder = recipe.output.dir
-    if (folder / STATE).exists():
+    begun = (folder / STATE).exists()
+    if known.resume and not begun:
+        raise ConfigurationError(f"{folder} holds no run to resume: start it without --resume")
+    if begun and known.resume is None:
         yield Finding(
             "output",
             "warning",
             f"{folder} holds a run already",
             "go on with it with --resume, or choose another output.dir for a new one",
         )
-    elif folder.exists():
+    elif folder.exists() and not known.resume:
         RunFolder(folder).require_unused()
     yield Finding("output", "ok", f"{folder}")
 
@@ -123,7 +132,9 @@ def _model(recipe: Recipe, known: Known) -> Iterator[Finding]:
 
 
 def _data(recipe: Recipe, known: Known) -> Iterator[Finding]:
-    known.data = data = prepare_data(recipe.data, known.tokenizer, recipe.training.seed)
+    # A run that goes on keeps the date on which it began.
+    now = RunFolder(recipe.output.dir).began if known.resume else None
+    known.data = data = prepare_data(recipe.data, known.tokenizer, recipe.training.seed, now)
     for name, split in (("train", data.train), ("validation", data.validation)):
         if split is None:
             continue

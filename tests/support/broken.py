@@ -15,8 +15,9 @@ from blindtune.client.cli.dry_run import show_dry_run
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.recipe import check_recipe
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.run import train_recipe
 from blindtune.protocol.errors import BlindtuneError
-from support.recipes import character_tokenizer, recipe_of, with_tokenizer, write_lines
+from support.recipes import Silent, character_tokenizer, recipe_of, with_tokenizer, write_lines
 
 __all__ = [
     "LABELLED",
@@ -24,6 +25,7 @@ __all__ = [
     "configured",
     "found_by_check",
     "found_by_dry_run",
+    "found_by_run",
     "only_named",
     "recipe_for",
     "tensors_changed",
@@ -70,10 +72,19 @@ def recipe_for(
     return recipe_of(folder, model, write_lines(folder / "train.jsonl", records), data=data, **sections)
 
 
-def found_by_dry_run(recipe: Recipe) -> BlindtuneError | None:
+def found_by_dry_run(recipe: Recipe, resume: bool = False) -> BlindtuneError | None:
     """The error that the dry run ends with."""
     try:
-        show_dry_run(recipe, Path("recipe.yaml"), json=False)
+        show_dry_run(recipe, Path("recipe.yaml"), json=False, resume=resume)
+    except BlindtuneError as error:
+        return error
+    return None
+
+
+def found_by_run(recipe: Recipe) -> BlindtuneError | None:
+    """The error that the run ends with."""
+    try:
+        train_recipe(recipe, Silent())
     except BlindtuneError as error:
         return error
     return None

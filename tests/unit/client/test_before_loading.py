@@ -9,14 +9,19 @@ from support.broken import (
     configured,
     found_by_check,
     found_by_dry_run,
+    found_by_run,
     only_named,
     recipe_for,
     tensors_changed,
     token_added,
 )
+from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 
 from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.preflight.offline import Known, offline_steps
+from blindtune.client.training.evaluation import tuned_model
+from blindtune.client.training.run import train_recipe
+from blindtune.protocol.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 
@@ -312,7 +317,9 @@ CASES: dict[str, tuple[str, dict[str, Any], str, ExitCode, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_check_and_the_dry_run_find(case: str, checkpoints: dict[str, Path], tmp_path: Path) -> None:
+def test_the_check_the_dry_run_and_the_run_itself_find(
+    case: str, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
     family, broken, step, code, words = CASES[case]
     recipe = recipe_for(tmp_path, checkpoints[family], **broken)
     error = found_by_dry_run(recipe)
@@ -320,6 +327,7 @@ def test_the_check_and_the_dry_run_find(case: str, checkpoints: dict[str, Path],
     assert words in str(error)
     assert exit_code(error) == code
     assert str(error).rpartition(": ")[2], "what to do"
+    assert str(found_by_run(recipe)) == str(error)
     (problem,) = found_by_check(recipe)
     assert problem.check == step
     assert words in f"{problem.detail}: {problem.fix}"
@@ -351,6 +359,33 @@ def test_what_is_broken_twice_is_found_twice_and_always_in_the_same_order(
     assert found == ["configuration", "training", "fit"]
     assert [x.check for x in found_by_check(recipe)] == found
     assert "two or more operators" in str(found_by_dry_run(recipe)), "the first of them"
+
+
+def test_a_used_output_folder_is_found_unless_a_run_goes_on_in_it(
+    checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    recipe = recipe_for(tmp_path, checkpoints["llama"])
+    assert "holds no run to resume" in str(found_by_dry_run(recipe, resume=True))
+    recipe.output.dir.mkdir()
+    (recipe.output.dir / "notes.txt").write_text("mine")
+    assert "is not empty (notes.txt)" in str(found_by_dry_run(recipe))
+    assert found_by_check(recipe)[0].check == "output"
+    (recipe.output.dir / "run.json").write_text("{}")
+    assert "holds a run already: go on with it with --resume" in str(found_by_dry_run(recipe))
+    assert found_by_dry_run(recipe, resume=True) is None
+    assert [x.check for x in found_by_check(recipe)] == ["model"], "it may be meant"
+
+
+def test_what_is_measured_afterwards_has_to_fit_as_well(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    train = write_lines(tmp_path / "train.jsonl", [{"prompt": "a", "completion": "b"}])
+    later = write_lines(tmp_path / "later.jsonl", [LONG])
+    recipe = recipe_of(
+        tmp_path, with_tokenizer(checkpoints["gpt2"], tmp_path), train, training={"max_steps": 1}
+    )
+    train_recipe(recipe, Silent())
+    with tuned_model(recipe.output.dir) as tuned:
+        with pytest.raises(ConfigurationError, match="81 tokens, and the model takes 64"):
+            tuned.measure(later, None)
 
 
 def test_what_never_happens_is_a_warning_that_says_why(checkpoints: dict[str, Path], tmp_path: Path) -> None:
