@@ -46,6 +46,7 @@ _OF_THIS_MACHINE = {
 }
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?")
 _TENSOR = re.compile(r"base_model\.model\.[A-Za-z0-9_.]+")
+_OF_A_TENSOR = {"dtype", "shape", "data_offsets"}
 _HOME = f"{Path.home()}/" if len(str(Path.home())) > 1 else "~/"
 _PATH = re.compile(r"(/[^/\s]+){2,}/?|~/.*|[A-Za-z]:\\.*|file:.*|\\\\.*")
 
@@ -150,6 +151,7 @@ def _public_name(run: Path, settings: Mapping[str, Any], given: str | None) -> t
 
 def _check_settings(run: Path, settings: Mapping[str, Any]) -> None:
     """Checks that the adapter's configuration has known settings only, and no path in them."""
+    _json(run / CONFIG)  # copied to the byte, so that what a reader passes over would go along
     known = LoraConfig().to_dict()
     for name, value in settings.items():
         if name not in known or (name == "auto_mapping" and value is not None):
@@ -163,8 +165,14 @@ def _check_weights(path: Path) -> None:
     try:
         with safe_open(path, framework="numpy") as file:
             metadata, names = file.metadata() or {}, list(file.keys())
+        with open(path, "rb") as content:
+            header = content.read(int.from_bytes(content.read(8), "little"))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} is no safetensors file: {str(error)[:200]}") from None
+    tensors = _read(path, lambda: json.loads(header, object_pairs_hook=_once))
+    tensors.pop("__metadata__", None)
+    if any(x.keys() != _OF_A_TENSOR for x in tensors.values()):
+        raise CheckpointError(f"{path} says more of a tensor than its type, shape and place: save it again")
     if set(metadata.items()) - {("format", "pt")}:
         raise CheckpointError(f"{path} carries notes ({', '.join(sorted(metadata))[:100]}): save it without")
     odd = [x for x in names if not _TENSOR.fullmatch(x)]
@@ -259,6 +267,7 @@ def _card(base_model: str, settings: Mapping[str, Any], labels: Sequence[str]) -
 def _require_no_path(path: Path, name: str, value: Any) -> None:
     if isinstance(value, Mapping):
         for key, inner in value.items():
+            _require_no_path(path, f"the names in {name}", key)
             _require_no_path(path, f"{name}.{key}", inner)
     elif isinstance(value, list | tuple):
         for inner in value:
@@ -270,7 +279,7 @@ def _require_no_path(path: Path, name: str, value: Any) -> None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    content = _read(path, lambda: json.loads(path.read_text(encoding="utf-8")))
+    content = _read(path, lambda: json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once))
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is damaged: it holds no object; restore it")
     return content
@@ -283,5 +292,14 @@ def _read(path: Path, read: Callable[[], Any]) -> Any:
         raise CheckpointError(f"{path} is damaged ({type(error).__name__}): restore it") from None
 
 
+def _once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON in which every name stands once: of two values, readers take the last one."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("a name stands twice")
+    return content
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    path.write_bytes(_read(path, text.encode))  # half of a surrogate pair has no encoding

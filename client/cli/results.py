@@ -157,15 +157,14 @@ def merge(
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.merge.checkpoint import merge as merge_adapter
     from blindtune.client.recipe import load_recipe
-    from blindtune.client.training.checkpoints import read_json
-    from blindtune.client.training.folder import RECIPE, STATE
+    from blindtune.client.training.folder import RECIPE, RunFolder
     from blindtune.protocol.errors import ConfigurationError
 
     quiet_libraries()
     labels: list[str] = []
     if (run / RECIPE).is_file():
         recipe = load_recipe(run / RECIPE)
-        labels = read_json(run / STATE).get("labels", [])
+        labels = RunFolder(run).labels
         model, revision = model or recipe.model.name, revision or recipe.model.revision
     if model is None:
         raise ConfigurationError(f"{run} does not say what its base model is: name it with --model")

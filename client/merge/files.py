@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
+from blindtune.client.links import require_inside
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
 __all__ = ["copy_tokenizer", "pad_with", "padding_token", "write_tensors"]
@@ -87,10 +88,14 @@ def copy_tokenizer(base: Path, adapter: Path, folder: Path) -> None:
 
     A tokenizer that is whole beside the adapter is taken alone: files of the base that it lacks, such as
     special_tokens_map.json, would override its settings.
+
+    Raises:
+        ConfigurationError: a file beside the adapter is a link that leads elsewhere.
     """
     for path in _matching(base, _BESIDE if has_tokenizer(adapter) else (*_BESIDE, *_TOKENIZER)):
         shutil.copyfile(path, folder / path.name)
     for path in _matching(adapter, (*_BESIDE, *_TOKENIZER)):
+        require_inside(path, adapter)
         shutil.copyfile(path, folder / path.name)
 
 

@@ -19,12 +19,12 @@ from blindtune.client.data.formats import ANSWER_MARK, Completion, Conversation
 from blindtune.client.data.messages import Message, texts_of
 from blindtune.client.data.prepared import read_questions, read_split
 from blindtune.client.data.templates.template import ChatTemplate
+from blindtune.client.links import require_own_files
 from blindtune.client.quantizer import multiplier_of
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.checkpoints import read_json
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.fit import require_positions, require_rows
-from blindtune.client.training.folder import RECIPE, STATE, SUMMARY, RunFolder
+from blindtune.client.training.folder import RECIPE, SUMMARY, RunFolder
 from blindtune.client.training.models import (
     base_folder,
     blind_config,
@@ -36,8 +36,6 @@ from blindtune.client.training.stops import stop_tokens, taught_stops
 from blindtune.client.training.trainer import RecipeTrainer
 from blindtune.client.trust import recipe_of_run
 from blindtune.protocol.errors import ConfigurationError, DataError
-
-_logger = logging.getLogger(__name__)
 
 __all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
 
@@ -227,11 +225,10 @@ def tuned_model(
         )
     recipe = recipe_of_run(folder, settings, operators)
     config = blind_config(recipe)
-    if adapter:
-        require_plain_lora(folder)
+    require_own_files(folder)
+    require_plain_lora(folder)  # the base alone is the model with this adapter, switched off
     say(config.described)
-    labels = read_json(folder / STATE).get("labels", [])
-    began = RunFolder(folder).began
+    labels, began = RunFolder(folder).labels, RunFolder(folder).began
     tokenizer = load_tokenizer(folder)
     with without_accelerate_variables():
         base = load_base(recipe, base_folder(recipe), labels, tokenizer, config)

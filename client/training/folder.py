@@ -23,6 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.disk import disk_errors_are_clear, make_folder
+from blindtune.client.links import require_own_files
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.training.checkpoints import (
     damage_is_clear,
@@ -107,13 +108,28 @@ class RunFolder:
             began = self.state.get("began")
             return None if began is None else datetime.fromisoformat(began)
 
+    @property
+    def labels(self) -> list[str]:
+        """The class names; none for a language model.
+
+        Raises:
+            CheckpointError: what says so is damaged.
+        """
+        with damage_is_clear(self.path / STATE):
+            labels = self.state.get("labels", [])
+            if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+                raise TypeError("labels are no list of texts")
+            return labels
+
     def start(self, resume: bool) -> datetime:
         """Checks that a run may start or go on here, and says when it began, or begins.
 
         Raises:
-            ConfigurationError: the folder holds something already, or no run to go on with.
+            ConfigurationError: the folder holds something already, no run to go on with, or a link that
+                leads out of it.
         """
         now = datetime.now().replace(microsecond=0)
+        require_own_files(self.path)
         if resume:
             self._require_begun()
             return self.began or now

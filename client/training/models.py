@@ -1,5 +1,6 @@
 """Models and tokenizers of a recipe, and the adapter that a run wrote."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from transformers import (
 from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
+from blindtune.client.adapter_config import CONFIG
 from blindtune.client.kit import Kit, is_kit
 from blindtune.client.prepare import kit_of
 from blindtune.client.quantizer import preparing
@@ -66,8 +68,21 @@ def base_folder(recipe: Recipe) -> Path:
 
     Raises:
         CheckpointError: there is no such model.
+        ConfigurationError: it has an adapter beside it, or is a kit that someone published.
     """
-    return resolve(recipe.model.name, recipe.model.revision)
+    folder = resolve(recipe.model.name, recipe.model.revision)
+    if os.path.lexists(folder / CONFIG):
+        # Loading would put it on the model unasked, or load the model that it names instead of this one.
+        raise ConfigurationError(
+            f"model.name: {folder} holds an adapter ({CONFIG}): name the base model alone, or what blindtune "
+            "merge makes of the two"
+        )
+    if is_kit(folder) and not Path(recipe.model.name).is_dir():
+        raise ConfigurationError(
+            f"model.name: {recipe.model.name} is a client kit from the hub, and whoever made it could have "
+            "wrong answers pass: name the model that it was made from"
+        )
+    return folder
 
 
 def base_fingerprint(recipe: Recipe, folder: Path) -> str:

@@ -104,6 +104,23 @@ def _with_a_tensor(run: Path) -> None:
     save_file({**tensors, "kept examples": next(iter(tensors.values())).clone()}, path, {"format": "pt"})
 
 
+def _with_header(old: bytes, new: bytes) -> Callable[[Path], None]:
+    def change(run: Path) -> None:
+        path = run / "adapter_model.safetensors"
+        content = path.read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = content[8:end].replace(old, new, 1)
+        header += b" " * (-len(header) % 8)
+        path.write_bytes(len(header).to_bytes(8, "little") + header + content[end:])
+
+    return change
+
+
+def _twice(run: Path) -> None:
+    path = run / "adapter_config.json"
+    path.write_text(path.read_text().replace("{", '{"r": "of a patient",', 1))
+
+
 WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     "a file of the user's": (lambda x: (x / "notes.txt").write_text(""), "notes.txt, which no run writes"),
     "a folder": (lambda x: (x / "runs").mkdir(), "runs, which no run writes"),
@@ -130,6 +147,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "notes in the weights": (_with_notes, "carries notes"),
     "a tensor of no adapter": (_with_a_tensor, "'kept examples', which is no tensor of an adapter"),
+    "notes at a tensor": (_with_header(b'"dtype"', b'"note":"x","dtype"'), "more of a tensor than its type"),
+    "a note that readers pass over": (_with_header(b'"format"', b'"format":"x","format"'), "is damaged"),
+    "a setting that readers pass over": (_twice, "adapter_config.json is damaged"),
+    "a path as a name": (_set("alpha_pattern", {"/home/me/data": 1}), "path of this machine in the names in"),
+    "text of no encoding": (_set("extra", "\ud800", "tokenizer_config.json"), "is damaged"),
     "pickled weights": (
         lambda x: (x / "adapter_model.safetensors").write_bytes(pickle.dumps({"a": 1})),
         "is no safetensors file",
