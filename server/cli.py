@@ -4,6 +4,7 @@ Every option has a twin in the environment, ``BLINDTUNE_WORKER_...``, shown by `
 """
 
 import faulthandler
+import gc
 import json
 import logging
 import signal
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["app", "main"]
 
 _logger = logging.getLogger(__name__)
-# To close the socket, the page and the files, once requests have had their time.
+# To end threads and close the socket, the page and the files, once requests have had their time.
 _CLOSING_SECONDS = 5.0
 
 app = typer.Typer(
@@ -242,6 +243,11 @@ def _serve(
         page.close()
     if recorder is not None:
         recorder.close()
+    worker.join()
+    # What is left is the interpreter's own end, which on a busy machine may take longer than that.
+    faulthandler.cancel_dump_traceback_later()
+    # It would go through half a million objects of libraries several times, to free what the system frees.
+    gc.freeze()
     _logger.info("stopped")
 
 

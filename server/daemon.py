@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -83,6 +83,7 @@ class RunningWorker:
         port: int,
         metrics: WorkerMetrics,
         watchdogs: Sequence[Watchdog],
+        pools: Sequence[Executor],
     ) -> None:
         self.address = address
         self.port = port
@@ -90,6 +91,7 @@ class RunningWorker:
         self._server = server
         self._places = places
         self._health = health_service
+        self._pools = pools
         self._stopping = threading.Lock()
         self._stopped = threading.Event()
         for watchdog in watchdogs:
@@ -124,6 +126,11 @@ class RunningWorker:
             self._server.stop(_CLOSING_SECONDS if finished else None).wait()
             self._stopped.set()
         return finished
+
+    def join(self) -> None:
+        """Waits until its threads have ended, once it was stopped. One whose device hangs never does."""
+        for pool in self._pools:
+            pool.shutdown()
 
 
 def serve(
@@ -165,8 +172,10 @@ def serve(
     ]
     # One for each request that runs or waits.
     threads = limits.max_concurrent + limits.max_waiting + _SPARE_THREADS
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker")
+    products = ThreadPoolExecutor(limits.max_concurrent, thread_name_prefix="blindtune-product")
     server = grpc.server(
-        ThreadPoolExecutor(threads, thread_name_prefix="blindtune-worker"),
+        pool,
         interceptors=interceptors,
         options=(*_OPTIONS, ("grpc.server_handshake_timeout_ms", round(1000 * limits.handshake_seconds))),
         # Calls beyond the threads are refused: without this bound they would queue. Strangers have their own.
@@ -176,7 +185,7 @@ def serve(
         store,
         limits,
         places,
-        InThreads(metrics.timed(multiplier or store.multiplier()), limits.max_concurrent),
+        InThreads(metrics.timed(multiplier or store.multiplier()), products),
         observer,
         metrics,
         identify=identify,
@@ -190,8 +199,13 @@ def serve(
     reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
     port = endpoint.bind(server)
     server.start()
-    watchdogs = [watchdog, *([strangers.watchdog] if strangers else [])]
-    return RunningWorker(server, places, health_service, endpoint.address(port), port, metrics, watchdogs)
+    watchdogs, pools = [watchdog], [pool, products]
+    if strangers is not None:
+        watchdogs.append(strangers.watchdog)
+        pools.append(strangers.pool)
+    return RunningWorker(
+        server, places, health_service, endpoint.address(port), port, metrics, watchdogs, pools
+    )
 
 
 def _metrics(store: LayerStore, limits: Limits, places: Callable[[], Places]) -> WorkerMetrics:

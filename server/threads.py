@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from blindtune.protocol.operands import Operand
@@ -64,19 +64,19 @@ class Counted(ThreadPoolExecutor):
 
 
 class InThreads:
-    """A multiplier whose products are computed in threads of its own, each for one that waits.
+    """A multiplier whose products are computed in threads of a pool, each for one that waits.
 
     Every request that waits has a thread, and each thread that multiplied once would keep those of OpenMP
     that helped it for good.
 
     Args:
         multiplier: what computes.
-        threads: how many products at a time.
+        pool: with as many threads as there may be products at a time.
     """
 
-    def __init__(self, multiplier: Multiplying, threads: int) -> None:
+    def __init__(self, multiplier: Multiplying, pool: Executor) -> None:
         self._multiplier = multiplier
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="blindtune-product")
+        self._pool = pool
 
     def outputs(self, product: Product) -> int:
         return self._multiplier.outputs(product)

@@ -18,11 +18,18 @@ from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 pytestmark = pytest.mark.hf
 
 PATIENCE = 120
-# A device that takes a product and never gives it back, which no thread can be woken from.
+# A device that takes a product and never gives it back, which no thread can be woken from, and an interpreter
+# that takes longer to end than such a thread is given.
 HANGING = """
+import atexit
 import threading
-from blindtune.server.cli import main
+import time
+from blindtune.server import cli
 from blindtune.server.store import LayerStore
+
+cli._CLOSING_SECONDS = 2.0
+
+atexit.register(time.sleep, 3.0)
 
 class Hanging:
     def __init__(self, multiplier):
@@ -34,7 +41,7 @@ class Hanging:
 
 multiplier = LayerStore.multiplier
 LayerStore.multiplier = lambda store: Hanging(multiplier(store))
-main()
+cli.main()
 """
 
 
@@ -99,7 +106,9 @@ def test_a_device_that_hangs_does_not_keep_the_process(daemon: Daemon) -> None:
     assert "requests were cut off" in log and "in multiply" in log
 
 
-def test_metadata_that_are_no_text_and_calls_of_strangers_leave_nothing_in_the_log(daemon: Daemon) -> None:
+def test_odd_metadata_and_strangers_leave_nothing_in_the_log_and_a_slow_end_is_a_good_one(
+    daemon: Daemon,
+) -> None:
     with socket.create_connection(("127.0.0.1", daemon.port), PATIENCE) as connection:
         headers = {
             ":method": b"POST",
@@ -127,6 +136,8 @@ def test_metadata_that_are_no_text_and_calls_of_strangers_leave_nothing_in_the_l
     assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
     log = daemon.log.read_text()
     assert "topsecret" not in log and "Traceback" not in log
+    daemon.process.send_signal(signal.SIGTERM)
+    assert daemon.process.wait(PATIENCE) == 0, daemon.log.read_text()
 
 
 def _frame(kind: int, flags: int, stream: int, content: bytes) -> bytes:
