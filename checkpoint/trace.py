@@ -159,7 +159,7 @@ def _tell_all(value: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, _WatchedWeight):
         with torch._C.DisableTorchFunctionSubclass():
-            return value.as_subclass(torch.Tensor)
+            return value.as_subclass(torch.Tensor).contiguous()  # what reads it may write, too
     if isinstance(value, Mapping):
         return {name: _plain(part) for name, part in value.items()}
     return type(value)(map(_plain, value)) if type(value) in (tuple, list) else value

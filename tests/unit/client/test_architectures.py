@@ -53,7 +53,6 @@ _SLOW = {
     "FunnelForMaskedLM": None,
     "RwkvForCausalLM": None,
     "CLIPModel": None,
-    "Gemma3nForCausalLM": None,
 }
 
 
