@@ -1,5 +1,6 @@
 """Fixtures that more than one test file uses."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,8 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A tiny random checkpoint of each family."""
     from support.checkpoints import FAMILIES, save_checkpoint
 
+    # A trainer collects garbage whenever it starts, and all that was imported would be looked at.
+    gc.freeze()
     root = tmp_path_factory.mktemp("checkpoints")
     return {family: save_checkpoint(family, root / family) for family in FAMILIES}
 

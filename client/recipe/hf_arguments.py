@@ -14,7 +14,7 @@ import typing
 from typing import Annotated, Any, Literal, Union
 
 import transformers
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, create_model, model_validator
 from transformers import TrainingArguments
 
 __all__ = ["DEFAULTS", "OFFERED", "REFUSED", "REFUSED_VALUES", "TrainingSection", "refused"]
@@ -143,18 +143,17 @@ _VALIDATORS = {
 }
 
 
-class _Combinations(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+def _one_value(section: Any) -> Any:
+    older, newer = (getattr(section, f"{x}_checkpointing", None) for x in ("gradient", "activation"))
+    if older is not None and newer is not None and older != newer:
+        raise ValueError(
+            "training.gradient_checkpointing and training.activation_checkpointing are two names of one "
+            "setting, with two values: leave one out"
+        )
+    return section
 
-    @model_validator(mode="after")
-    def _validate_combinations(self) -> "_Combinations":
-        older, newer = (getattr(self, f"{x}_checkpointing", None) for x in ("gradient", "activation"))
-        if older is not None and newer is not None and older != newer:
-            raise ValueError(
-                "training.gradient_checkpointing and training.activation_checkpointing are two names of one "
-                "setting, with two values: leave one out"
-            )
-        return self
+
+_COMBINATIONS: dict[str, Any] = {"one_value": model_validator(mode="after")(_one_value)}
 
 
 def _accepted(annotation: Any) -> Any:
@@ -202,7 +201,8 @@ def refused(name: str) -> str | None:
 
 TrainingSection = create_model(
     "TrainingSection",
-    __base__=_Combinations,
+    __config__=ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False),
+    __validators__=_COMBINATIONS,
     __doc__="How to train: the arguments of Hugging Face's TrainingArguments, under their own names.",
     **_fields(),
 )

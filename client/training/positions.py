@@ -27,15 +27,15 @@ def positions(config: PretrainedConfig) -> int | None:
     most = next((x for x in limits if isinstance(x, int)), None)
     if most is None or most < 1:
         return None
-    if text.model_type == _PROPHETNET or _counts_from_padding(type(text)):
+    if text.model_type == _PROPHETNET or _counts_from_padding(type(text).__module__):
         most -= (getattr(text, "pad_token_id", None) or 0) + 1
     return most - 1 if text.model_type == _PROPHETNET else most
 
 
 @cache
-def _counts_from_padding(kind: type[PretrainedConfig]) -> bool:
+def _counts_from_padding(module: str) -> bool:
     try:
-        code = inspect.getsource(import_module(kind.__module__.replace(".configuration_", ".modeling_")))
+        code = inspect.getsource(import_module(module.replace(".configuration_", ".modeling_")))
     except (ImportError, OSError):  # another package's model, or one without its source
         return False
     return all(x in code for x in _COUNTS_FROM_PADDING)

@@ -80,7 +80,7 @@ def _rehearse(recipe: Recipe, data: PreparedData, tokenizer: Any) -> None:
             f"{recipe.training.per_device_train_batch_size}, and dataloader_drop_last leaves out any other: "
             "lower per_device_train_batch_size"
         )
-    optimizer = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
+    optimizer: Any = getattr(trainer.optimizer, "optimizer", trainer.optimizer)
     require_effect(trainer.args, trainer.model, optimizer, trainer.state.max_steps)
     _require_rates(trainer)
 
