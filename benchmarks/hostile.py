@@ -53,8 +53,8 @@ OPTIONS = {"patience-seconds": 2, "handshake-seconds": 2}
 LOW_RATE = {"max-requests-per-second": 50}
 # Connections that an attack has at a time, and what TLS and HTTP/2 may hold for each.
 _CONNECTIONS, _CONNECTION_BYTES = 300, 512 << 10
-# A worker's threads, and what a block of 1,024 rows of the layer that is asked for takes.
-_THREADS = Limits().max_concurrent + 20
+# Calls of one client beside its requests, and what a block of 1,024 rows of the layer that is asked for takes.
+_OTHER_CALLS = 6
 _BLOCK_BYTES = 32 * 1024 * (704 + 256)
 
 
@@ -286,11 +286,13 @@ def experiment(
 
 
 def memory_bound() -> int:
-    """Bytes that a worker may grow by: a block for each request of the attacker and one of the honest client,
-    a message in and out for each thread, and connections."""
-    blocks = (Limits().max_concurrent_per_client + 1) * _BLOCK_BYTES
-    messages = _THREADS * 2 * MAX_MESSAGE_BYTES
-    return blocks + messages + _CONNECTIONS * _CONNECTION_BYTES
+    """Bytes that a worker may grow by: a block for each request of the attacker that runs and one of the honest
+    client, a message in and out for each call that does not wait, what those hold that do, and connections."""
+    limits = Limits()
+    running = limits.max_concurrent_per_client + 1
+    messages = (running + _OTHER_CALLS) * 2 * MAX_MESSAGE_BYTES
+    waiting = limits.max_waiting_bytes_per_client
+    return running * _BLOCK_BYTES + messages + waiting + _CONNECTIONS * _CONNECTION_BYTES
 
 
 def _row(x: Outcome) -> str:

@@ -162,7 +162,7 @@ def serve(
     identify: Identify = by_certificate
     tokens = strangers = None
     if endpoint.tokens is not None:
-        tokens, strangers = Tokens(endpoint.tokens), Strangers()
+        tokens, strangers = Tokens(endpoint.tokens), Strangers(limits.patience_seconds)
         identify = by_token(tokens)
         interceptors.append(RequireToken(tokens, metrics.rejected))
     others = Gate(_OTHER_CALLS, _OTHER_CALLS_PER_CLIENT)

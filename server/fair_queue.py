@@ -71,7 +71,7 @@ class Ticket:
         state: where it is.
         refusal: why it was dropped.
         work: multiplications of two numbers that it takes.
-        held: bytes that it holds while it waits.
+        held: bytes that it holds while it has no place.
         lined_up, started: when it began to wait, and when its turn came.
     """
 
@@ -195,7 +195,7 @@ class FairQueue:
                 f"requests of this client that wait hold {mine.held} bytes already, the limit for each"
             )
         while full and self.held + held > self._bounds.bytes:
-            self._displace(lambda other: other.held, mine.held + held, lambda last: last.holds > 0)
+            self._displace(_held_in_queue, _held_in_queue(mine) + held, lambda last: last.holds > 0)
         if not mine.waiting:
             mine.clock = max(mine.clock, self._clock)
         ticket.work, ticket.held, ticket.lined_up = work, held, now
@@ -338,6 +338,10 @@ class FairQueue:
         for name, client in tuple(self._clients.items()):
             if not (client.queued or client.running) and client.clock <= self._clock:
                 del self._clients[name]
+
+
+def _held_in_queue(client: _Client) -> int:
+    return sum(ticket.holds for ticket in client.queued)
 
 
 class _Pace:

@@ -66,6 +66,7 @@ class Place:
 
         Raises:
             Refusal: it can't wait.
+            LeftError: its client left.
         """
         self._places.line_up(self.ticket, work, min(size, WINDOW_BYTES))
 
@@ -178,6 +179,8 @@ class Places:
     def line_up(self, ticket: Ticket, work: int, held: int) -> None:
         """See `Place.line_up`."""
         with self._changed:
+            if ticket.state is State.GONE and ticket.refusal is None:
+                raise LeftError
             try:
                 self._queue.wait(ticket, work, held, self._clock())
             finally:

@@ -32,7 +32,7 @@ class Strangers:
     """The places of strangers.
 
     Args:
-        seconds: how long a call may take in all.
+        seconds: how long a call may take in all, at most.
         clock: monotonic seconds.
 
     Attributes:
@@ -40,9 +40,9 @@ class Strangers:
         watchdog: ends them, if somebody sweeps it.
     """
 
-    def __init__(self, seconds: float = _SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self.pool = Counted(PLACES_OF_STRANGERS + _SPARE_THREADS, "blindtune-strangers")
-        self.watchdog = Watchdog(seconds, float("inf"), clock)
+        self.watchdog = Watchdog(min(seconds, _SECONDS), float("inf"), clock)
         self._elsewhere = Gate(_PLACES, _PLACES_PER_ADDRESS)
         self._here = Gate(_PLACES_HERE)
 

@@ -162,6 +162,16 @@ def test_bounds_in_bytes_hold_for_each_client_and_for_all() -> None:
     assert queue.held == 0
 
 
+def test_what_those_aside_hold_is_taken_from_nobody() -> None:
+    queue, running = full()
+    queue.stand_aside(running[0], 600, 0.0)
+    assert asked(queue, "runs").state is State.RUNNING
+    with pytest.raises(Busy):
+        queue.wait(queue.arrive("waits"), WORK, 401, 0.0)
+    assert running[0].state is State.ASIDE
+    assert asked(queue, "waits", held=400).state is State.WAITING
+
+
 def test_who_can_run_at_once_holds_nothing() -> None:
     queue = FairQueue(replace(BOUNDS, bytes=0, bytes_per_client=0, waiting=0, waiting_per_client=0))
     running = [asked(queue, "mine", held=10**9) for _ in range(2)]

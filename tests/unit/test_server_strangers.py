@@ -101,7 +101,7 @@ class Context:
 
 
 def test_strangers_from_many_addresses_leave_places_for_this_machine() -> None:
-    strangers = Strangers()
+    strangers = Strangers(20.0)
 
     def admitted(peer: str) -> bool:
         context: Any = Context(peer)
@@ -125,7 +125,7 @@ def test_strangers_from_many_addresses_leave_places_for_this_machine() -> None:
 
 def test_a_stranger_is_cut_off_however_much_it_moves() -> None:
     now = 0.0
-    strangers = Strangers(5.0, lambda: now)
+    strangers = Strangers(20.0, lambda: now)
     context: Any = Context("ipv4:192.0.2.1:7")
     with strangers.inside(context) as patience:
         for second in range(5):
