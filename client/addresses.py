@@ -24,7 +24,8 @@ _NAME = re.compile(r"(?=.{1,254}\Z)(?:(?!-)[A-Za-z0-9_-]{1,63}(?<!-)\.)*(?!-)[A-
 # A name does not end in a number (https://url.spec.whatwg.org/#ends-in-a-number-checker).
 _NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?")
 _INTERFACE = re.compile(r"[A-Za-z0-9._-]*")
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# IPv4 addresses in the last 32 bits: as each host writes them, translated, and as anyone may translate them.
+_EMBEDDED = [ipaddress.IPv6Network(x) for x in ("::/96", "::ffff:0:0:0/96", "64:ff9b::/96", "64:ff9b:1::/48")]
 
 
 def split_address(address: str, operator: str) -> tuple[str, int]:
@@ -94,9 +95,10 @@ def _inside(address: Address) -> Address:
     """The IPv4 address that an IPv6 address leads to, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
-    if address in _NAT64:
+    if int(address) > 1 and any(address in x for x in _EMBEDDED):  # 0 and 1 are this machine
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
-    return address.ipv4_mapped or address.sixtofour or address
+    teredo = address.teredo
+    return address.ipv4_mapped or address.sixtofour or (teredo[1] if teredo else address)
 
 
 def _machine(address: Address) -> str:

@@ -156,6 +156,7 @@ def trust_list() -> TrustList:
     """
     path = trust_file()
     try:
+        folder = os.stat(path.parent)
         with open(path, "rb") as file:
             state = os.fstat(file.fileno())
             content = file.read()
@@ -163,6 +164,11 @@ def trust_list() -> TrustList:
         return TrustList()
     except OSError as error:
         raise ConfigurationError(f"cannot read your trusted operators {path}: {error.strerror}") from None
+    if stat.S_IMODE(folder.st_mode) & 0o022 or folder.st_uid not in (os.geteuid(), 0):
+        raise ConfigurationError(
+            f"{path} decides who gets your data, and others can exchange it, since they can write to "
+            f"{path.parent}: look through it, and make the folder yours alone with chmod 700 and chown"
+        )
     if stat.S_IMODE(state.st_mode) & 0o022 or state.st_uid not in (os.geteuid(), 0):
         raise ConfigurationError(
             f"{path} decides who gets your data, and others can write to it: look through it, and make it "

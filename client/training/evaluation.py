@@ -34,7 +34,7 @@ from blindtune.client.training.models import (
 )
 from blindtune.client.training.stops import stop_tokens, taught_stops
 from blindtune.client.training.trainer import RecipeTrainer
-from blindtune.client.trust import recipe_of_run
+from blindtune.client.trust import is_output_folder, recipe_of_run
 from blindtune.protocol.errors import ConfigurationError, DataError
 
 __all__ = ["Tuned", "exact_match", "same_answer", "tuned_model"]
@@ -213,7 +213,8 @@ def tuned_model(
         UnsupportedError: its adapter is more than plain LoRA.
         ProtocolError: the workers can't be reached, or hold something else.
     """
-    if not (folder / RECIPE).is_file():
+    # A recipe alone is none: to name it to train would make operators that a stranger chose the user's word.
+    if not (folder / RECIPE).is_file() or not is_output_folder(folder):
         raise ConfigurationError(
             f"{folder} is not the output folder of a run: name output.dir of one that blindtune train "
             "finished"

@@ -254,6 +254,16 @@ def test_a_trust_list_that_others_can_write_to_is_refused(recipe: Recipe, run: P
         recipe_of_run(run)
 
 
+@pytest.mark.parametrize("mode", [0o777, 0o720])
+def test_a_trust_list_that_others_can_exchange_is_refused(recipe: Recipe, run: Path, mode: int) -> None:
+    remember_operators(recipe)
+    trust_file().parent.chmod(mode)  # who can rename a file of the user's into it decides what it says
+    with pytest.raises(ConfigurationError, match="others can exchange it"):
+        recipe_of_run(run)
+    trust_file().parent.chmod(0o755)
+    assert recipe_of_run(run).operators == recipe.operators
+
+
 @pytest.mark.parametrize(
     "content", ["trusted: 5", "- a", "trusted: [{masking: none}]", "a: [", "x: 1", "\x00"]
 )

@@ -43,6 +43,18 @@ def test_more_than_plain_lora_is_refused_even_where_the_base_alone_is_asked(
         pass
 
 
+def test_a_recipe_alone_is_no_run_that_one_is_told_to_go_on_with(run: Path) -> None:
+    (run / "summary.json").unlink()
+    with pytest.raises(ConfigurationError, match="--resume"), tuned_model(run):
+        pass
+    for name in ("run.json", "adapter_config.json"):
+        (run / name).unlink()
+    with pytest.raises(ConfigurationError, match="is not the output folder of a run") as refused:
+        with tuned_model(run):
+            pass
+    assert "--resume" not in str(refused.value)
+
+
 @pytest.mark.parametrize("name", ["checkpoints/checkpoint-2", ".lock", "checkpoints/.unfinished", "run.json"])
 @pytest.mark.parametrize("target", ["victim", "nothing", "itself"])
 def test_a_link_out_of_the_folder_is_refused_before_anything_is_written(

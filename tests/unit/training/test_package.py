@@ -25,7 +25,7 @@ pytestmark = pytest.mark.hf
 MARKER = "zzmarkerzz"
 GIVEN_AWAY = [
     *("README.md", "adapter_config.json", "adapter_model.safetensors", "chat_template.jinja"),
-    *("record.jsonl", "record.pub", "tokenizer.json", "tokenizer_config.json"),
+    *("generation_config.json", "record.jsonl", "record.pub", "tokenizer.json", "tokenizer_config.json"),
 ]
 
 
