@@ -124,10 +124,10 @@ def _entered(path: Path, circle: Circle, kit: Path | None) -> bool:
     new_kit = kit is not None and kit not in trusted.kits
     if known and not new_kit:
         return False
-    yaml = YAML(typ="rt")  # which keeps what the user wrote, comments too
-    document = yaml.load(path.read_bytes()) if path.exists() else None
+    round_trip = YAML(typ="rt")  # which keeps what the user wrote, comments too
+    document = round_trip.load(path.read_bytes()) if path.exists() else None
     if document is None:
-        document = yaml.load(_HEADER + "trusted: []\n")
+        document = round_trip.load(_HEADER + "trusted: []\n")
         document["trusted"] = []
     if not known:
         entry = circle.model_dump(mode="json", exclude_none=True)
@@ -135,7 +135,7 @@ def _entered(path: Path, circle: Circle, kit: Path | None) -> bool:
     if new_kit:
         document["kits"] = [*(document.get("kits") or []), str(kit)]
     text = StringIO()
-    yaml.dump(document, text)
+    round_trip.dump(document, text)
     file_written_at_once(path, lambda file: file.write(text.getvalue().encode()))
     return not known
 

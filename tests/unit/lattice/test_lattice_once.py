@@ -416,8 +416,7 @@ def test_kept_rows_stay_within_their_limit_and_go_with_their_blocks() -> None:
         masks(source, 128, which)
         masks(source, 127, which)
     assert kept() == 0
-    for which in products:
-        masks(source, 1000, which)
+    masks(source, 1000, products[0])
     assert kept() == 0, "what is given up is not kept"
     for which in products[:3]:
         masks(source, 2, which)
