@@ -20,8 +20,8 @@ another worker of the same operator, with the same bytes.
 **How long to wait.** Ten times what such requests usually take (`blindtune.client.operators.habits`), and no
 less than a floor; but no worker is given much more time than its fastest replica takes. A worker that
 acknowledges requests has to do so within seconds; one that waits in its queue is not silent, and is given
-half a minute at least. Nothing is given up that nothing could follow: the last attempt of a request, and
-that of a worker without a replica of which nothing is known, may take as long as any attempt.
+half a minute at least. Nothing is given up that nothing could follow: the last attempt of a request, and that
+of a worker without a replica of which nothing is known, may take as long as any attempt.
 
 **Hedges.** An attempt that takes four times as long as usual is repeated at a replica that has nothing else
 to do, while it goes on: whichever is answered first counts. At most one in twenty requests is repeated so.

@@ -16,6 +16,10 @@ _SOURCE = "tests/unit/lattice/test_lattice_source.py"
 _OPERATOR = "tests/unit/client/test_operator.py"
 _BLOCKS = "tests/unit/client/test_operator_blocks.py"
 _POLICY = "tests/unit/client/test_policy.py"
+_SILENT = "tests/unit/client/test_operator_silence.py"
+_PATIENCE = "tests/unit/client/test_policy_silence.py"
+_LIMITS = "tests/unit/client/test_operator_limits.py"
+_SIMULATED = "tests/simulation/test_schedules.py"
 _AHEAD = "tests/unit/protocol/test_masks_ahead.py"
 _ASKED_AHEAD = "tests/unit/client/test_ahead.py"
 _HINTS = "tests/unit/client/test_hints.py"
@@ -1105,6 +1109,107 @@ _CHECKS = (
     ),
 )
 
+_REPLICAS = (
+    _one(
+        "first-block-verified",
+        "of rows split over replicas only the first block is verified",
+        "client/operators/asking.py",
+        "_verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
+        "answer.ctypes.data != answer.base.ctypes.data or "
+        "_verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
+        f"{_SIMULATED}::test_one_wrong_number_in_any_row_of_any_block_is_caught",
+    ),
+    _one(
+        "liar-forgotten",
+        "that a worker lied is forgotten when another request at it fails later",
+        "client/operators/policy.py",
+        "        state.not_before = now + pause\n",
+        "        state.not_before = now + pause\n        state.excluded = None\n",
+        f"{_POLICY}::test_whatever_comes_of_requests_under_way_does_not_bring_a_liar_back",
+        f"{_SIMULATED}::test_what_real_runs_do",
+    ),
+    _one(
+        "lie-of-the-loser-forgiven",
+        "who lies while its replica wins is not out",
+        "client/operators/asking.py",
+        "if failure is not Failure.LIED and running.stop.called:",
+        "if running.stop.called:",
+        f"{_SILENT}::test_who_lies_at_the_moment_when_its_replica_wins_is_out_all_the_same",
+    ),
+    _one(
+        "hedge-unverified",
+        "what a replica answers that was asked early is not verified",
+        "client/operators/asking.py",
+        "_verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
+        "attempt.is_hedge or _verify(check, request.share, answer, slice(verified, arrived), vectors)\n",
+        f"{_SILENT}::test_a_replica_that_lies_when_asked_early_is_out_and_the_first_worker_is_waited_for",
+    ),
+    _one(
+        "hedge-with-other-bytes",
+        "the request to a replica that is asked early has its rows in another order",
+        "client/operators/asking.py",
+        "            hedge.future = self._hedges.get().submit(self._run_hedge, race, hedge)\n",
+        "            request = race.question.request\n"
+        "            if request.share.seed is None:\n"
+        "                share = Share(request.share.recipient, request.share.residues[::-1].copy())\n"
+        "                question = replace(race.question, request=replace(request, share=share))\n"
+        "                race = replace(race, question=question)\n"
+        "            hedge.future = self._hedges.get().submit(self._run_hedge, race, hedge)\n",
+        f"{_SILENT}::test_a_replica_answers_the_same_bytes_while_the_first_worker_is_silent",
+    ),
+    Mutation(
+        "hedge-in-the-same-memory",
+        "what a replica answers that was asked early goes where the first worker's answer goes",
+        (
+            Edit(
+                "client/operators/asking.py",
+                "        answered = True  # so that",
+                "        race.memory = answer\n        answered = True  # so that",
+            ),
+            Edit(
+                "client/operators/asking.py",
+                "hedge.answer = self._buffers.take(request.share.shape[0], request.outputs)",
+                "hedge.answer = race.memory",
+            ),
+        ),
+        (
+            f"{_SILENT}::test_a_lie_in_a_row_that_the_first_worker_had_answered_already_leaves_that_row_as_it_was",
+        ),
+    ),
+    _one(
+        "hedge-at-an-excluded-worker",
+        "a replica is asked early though it lied",
+        "client/operators/policy.py",
+        "is_well = state.excluded is None and state.not_before <= now",
+        "is_well = state.not_before <= now",
+        f"{_PATIENCE}::test_a_replica_that_is_busy_out_silent_pausing_or_too_small_is_not_asked_early",
+    ),
+    _one(
+        "hedges-without-end",
+        "any number of requests is sent twice",
+        "client/operators/policy.py",
+        "if self._hedged + 1 > _HEDGES * self._asked:",
+        "if self._hedged < 0:",
+        f"{_PATIENCE}::test_at_most_one_in_twenty_requests_is_repeated_early",
+    ),
+    _one(
+        "rest-of-a-block-forgotten",
+        "rows that a worker does not take are not asked for, and memory is read as their answer",
+        "client/operators/lanes.py",
+        "            if rest < stop:\n",
+        "            if rest > stop:\n",
+        f"{_LIMITS}::test_rows_that_failed_at_a_worker_go_on_in_pieces_to_one_that_takes_fewer",
+    ),
+    _one(
+        "answers-share-memory",
+        "memory that was handed back serves all answers to come",
+        "client/operators/buffers.py",
+        "return self._kept.pop(place)",
+        "return self._kept[place]",
+        f"{_SIMULATED}::test_what_real_runs_do",
+    ),
+)
+
 _MESSAGES = (
     _one(
         "message-with-a-word",
@@ -1426,6 +1531,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_LATTICE,
     *_RETRIES,
     *_CHECKS,
+    *_REPLICAS,
     *_MESSAGES,
     *_WORKER,
     *KEPT,

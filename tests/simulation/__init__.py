@@ -7,8 +7,11 @@ tasks that could both run goes first. So a schedule that fails can be run again.
     network      streams of messages, and what can happen to them
     workers      operators' workers: the real service, which can crash, hang or lie
     transport    how the real client reaches them
+    client       the client's process, with its products held against the reference
     ledger       what was drawn and what travelled; says when an invariant is broken
     training     a small training run, with checkpoints
+    watched      what tells the ledger
     schedules    what happens in a schedule, drawn from its seed
+    chosen       schedules that are not left to a seed
     world        runs a schedule and judges it
 """

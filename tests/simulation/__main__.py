@@ -19,7 +19,7 @@ from rich.progress import track
 from rich.table import Table
 from support.checkpoints import save_checkpoint
 
-from simulation.planted import PLANTS
+from simulation import planted, planted_shapes
 from simulation.schedules import Schedule
 from simulation.world import Assets, World, small_messages
 
@@ -71,7 +71,7 @@ def _play(assets: Assets, seeds: range) -> bool:
 def _hunt(assets: Assets) -> bool:
     table = Table("what happens", "planted bug", "caught by", "invariant")
     missed = 0
-    for plant in PLANTS:
+    for plant in (*planted.PLANTS, *planted_shapes.PLANTS):
         caught = plant.hunt(assets)
         missed += caught is None
         seen = "nothing" if caught is None else f"schedule {caught[0]}"

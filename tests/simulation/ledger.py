@@ -13,17 +13,17 @@ from numpy.typing import NDArray
 
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.proto import worker_pb2
-from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.masks import MaskedOperand, Share
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 from simulation.workers import SimulatedWorker
 
-__all__ = ["INVARIANTS", "Attempt", "Ledger", "WatchedSource"]
+__all__ = ["INVARIANTS", "Attempt", "Ledger"]
 
 INVARIANTS = {
     "result": "every result is the reference's",
+    "verified": "every row of every answer was verified before it was read",
     "recipient": "an operand goes to the operator that it was drawn for, and nothing else goes anywhere",
     "fresh masks": "no row of a mask is used twice",
     "same bytes": "an attempt that is repeated sends the same bytes",
@@ -67,6 +67,8 @@ class Ledger:
         violations: invariants that were broken, with what was seen.
         attempts: requests that were sent.
         repeated: those that had been sent before.
+        pieces: those that began in the middle of their operand.
+        masks_ahead: masks that were drawn for an operand to come.
         liars: client and worker, for answers that were wrong.
     """
 
@@ -74,15 +76,17 @@ class Ledger:
         self.violations: list[tuple[str, str]] = []
         self.attempts = 0
         self.repeated = 0
+        self.pieces = 0
+        self.masks_ahead = 0
         self.liars: set[tuple[str, SimulatedWorker]] = set()
         self._mask_rows: set[bytes] = set()
         self._rows: dict[bytes, _Drawn] = {}
         self._keys: dict[bytes, _Drawn] = {}
         self._ahead: set[Share] = set()
         self._operands = 0
-        self._masks_ahead = 0
         self._asked = 0
         self._sent: dict[tuple[int, int, int], bytes] = {}
+        self._verified: set[tuple[str, bytes]] = set()
 
     def broken(self, invariant: str, seen: str) -> None:
         """Notes a violation."""
@@ -95,9 +99,9 @@ class Ledger:
 
     def drew_ahead(self, product: Product, shares: Sequence[Share]) -> None:
         """A mask was drawn for an operand to come. Until then it has a number of its own, below 0."""
-        self._masks_ahead += 1
+        self.masks_ahead += 1
         for share in shares:
-            self._enter_key(share, _Drawn(-self._masks_ahead, share.recipient, product.label, 0))
+            self._enter_key(share, _Drawn(-self.masks_ahead, share.recipient, product.label, 0))
         self._ahead.update(shares)
 
     def _enter_key(self, share: Share, drawn: _Drawn) -> None:
@@ -132,6 +136,21 @@ class Ledger:
                 self._mask_rows.add(hidden)
                 self._rows[_digest(sent)] = entry
 
+    def verified(self, product: Product, answer: NDArray[np.uint32]) -> None:
+        """Rows of an answer passed their check."""
+        self._verified.update((product.label, _digest(row)) for row in answer)
+
+    def reads(self, product: Product, answers: Sequence[NDArray[np.uint32]]) -> None:
+        """Answers are about to be unmasked."""
+        for number, answer in enumerate(answers):
+            unseen = [
+                i for i, row in enumerate(answer) if (product.label, _digest(row)) not in self._verified
+            ]
+            if unseen:
+                self.broken(
+                    "verified", f"rows {unseen} of operator {number}'s answer were not ({product.label})"
+                )
+
     def sent(
         self, client: str, worker: SimulatedWorker, request: WorkRequest, messages: Sequence[bytes]
     ) -> Attempt:
@@ -154,6 +173,7 @@ class Ledger:
         header.ClearField("rows")
         header.seed.row_offset = 0
         said = header.SerializeToString()
+        self.pieces += bool(entries[0] and entries[0].row)
         is_repeated = False
         for place, (row, entry) in enumerate(zip(rows, entries, strict=True)):
             if entry is None:
@@ -170,39 +190,6 @@ class Ledger:
                 self.broken("same bytes", f"{worker} got other bytes than the attempt before ({label})")
         self.repeated += is_repeated
         return Attempt(self, client, worker, request)
-
-
-class WatchedSource(MaskSource):
-    """A mask source whose every mask is entered into the ledger."""
-
-    def __init__(self, source: MaskSource, ledger: Ledger) -> None:
-        self.operators, self.parameters = source.operators, source.parameters
-        self._source, self._ledger = source, ledger
-
-    def noise(self, column_absolute_sum: int) -> int:
-        return self._source.noise(column_absolute_sum)
-
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        masked = self._source.mask(operand, product)
-        self._ledger.drew(operand, product, masked)
-        return masked
-
-    def hide(
-        self,
-        x: NDArray[np.float32],
-        product: Product,
-        budget: int,
-        column_scale: NDArray[np.float32] | None = None,
-        v: Residues | None = None,
-    ) -> tuple[MaskedOperand, NDArray[np.float64]]:
-        masked, scales = self._source.hide(x, product, budget, column_scale, v)
-        self._ledger.drew(quantize_rows(x, budget, column_scale)[0], product, masked)
-        return masked, scales
-
-    def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
-        shares = self._source.draw_ahead(product, rows, v)
-        self._ledger.drew_ahead(product, shares)
-        return shares
 
 
 def _digest(row: Residues | NDArray[np.int64]) -> bytes:

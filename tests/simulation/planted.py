@@ -1,13 +1,9 @@
-"""Bugs planted in the client and the worker, to see which invariant catches each.
-
-Each has to be caught by the schedules themselves, so a plant that goes unnoticed means that the simulator
-does not look where it should.
-"""
+"""Bugs in the client and the worker that show with a fault of the network, a worker or the client."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -31,43 +27,13 @@ from blindtune.server import service
 from blindtune.server.places import Place, Places
 from blindtune.server.watchdog import Watchdog
 from simulation.network import Damage
+from simulation.planting import Plant
 from simulation.schedules import Fault, Schedule
 from simulation.training import Job
 from simulation.transport import SimulatedTransport
-from simulation.world import Assets, Outcome, World
+from simulation.world import World
 
-__all__ = ["PLANTS", "Plant"]
-
-Patch = Callable[[pytest.MonkeyPatch], None]
-
-
-@dataclass(frozen=True)
-class Plant:
-    """A planted bug.
-
-    Attributes:
-        fault: what the network or a worker does, that the bug mishandles.
-        bug: what was planted.
-        invariant: what is expected to catch it.
-        patch: plants it.
-        schedule: makes the fault happen; from a number, since not every moment hits.
-    """
-
-    fault: str
-    bug: str
-    invariant: str
-    patch: Patch
-    schedule: Callable[[int], Schedule]
-
-    def hunt(self, assets: Assets, most: int = 200) -> tuple[int, Outcome] | None:
-        """The first schedule in which an invariant catches it; None if none does."""
-        for number in range(most):
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                self.patch(monkeypatch)
-                outcome = World(self.schedule(number), assets).run()
-            if any(invariant == self.invariant for invariant, _ in outcome.violations):
-                return number, outcome
-        return None
+__all__ = ["PLANTS"]
 
 
 def _schedule(

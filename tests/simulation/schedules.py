@@ -6,6 +6,7 @@ from typing import Literal
 
 from support.lies import LIES
 
+from blindtune.server.limits import Limits
 from simulation.network import Damage
 from simulation.training import Job
 
@@ -23,6 +24,8 @@ FaultKind = Literal[
     "restart",
     "graceful restart",
     "lie",
+    "wrong row",
+    "lies and hangs",
     "hang",
     "out of memory",
     "stalled stranger",
@@ -42,7 +45,8 @@ class Fault:
         kind: what.
         operator, worker: where; None for what befalls the client.
         seconds: how long it lasts, or by how much a clock jumps.
-        lie: what a liar says.
+        lie: what a liar says in all its answers.
+        row: how many rows are multiplied rightly before one that is wrong.
         damage: what befalls a stream.
     """
 
@@ -52,6 +56,7 @@ class Fault:
     worker: int | None = None
     seconds: float = 0.0
     lie: str | None = None
+    row: int = 0
     damage: Damage | None = None
 
 
@@ -69,6 +74,7 @@ class Schedule:
         faults: in order of time.
         ahead: whether the client asks for shares before their operand is known.
         acknowledges: whether workers say that they acknowledge requests.
+        uneven: whether every other replica takes half as many rows.
     """
 
     seed: int
@@ -81,6 +87,17 @@ class Schedule:
     faults: tuple[Fault, ...]
     ahead: bool = False
     acknowledges: bool = True
+    uneven: bool = False
+
+    def limits(self, worker: int) -> Limits:
+        """Of the worker with this number, of any operator."""
+        rows = max(1, self.max_rows // 2) if self.uneven and worker % 2 else self.max_rows
+        return Limits(
+            max_rows=rows,
+            max_concurrent=self.max_concurrent,
+            # So few that workers say at times that they are busy.
+            max_waiting=self.max_concurrent - 1,
+        )
 
     @classmethod
     def of(cls, seed: int) -> "Schedule":
@@ -107,6 +124,7 @@ class Schedule:
             tuple(faults),
             ahead=seed % 2 == 0,
             acknowledges=seed % 3 > 0,
+            uneven=seed % 5 == 0,
         )
 
 
@@ -124,6 +142,7 @@ def _fault(draw: random.Random, span: float, workers: tuple[int, ...], protected
         worker,
         seconds=draw.choice((0.05, 0.5, 5.0, 40.0, 400.0)),
         lie=draw.choice(list(LIES)) if kind == "lie" else None,
+        row=draw.randrange(40),
         damage=Damage(draw.choice(("drop", "duplicate", "truncate", "corrupt", "swap")), draw.randrange(5))
         if kind.startswith("damaged")
         else None,

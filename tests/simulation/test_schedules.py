@@ -2,16 +2,19 @@
 
 from collections import Counter
 from dataclasses import replace
+from itertools import count
 from typing import Literal
 
 import pytest
 
-from simulation.planted import PLANTS, Plant
+from simulation import planted, planted_shapes
+from simulation.chosen import SHAPES, SPLIT, Shape, wrong_row
+from simulation.planting import Plant
 from simulation.schedules import FAULTS, Fault, Schedule
 from simulation.training import Job
 from simulation.world import Assets, World
 
-EVERYDAY, MANY = 100, 2_100
+EVERYDAY, MANY = 60, 2_100
 
 
 def _play(assets: Assets, seeds: range) -> Counter[str]:
@@ -30,6 +33,35 @@ def test_schedules(assets: Assets) -> None:
     seen = _play(assets, range(EVERYDAY))
     # The faults struck: a simulation in which nothing happens shows nothing.
     assert seen["repeated"] and seen["failures"] and all(seen[kind] for kind in FAULTS)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_what_real_runs_do(shape: Shape, assets: Assets) -> None:
+    seen: Counter[str] = Counter()
+    for schedule in shape.schedules:
+        outcome = World(schedule, assets).run()
+        assert not outcome.violations, f"{schedule}: {outcome.violations}"
+        seen += outcome.seen
+    assert not [x for x in shape.shows if not seen[x]], seen
+
+
+@pytest.mark.parametrize("operator", [0, 1], ids=["who gets seeds", "who gets residues"])
+def test_one_wrong_number_in_any_row_of_any_block_is_caught(operator: int, assets: Assets) -> None:
+    rows: set[int] = set()
+    for row in count():
+        world = World(wrong_row(SPLIT, operator, row), assets)
+        outcome = world.run()
+        assert not outcome.violations, f"row {row}: {outcome.violations}"
+        assert outcome.seen["pieces"]
+        worker = world.workers[operator][1]
+        if not worker.computing.erred:
+            break  # so many rows it never multiplied
+        assert outcome.seen["lies"] == 1
+        assert world.client
+        assert world.client.operators[operator]._policy.is_excluded(1)
+        rows.add(row)
+    # About half of the rows of four products.
+    assert len(rows) >= 12
 
 
 @pytest.mark.slow
@@ -75,7 +107,9 @@ def test_four_micro_batches_in_flight_share_no_mask_and_give_the_same_adapter(
     assert seen["repeated"] and seen["quiet"]
 
 
-@pytest.mark.parametrize("plant", PLANTS, ids=lambda plant: f"{plant.fault}: {plant.bug}")
+@pytest.mark.parametrize(
+    "plant", [*planted.PLANTS, *planted_shapes.PLANTS], ids=lambda plant: f"{plant.fault}: {plant.bug}"
+)
 def test_a_planted_bug_is_caught(plant: Plant, assets: Assets) -> None:
     assert plant.hunt(assets), "no schedule showed it"
     assert not World(plant.schedule(0), assets).run().violations, "it is the schedule, not the bug"

@@ -106,7 +106,7 @@ class Network(RuleBasedStateMachine):
             self.all_is_answered()
             for workers in self.world.workers:
                 for worker in workers:
-                    worker.hang(False)
+                    worker.computing.recover()
             self.world.judge_what_is_left()
             self.nothing_is_broken()
             self.world.scheduler.end()

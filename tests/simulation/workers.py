@@ -7,6 +7,7 @@ import grpc
 from support.lies import Rogue
 
 from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.limits import Limits
@@ -124,12 +125,16 @@ class _Computing:
         seconds: what a product takes.
         hangs: whether products come to no end, until this is over.
         memory_errors: how many of the next products run out of memory.
+        erred: how many rows were wrong since `err_in`.
     """
 
     def __init__(self, scheduler: Scheduler, rogue: Rogue) -> None:
         self.seconds = 0.001
         self.hangs = False
         self.memory_errors = 0
+        self.erred = 0
+        self._errs_in: int | None = None
+        self._hangs_then = 0.0
         self.recovered = Signal(scheduler)
         self._scheduler = scheduler
         self._rogue = rogue
@@ -144,7 +149,39 @@ class _Computing:
         self._scheduler.sleep(self.seconds)
         while self.hangs:
             self.recovered.wait()
-        return self._rogue.multiply(product, operand)
+        return self._err(self._rogue.multiply(product, operand))
+
+    def err_in(self, row: int, hangs: float = 0.0) -> None:
+        """Lets a number be wrong in one row: of those multiplied from now on, the one after so many.
+
+        Args:
+            hangs: seconds for which nothing is computed after that.
+        """
+        self._errs_in, self.erred, self._hangs_then = row, 0, hangs
+
+    def hang(self, seconds: float) -> None:
+        """Stops all computing for so long."""
+        self.hangs = True
+        self._scheduler.call_later(seconds, self.recover)
+
+    def recover(self) -> None:
+        """Lets it go on."""
+        self.hangs = False
+        self.recovered.notify()
+
+    def _err(self, answer: Residues) -> Residues:
+        row, rows = self._errs_in, len(answer)
+        if row is None:
+            return answer
+        self._errs_in = None if row < rows else row - rows
+        if row < rows:
+            answer = answer.copy()
+            column = row % answer.shape[1]
+            answer[row, column] = (int(answer[row, column]) + 1) % MODULUS
+            self.erred += 1
+            if self._hangs_then:
+                self.hang(self._hangs_then)
+        return answer
 
 
 class SimulatedWorker:
@@ -152,6 +189,7 @@ class SimulatedWorker:
 
     Attributes:
         operator, index: whose it is, and which.
+        limits: on requests to it.
         link: the way to it.
         alive: whether its process runs.
         calls: those under way.
@@ -177,7 +215,7 @@ class SimulatedWorker:
         self._honest = honest
         self._scheduler = scheduler
         self._store = store
-        self._limits = limits
+        self.limits = limits
         self.start()
 
     def __repr__(self) -> str:
@@ -186,7 +224,7 @@ class SimulatedWorker:
     def start(self) -> None:
         """Starts the process."""
         self.alive = True
-        limits = self._limits
+        limits = self.limits
         rate = RateLimit(limits.max_requests_per_second, self._clock)
         self.places = Places(bounds_of(limits), rate, clock=self._clock, event=lambda: _Turn(self._scheduler))
         self.watchdog = Watchdog(limits.patience_seconds, limits.min_bytes_per_second, self._clock)
@@ -230,11 +268,6 @@ class SimulatedWorker:
         self.kill()
         self._scheduler.sleep(pause)
         self.start()
-
-    def hang(self, hangs: bool) -> None:
-        """Stops all computing, or lets it go on."""
-        self.computing.hangs = hangs
-        self.computing.recovered.notify()
 
     def true_answer(self, product: Product, operand: Residues) -> Residues:
         """What it ought to say."""

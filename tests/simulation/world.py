@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,43 +10,35 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from support.transports import manifest_of
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.connect import expectations
 from blindtune.client.hints import HintStore
 from blindtune.client.kit import Kit
-from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier, RemoteMultiplier
+from blindtune.client.multiplier import ReferenceMultiplier
 from blindtune.client.operators import messages
-from blindtune.client.operators.operator import OperatorClient
+from blindtune.client.operators.decisions import Failure
 from blindtune.client.prepare import prepare
+from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import BlindtuneError
-from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource, Share, ShareSource
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.residues import Residues
 from blindtune.server import rows
-from blindtune.server.limits import Limits
 from blindtune.server.store import LayerStore
-from simulation.ledger import Ledger, WatchedSource
+from simulation.client import LEAST_BLOCK_ROWS, Client
+from simulation.ledger import Ledger
 from simulation.network import WINDOW, Link
-from simulation.scheduler import Deadlock, Killed, Pool, Scheduler, Task
+from simulation.scheduler import Deadlock, Killed, Scheduler, Task
 from simulation.schedules import Fault, Schedule
 from simulation.training import Job, State, train
-from simulation.transport import SimulatedTransport
 from simulation.workers import SimulatedWorker
 
-__all__ = ["Assets", "Client", "Outcome", "World", "small_messages"]
-
-RETRY_SECONDS = 60.0
-REQUEST_SECONDS = 30.0
-LEAST_BLOCK_ROWS = 2
+__all__ = ["Assets", "Outcome", "World", "small_messages"]
 
 
 @contextmanager
@@ -57,6 +50,8 @@ def small_messages() -> Iterator[None]:
         patch.setattr(rows, "_MOST_BLOCK_ROWS", 3)
         patch.setattr("blindtune.client.operators.operator._LEAST_BLOCK_ROWS", LEAST_BLOCK_ROWS)
         patch.setattr("blindtune.client.operators.operator._LEAST_LIMIT_ROWS", 1)
+        # Runs are so short that one in twenty requests would be none.
+        patch.setattr("blindtune.client.operators.policy._HEDGES", 0.5)
         patch.setattr(logging.getLogger("blindtune"), "disabled", True)
         for name in ("blindtune.server.service", "blindtune.client.operators.asking"):
             patch.setattr(logging.getLogger(name), "disabled", True)
@@ -95,6 +90,7 @@ class Outcome:
         attempts, repeated: requests, and those of them that were sent again.
         failures: errors of ours that ended a client.
         lives: how many clients it took.
+        seen: how often what can happen did, besides faults.
         digest: over all that happened, to compare replays.
     """
 
@@ -104,141 +100,8 @@ class Outcome:
     repeated: int
     failures: list[str]
     lives: int
+    seen: Counter[str]
     digest: str
-
-
-class Client:
-    """One life of the client's process."""
-
-    def __init__(self, world: "World", number: int) -> None:
-        self.skew = 0.0
-        self.name = f"client {number}"
-        self._world = world
-        scheduler = world.scheduler
-        self.operators = [
-            OperatorClient(
-                index,
-                f"operator {index}",
-                [
-                    (
-                        f"10.0.{index}.{worker.index}:7100",
-                        SimulatedTransport(scheduler, world.ledger, worker, self.name, world.manifest),
-                    )
-                    for worker in workers
-                ],
-                expectations(world.assets.kit),
-                RETRY_SECONDS,
-                REQUEST_SECONDS,
-                clock=self.clock,
-                sleep=scheduler.sleep,
-                later=scheduler.later,
-                executor=lambda size: Pool(scheduler, size),  # type: ignore[arg-type,return-value]
-            )
-            for index, workers in enumerate(world.workers)
-        ]
-        self.multiplier = RemoteMultiplier(
-            WatchedSource(world.source(), world.ledger),
-            self.operators,
-            world.assets.kit,
-            ask_ahead=world.schedule.ahead,
-        )
-        self.judged = _Judged(world, self.multiplier)
-
-    def clock(self) -> float:
-        return self._world.scheduler.now + self.skew
-
-    def live(self) -> None:
-        """Connects, and trains from the last checkpoint to the end."""
-        for operator in self.operators:
-            operator.connect()
-        world = self._world
-        train(
-            world.schedule.job,
-            world.assets.kit,
-            self.judged,
-            world.saved,
-            world.save,
-            world.together,
-        )
-        ahead = self.multiplier._ahead
-        for asked in [] if ahead is None else list(ahead._pending.values()):
-            asked.exception()  # nobody needs its answer, and yet it has to come to an end
-
-
-class _Judged(PrivateMultiplier):
-    """Holds every product against the reference, and every request against the clock."""
-
-    def __init__(self, world: "World", multiplier: RemoteMultiplier) -> None:
-        self.source = multiplier.source
-        self._world, self._multiplier = world, multiplier
-        self._asked = self._answered = 0
-
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        with self._timed(product, len(operand)):
-            result = self._multiplier.multiply(operand, product)
-        self._judge(result.astype(np.int64), operand, product)
-        return result
-
-    def multiply_reals(
-        self,
-        x: NDArray[np.float32],
-        product: Product,
-        budget: int,
-        column_scale: NDArray[np.float32] | None = None,
-        output_scale: NDArray[np.float32] | None = None,
-    ) -> NDArray[np.float32]:
-        arguments = x, product, budget, column_scale, output_scale
-        with self._timed(product, len(x)):
-            result = self._multiplier.multiply_reals(*arguments)
-        exact = not self.source.noise(1)
-        if exact and not np.array_equal(result, self._world.assets.reference.multiply_reals(*arguments)):
-            self._world.ledger.broken(
-                "result", f"a product of {product.label} is not the reference's, in bits"
-            )
-        operand, scales = quantize_rows(x, budget, column_scale)
-        outputs = 1.0 if output_scale is None else output_scale.astype(np.float64)
-        # Of rows of zeros the scale is infinite, and the noise comes back as zero.
-        factors = np.where(np.isfinite(scales), scales, 0.0)[:, np.newaxis]
-        integers = result.astype(np.float64) / outputs * factors
-        # Single precision gives them to one part in 2^24.
-        self._judge(integers, operand, product, np.abs(integers) * 2.0**-23)
-        return result
-
-    @contextmanager
-    def _timed(self, product: Product, rows: int) -> Iterator[None]:
-        world = self._world
-        world.ledger.asks()
-        started = world.scheduler.now
-        self._asked += 1
-        answered_before = self._answered
-        try:
-            yield
-        finally:
-            self._answered += 1
-            # Products that were under way meanwhile may have had the client's threads first.
-            products = self._asked - answered_before
-            # Each block of rows is tried for so long, and then once more at each worker, or eight times
-            # where it says that it is busy: in less than 5 s each time, and after a pause of as much at most.
-            # Blocks are cut to fit a worker, and for replicas; at worst one is asked for after the other.
-            blocks = max(-(-rows // world.schedule.max_rows), rows // LEAST_BLOCK_ROWS)
-            workers = max(world.schedule.workers)
-            attempts = RETRY_SECONDS + (workers + 1) * REQUEST_SECONDS + workers * 8 * 10.0
-            most = products * blocks * attempts
-            if world.scheduler.now - started > most:
-                world.ledger.broken("finite", f"{product.label} took {world.scheduler.now - started:.0f} s")
-
-    def _judge(
-        self,
-        result: NDArray[np.int64] | NDArray[np.float64],
-        operand: Centred,
-        product: Product,
-        rounding: NDArray[np.float64] | float = 0.0,
-    ) -> None:
-        assets, ledger = self._world.assets, self._world.ledger
-        truth = assets.reference.multiply(operand, product)
-        bound = self.source.noise(assets.kit.column_absolute_sum(product)) + rounding
-        if (np.abs(result - truth) > bound).any():
-            ledger.broken("result", f"a product of {product.label} is not the reference's")
 
 
 class World:
@@ -248,17 +111,11 @@ class World:
         self.schedule, self.assets = schedule, assets
         self.scheduler = Scheduler(schedule.seed)
         self.ledger = Ledger()
-        self.limits = Limits(
-            max_rows=schedule.max_rows,
-            max_concurrent=schedule.max_concurrent,
-            # So few that workers say at times that they are busy.
-            max_waiting=schedule.max_concurrent - 1,
-        )
-        self.manifest = manifest_of(assets.kit, self.limits)
-        self.manifest.acknowledges = schedule.acknowledges
         self.workers = [
             [
-                SimulatedWorker(self.scheduler, operator, index, assets.store, assets.honest, self.limits)
+                SimulatedWorker(
+                    self.scheduler, operator, index, assets.store, assets.honest, schedule.limits(index)
+                )
                 for index in range(count)
             ]
             for operator, count in enumerate(schedule.workers)
@@ -268,7 +125,14 @@ class World:
         self.lives = 0
         self._drawn = 0
         self.client: Client | None = None
+        self._clients: list[Client] = []
         self._life: Task | None = None
+
+    def manifest(self, worker: SimulatedWorker) -> worker_pb2.Manifest:
+        """What a worker says of itself."""
+        manifest = manifest_of(self.assets.kit, worker.limits)
+        manifest.acknowledges = self.schedule.acknowledges
+        return manifest
 
     def random_bytes(self, count: int) -> bytes:
         """In place of the operating system's, and different each time."""
@@ -311,8 +175,23 @@ class World:
             self.ledger.repeated,
             self.failures,
             self.lives,
+            self.seen,
             self._digest(),
         )
+
+    @property
+    def seen(self) -> Counter[str]:
+        """How often what can happen did."""
+        ledger = self.ledger
+        found = Counter({"pieces": ledger.pieces, "ahead": ledger.masks_ahead, "lies": len(ledger.liars)})
+        for client in self._clients:
+            for operator in client.operators:
+                figures = operator.statistics
+                found["hedges"] += figures.hedges
+                found["hedges won"] += figures.hedges_won
+                found["set aside"] += len(figures.set_aside)
+                found["silent"] += figures.failures[Failure.SILENT]
+        return found
 
     def _digest(self) -> str:
         story = repr(
@@ -324,6 +203,7 @@ class World:
         """Starts the client's process."""
         self.lives += 1
         self.client = Client(self, self.lives)
+        self._clients.append(self.client)
         return self.client
 
     def _supervise(self) -> None:
@@ -351,13 +231,13 @@ class World:
     def _repair(self) -> None:
         """What operators do when told that their workers are gone."""
         self.scheduler.sleep(500.0)  # by now, most faults that pass have passed
-        for worker in self._all_workers():
+        for worker in self.all_workers():
             worker.link = Link()
             worker.rogue.plan(None)
             if not worker.alive:
                 worker.start()
 
-    def _all_workers(self) -> list[SimulatedWorker]:
+    def all_workers(self) -> list[SimulatedWorker]:
         return [worker for workers in self.workers for worker in workers]
 
     def strike(self, fault: Fault) -> None:
@@ -397,9 +277,12 @@ class World:
                     )
             case "lie":
                 worker.rogue.plan(fault.lie, times=10**9)
+            case "wrong row":
+                worker.computing.err_in(fault.row)
+            case "lies and hangs":
+                worker.computing.err_in(fault.row, fault.seconds)
             case "hang":
-                worker.hang(True)
-                later(fault.seconds, lambda: worker.hang(False))
+                worker.computing.hang(fault.seconds)
             case "out of memory":
                 worker.computing.memory_errors += 3
             case "stalled stranger":
@@ -443,7 +326,7 @@ class World:
                     )
         self.scheduler.drain(1000.0)
         largest = 4 * 64 * 4 + 300  # a row of the widest operand or answer, or a header
-        for worker in self._all_workers():
+        for worker in self.all_workers():
             left = worker.places.inside + worker.places.waiting
             if left:
                 self.ledger.broken("bounded memory", f"{worker} still holds {left} places")

@@ -33,7 +33,6 @@ from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.server.hooks import Multiplying
-from blindtune.server.limits import Limits
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)
@@ -224,66 +223,6 @@ def test_no_two_requests_ever_send_the_same_bytes(kit: Kit, honest: Multiplier) 
     for worker in workers:
         sent = {request.share.residues.tobytes() for request in worker.requests}
         assert len(sent) == 3
-
-
-def test_operands_longer_than_a_worker_takes_are_cut_for_its_own_rows(kit: Kit, honest: Multiplier) -> None:
-    limits = manifest_of(kit, Limits(max_rows=64))
-    workers = [LocalWorker(honest, limits), LocalWorker(honest, limits)]
-    multiplier = remote_multiplier(kit, [[worker] for worker in workers])
-    for operator in multiplier._operators:
-        operator.connect()
-    operand = _operand(FORWARD, rows=160)
-    assert np.array_equal(multiplier.multiply(operand, FORWARD), _expected(honest, operand, FORWARD))
-    assert [len(request.share.residues) for request in workers[1].requests] == [53, 53, 54]
-    seeds = [request.share.seed for request in workers[0].requests]
-    assert [seed.row_offset for seed in seeds if seed] == [0, 53, 106]
-
-
-@pytest.mark.parametrize("limits", [Limits(max_rows=64), Limits(max_operand_bytes=1 << 20)])
-@EACH_OPERATOR
-def test_the_limits_of_one_replica_do_not_cut_what_others_get(
-    kit: Kit, honest: Multiplier, limits: Limits, operator: int
-) -> None:
-    most = min(limits.max_rows, limits.max_operand_bytes // (4 * FORWARD.contraction))
-    generous = LocalWorker(honest, manifest_of(kit))
-    strict = LocalWorker(honest, manifest_of(kit, limits))
-    both = threading.Event()
-    strict.before = lambda request: both.set()
-    generous.before = lambda request: both.wait(60) and None
-    client, _ = _client(kit, [strict, generous], operator)
-    client.connect()
-    rows = 16 * max(most, 256)
-    request = _request(kit, rows, operator)
-    answer = client.multiply(request, kit.check_vectors(FORWARD))
-    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
-    sizes = [[x.share.shape[0] for x in worker.requests] for worker in (strict, generous)]
-    assert sum(sizes[0] + sizes[1]) == rows
-    assert 0 < max(sizes[0]) <= most < max(sizes[1])
-
-
-def test_rows_that_failed_at_a_worker_go_on_in_pieces_to_one_that_takes_fewer(
-    kit: Kit, honest: Multiplier
-) -> None:
-    generous = LocalWorker(honest, manifest_of(kit), failures=[GONE] * 1000)
-    strict = LocalWorker(honest, manifest_of(kit, Limits(max_rows=64)))
-    client, _ = _client(kit, [generous, strict])
-    client.connect()
-    request = _request(kit, 200)
-    answer = client.multiply(request, kit.check_vectors(FORWARD))
-    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
-    assert generous.requests[0].share.shape[0] == 200
-    offsets = [(x.share.seed.row_offset, x.share.shape[0]) for x in strict.requests if x.share.seed]
-    assert offsets == [(0, 64), (64, 64), (128, 64), (192, 8)]
-
-
-@pytest.mark.parametrize("limits", [Limits(max_rows=1), Limits(max_operand_bytes=(1 << 20) - 1)])
-def test_a_worker_that_takes_next_to_nothing_is_refused_by_name(
-    kit: Kit, honest: Multiplier, limits: Limits
-) -> None:
-    strict = LocalWorker(honest, manifest_of(kit, limits))
-    client, _ = _client(kit, [LocalWorker(honest, manifest_of(kit)), strict])
-    with pytest.raises(IncompatibleWorkerError, match=r"10\.0\.0\.1:7100 of operator alpha takes .*max-rows"):
-        client.connect()
 
 
 def test_pauses_between_attempts_end_when_the_patience_does(kit: Kit, honest: Multiplier) -> None:

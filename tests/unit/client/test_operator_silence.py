@@ -51,10 +51,14 @@ class Stuck(LocalWorker):
     Attributes:
         silent: whether it is.
         says: what it does with an answer before that comes.
+        first: how many rows it answers at once all the same.
+        lies_late: whether it gives a wrong answer at the moment when it is stopped.
         ended: how many requests are over, whatever came of them.
     """
 
     silent = False
+    first = 0
+    lies_late = False
     ended = 0
 
     def __init__(self, multiplier: Multiplier) -> None:
@@ -75,14 +79,20 @@ class Stuck(LocalWorker):
         self.requests.append(request)
         assert stop is not None
         stop.by(self.goes_on.set)
+        right = self.multiplier.multiply(request.product, request.share.residues)
         try:
+            if self.first:
+                answer[: self.first] = right[: self.first]
+                yield self.first
             assert self.goes_on.wait(TEST_SECONDS)
             if stop.called:
                 answer[:] = 7  # too late: what it still writes is nobody's
+                if self.lies_late:
+                    yield len(answer)
                 raise TransportError(Failure.UNREACHABLE, "CANCELLED")
             if self.failures:
                 raise self.failures.pop(0)
-            answer[:] = self.multiplier.multiply(request.product, request.share.residues)
+            answer[self.first :] = right[self.first :]
             self.says(answer)
             yield len(answer)
         finally:
@@ -208,6 +218,31 @@ def test_a_replica_that_lies_when_asked_early_is_out_and_the_first_worker_is_wai
 
     setting.ask(meanwhile)
     assert setting.figures()["requests"] == 2 and setting.figures()["hedges_won"] == 0
+
+
+def test_who_lies_at_the_moment_when_its_replica_wins_is_out_all_the_same(setting: Setting) -> None:
+    silent, _ = setting.workers
+    silent.lies_late = True
+    setting.ask(lambda: setting.time.sleep(1.0))
+    assert setting.client.statistics.lies == ("10.0.0.0:7100",)
+    assert setting.client._policy.is_excluded(0)
+    assert setting.figures()["hedges_won"] == 1
+
+
+def test_a_lie_in_a_row_that_the_first_worker_had_answered_already_leaves_that_row_as_it_was(
+    setting: Setting,
+) -> None:
+    silent, replica = setting.workers
+    silent.first, replica.silent, replica.says = 3, True, lambda answer: answer.fill(5)
+
+    def meanwhile() -> None:
+        wait_until(lambda: setting.client.statistics.bytes_received > 0)
+        setting.time.sleep(2.0)
+        replica.goes_on.set()
+        wait_until(lambda: setting.client.statistics.lies == ("10.0.0.1:7100",))
+        silent.goes_on.set()
+
+    setting.ask(meanwhile)
 
 
 def test_a_first_worker_that_lies_is_out_and_the_answer_of_its_replica_counts(setting: Setting) -> None:
