@@ -53,7 +53,7 @@ OPTIONS = {"patience-seconds": 2, "handshake-seconds": 2}
 LOW_RATE = {"max-requests-per-second": 50}
 # Connections that an attack has at a time, and what TLS and HTTP/2 may hold for each.
 _CONNECTIONS, _CONNECTION_BYTES = 300, 512 << 10
-# Calls of one client beside its requests, and what a block of 1,024 rows of the layer that is asked for takes.
+# Other calls of one client, and what a block of 1,024 rows of the layer that is asked for takes.
 _OTHER_CALLS = 6
 _BLOCK_BYTES = 32 * 1024 * (704 + 256)
 
@@ -286,8 +286,9 @@ def experiment(
 
 
 def memory_bound() -> int:
-    """Bytes that a worker may grow by: a block for each request of the attacker that runs and one of the honest
-    client, a message in and out for each call that does not wait, what those hold that do, and connections."""
+    """Bytes that a worker may grow by: a block for each request of the attacker that runs and one of the
+    honest client, a message in and out for each call that does not wait, what those hold that do, and
+    connections."""
     limits = Limits()
     running = limits.max_concurrent_per_client + 1
     messages = (running + _OTHER_CALLS) * 2 * MAX_MESSAGE_BYTES
