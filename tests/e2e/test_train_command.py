@@ -283,7 +283,7 @@ def test_a_checkpoint_that_lacks_its_optimizer_is_not_gone_on_from(
     (output / "checkpoints" / "checkpoint-1" / "optimizer.pt").unlink()
     ended, said = command("train", *options, "--resume")
     assert ended == ExitCode.MODEL
-    assert "checkpoint-1 lacks optimizer.pt" in said
+    assert "checkpoint-1 is damaged: optimizer.pt is missing" in said
 
 
 def stopped_and_resumed(recipe: Path, process: subprocess.Popen[Any], steps: int) -> None:

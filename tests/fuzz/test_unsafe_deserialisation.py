@@ -17,6 +17,7 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.client.merge.checkpoint import merge
 from blindtune.client.prepare import prepare
 from blindtune.client.recipe import Recipe
+from blindtune.client.training.digests import write_digests
 from blindtune.client.training.evaluation import tuned_model
 from blindtune.client.training.run import train_recipe
 from blindtune.protocol.errors import BlindtuneError, CheckpointError
@@ -149,9 +150,9 @@ def trained(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     train = write_lines(
         folder / "train.jsonl", [{"prompt": "ab" * i, "completion": "c"} for i in range(1, 5)]
     )
-    recipe = recipe_of(
-        folder, model, train, training={"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
-    )
+    training = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    # A record would tell of every change before anything is read.
+    recipe = recipe_of(folder, model, train, training=training, record={"enabled": False})
     train_recipe(recipe, Silent())
     return recipe
 
@@ -173,8 +174,10 @@ def test_a_run_resumes_from_a_checkpoint_that_nobody_touched(unfinished: Recipe)
     "name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "scaler.pt", "pytorch_model.bin"]
 )
 def test_resuming_runs_no_code_of_what_it_reads(unfinished: Recipe, mark: Path, name: str) -> None:
-    plant(torch.save, unfinished.output.dir / "checkpoints" / "checkpoint-1" / name, mark)
-    with pytest.raises(CheckpointError, match="checkpoint-1 is damaged"):
+    checkpoint = unfinished.output.dir / "checkpoints" / "checkpoint-1"
+    plant(torch.save, checkpoint / name, mark)
+    write_digests(checkpoint)  # as a stranger would, so that it is read at all
+    with pytest.raises(CheckpointError, match=r"checkpoint-1 is damaged \("):
         train_recipe(unfinished, Silent(), resume=True)
 
 
@@ -182,8 +185,10 @@ def test_resuming_runs_no_code_of_what_it_reads(unfinished: Recipe, mark: Path, 
 def test_resuming_looks_at_no_pickle_that_it_has_no_use_for(
     unfinished: Recipe, mark: Path, write: Write
 ) -> None:
+    checkpoint = unfinished.output.dir / "checkpoints" / "checkpoint-1"
     for name in ("training_args.bin", "adapter_model.bin"):
-        plant(write, unfinished.output.dir / "checkpoints" / "checkpoint-1" / name, mark)
+        plant(write, checkpoint / name, mark)
+    write_digests(checkpoint)
     assert train_recipe(unfinished, Silent(), resume=True)["steps"] == 2
 
 

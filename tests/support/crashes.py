@@ -3,11 +3,12 @@
 The code under test runs as it is, on a real folder. Before each operation on files that Python reports (an
 audit hook sees those of libraries too), and after each ``fsync``, the folder is looked at: what is there now,
 and what of it was flushed. Files that native code writes are found by looking. A file's content is flushed by
-an ``fsync`` of the file, its name by one of its folder. From each moment come three folders:
+an ``fsync`` of the file, its name by one of its folder. From each moment come four folders:
 
 - what is there, since a process that is killed loses nothing that it wrote;
 - what was flushed and nothing else, after a loss of power;
-- all names with the content that was flushed, for file systems keep names and contents apart.
+- all names with the content that was flushed, for file systems keep names and contents apart;
+- what was flushed without the names that are gone since, for they keep changes of names in no order.
 
 A file whose content was never flushed is empty. Flushing by native code goes unseen, which errs on the safe
 side.
@@ -63,6 +64,11 @@ class _File:
 class _Folder:
     names: dict[str, "_File | _Folder"] = field(default_factory=dict)
     flushed: dict[str, "_File | _Folder"] = field(default_factory=dict)
+
+    @property
+    def least(self) -> dict[str, "_File | _Folder"]:
+        """A name that now stands for something else was not gone in between."""
+        return {name: known for name, known in self.flushed.items() if name in self.names}
 
 
 class CrashRecorder:
@@ -132,6 +138,7 @@ class CrashRecorder:
                 ("killed", "names", "now"),
                 ("power lost", "flushed", "flushed"),
                 ("power lost, names kept", "names", "flushed"),
+                ("power lost, names gone", "least", "flushed"),
             ):
                 tree = _tree(self._root, names, contents)
                 self._found.setdefault((_key(tree), self._promised), Crash(when, how, self._promised, tree))
