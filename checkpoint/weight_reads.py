@@ -59,6 +59,7 @@ KEEPS: Operations = frozenset(
         _Tensor.half,
         _Tensor.to,
         _Tensor.type,
+        _Tensor.type_as,
         torch.clone,
         torch.detach,
         *_getters("data"),

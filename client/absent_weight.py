@@ -35,6 +35,8 @@ class AbsentWeight(torch.Tensor):
         cls, shape: Sequence[int], dtype: torch.dtype, device: torch.device, name: str
     ) -> "AbsentWeight":
         self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
+        # What exports memory, such as DLPack, asks nobody: it would hand on a null pointer.
+        torch._C._set_throw_on_mutable_data_ptr(self)  # type: ignore[attr-defined]
         self.weight_name = name
         return self
 
@@ -65,8 +67,12 @@ class AbsentWeight(torch.Tensor):
             shaped = torch.empty(first.shape, dtype=first.dtype, device="meta")
             return func(shaped, *args[1:], **{"device": first.device, **kwargs})
         if func in FOLLOWS_TYPE:
-            args = [x.placeholder() if isinstance(x, AbsentWeight) else x for x in args]
-            return func(*args, **kwargs)
+            # It stands in one place for its type. In any other it would be asked for its numbers.
+            place = 1 if func in KEEPS else 0
+            example = args[place] if len(args) > place else None
+            others = [*args[:place], *args[place + 1 :]]
+            if isinstance(example, AbsentWeight) and _first_absent((others, kwargs)) is None:
+                return func(*args[:place], example.placeholder(), *args[place + 1 :], **kwargs)
         if func in _SETS_GRADIENT and [*args[1:], *kwargs.values()] == [False]:
             return first
         _refuse(_name_of(func), (args, kwargs))

@@ -100,6 +100,8 @@ USES: dict[str, tuple[str, Callable[[torch.Tensor], object]]] = {
     "its gradient": ("requires_grad_", lambda w: w.requires_grad_()),
     "below Python": (r"aten\.", lambda w: _Product.apply(torch.zeros(2, 32), w)),
     "an ordinary tensor": (r"aten\.", lambda w: w.as_subclass(torch.Tensor)),
+    "numbers of another": ("new_tensor", lambda w: w.new_tensor(w)),
+    "a sum in another's type": ("sum", lambda w: w.type_as(torch.zeros(1, dtype=torch.bfloat16)).sum()),
     "vmap": (r"aten\.sum", lambda w: torch.func.vmap(torch.sum)(w)),
 }
 
@@ -120,7 +122,15 @@ def test_the_error_names_the_function_that_asked(weight: AbsentWeight) -> None:
 
 
 @pytest.mark.parametrize(
-    "again", [copy.copy, copy.deepcopy, torch.clone, lambda w: w.data, lambda w: w.detach().contiguous()]
+    "again",
+    [
+        copy.copy,
+        copy.deepcopy,
+        torch.clone,
+        lambda w: w.data,
+        lambda w: w.detach().contiguous(),
+        lambda w: w.type_as(w),
+    ],
 )
 def test_what_keeps_the_weight_gives_an_absent_one(
     weight: AbsentWeight, again: Callable[[torch.Tensor], torch.Tensor]
@@ -129,6 +139,11 @@ def test_what_keeps_the_weight_gives_an_absent_one(
     assert isinstance(found, AbsentWeight) and found.shape == weight.shape and found.dtype == weight.dtype
     with pytest.raises(UnsupportedError, match=WEIGHT):
         found.sum()
+
+
+def test_its_memory_is_not_exported(weight: AbsentWeight) -> None:
+    with pytest.raises(RuntimeError, match="Cannot access data pointer"):
+        torch.utils.dlpack.to_dlpack(weight)
 
 
 def test_what_it_lends_its_shape_or_type_to_is_an_ordinary_tensor(weight: AbsentWeight) -> None:
