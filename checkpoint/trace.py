@@ -77,9 +77,9 @@ def _traced(model: _Model) -> Trace:
     # Loading a model sets other defaults.
     with torch.no_grad(), torch.device("cpu"):
         for part in _parts(skeleton, recorder):
-            error = _run(part)
-            if error is not None:
-                failures.append(f"{type(part).__name__}: {_described(error)}")
+            failed = _run(part)
+            if failed is not None:
+                failures.append(f"{type(part).__name__}: {_described(failed)}")
     return Trace(recorder.groups(), frozenset(recorder.read), "; ".join(failures))
 
 
@@ -171,7 +171,7 @@ def _hollow(model: nn.Module, recorder: _Recorder) -> None:
         for values in (module._parameters, module._buffers):
             for key, value in values.items():
                 if value is not None:
-                    values[key] = _constant(value)  # type: ignore[assignment]
+                    values[key] = _constant(value)
         if isinstance(module, nn.Linear | Conv1D):
             recorder.linear.add(name)
             _watch(name, module, recorder)

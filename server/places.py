@@ -53,9 +53,22 @@ class Place:
     def __init__(self, places: "Places", ticket: Ticket, event: Event) -> None:
         self._idle = 0.0
         self._done = False
+        self._is_known = False
         self.ticket = ticket
         self.event = event
         self._places = places
+        self._hurry: Callable[[float], object] = lambda seconds: None
+
+    def hurried_by(self, hurry: Callable[[float], object]) -> None:
+        """Says what keeps its client from holding a thread for long, once it is dropped without a header."""
+        self._hurry = hurry
+        if self.ticket.refusal is not None:
+            self.was_dropped()
+
+    def was_dropped(self) -> None:
+        """Its client may still send the header, and is told then."""
+        if not self._is_known:
+            self._hurry(_PATIENCE_SECONDS)
 
     def line_up(self, work: int, size: int) -> None:
         """Waits from now on, without blocking. Its header has been read.
@@ -68,6 +81,7 @@ class Place:
             Refusal: it can't wait.
             LeftError: its client left.
         """
+        self._is_known = True
         self._places.line_up(self.ticket, work, min(size, WINDOW_BYTES))
 
     def wait_for_turn(self) -> None:
@@ -226,6 +240,8 @@ class Places:
                 self._waited(ticket.started - ticket.lined_up)
             if ticket in self._places:
                 self._places[ticket].event.set()
+                if ticket.refusal is not None:
+                    self._places[ticket].was_dropped()
 
     def _require_rate(self, client: str) -> None:
         if self._rate is not None and not self._rate.take(client):

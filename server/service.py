@@ -116,6 +116,7 @@ class WorkerService:
             ):
                 if not context.add_callback(place.leave):
                     raise LeftError
+                place.hurried_by(patience.hurry)
                 messages = call.incoming(patience.incoming(request_iterator))
                 request = parse_header(
                     next(messages, None), self._store, self._limits, self._multiplier.outputs

@@ -25,7 +25,8 @@ _Message = TypeVar("_Message", bytes, Message)
 class Patience:
     """What one request may still spend on waiting. `Watchdog.watch` makes it.
 
-    Only the request's own thread changes it. Whoever sweeps reads one attribute, for which no lock is needed.
+    Only the request's own thread changes it, but for `hurry`. Whoever sweeps reads one attribute, for which
+    no lock is needed.
 
     Attributes:
         waited: seconds for which the request has waited for its client so far.
@@ -45,6 +46,11 @@ class Patience:
     def give_way(self, seconds: float, tell: Callable[[], object]) -> None:
         """Tells once, wherever `sweep` is called, that the request has waited so long in all from now on."""
         self._slack, self._slow = seconds, tell
+
+    def hurry(self, seconds: float) -> None:
+        """Leaves the client so many seconds at most, from any thread: its request will be refused anyway."""
+        self._left = min(self._left, seconds)
+        self._end = min(self._end, self._watchdog.clock() + seconds)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:

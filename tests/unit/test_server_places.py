@@ -109,3 +109,32 @@ def test_who_asks_too_often_is_refused_and_manifests_count_too() -> None:
     with pytest.raises(Busy):
         worker.count("x")
     worker.count("y")
+
+
+@pytest.mark.parametrize("registered", ["before", "after"])
+def test_who_is_dropped_without_a_header_holds_no_thread_for_long(registered: str) -> None:
+    now = 0.0
+    watchdog, worker, cancelled = Watchdog(20, 1, lambda: now), places(), list[str]()
+    with ExitStack() as held:
+        arrives, waits = (
+            held.enter_context(worker.place("arrives")),
+            held.enter_context(worker.place("waits")),
+        )
+        patiences = {
+            name: held.enter_context(watchdog.watch(lambda name=name: cancelled.append(name)))  # type: ignore[misc]
+            for name in ("arrives", "waits")
+        }
+        if registered == "before":
+            arrives.hurried_by(patiences["arrives"].hurry)
+        waits.hurried_by(patiences["waits"].hurry)
+        lined_up(held, worker, "runs").wait_for_turn()
+        waits.line_up(1, 0)
+        held.enter_context(patiences["arrives"].waiting())
+        worker.close()
+        if registered == "after":
+            arrives.hurried_by(patiences["arrives"].hurry)
+        now = 0.9
+        assert watchdog.sweep() == 0
+        # The one that waits for its turn is woken up, and needs nobody to cancel it.
+        now = 1.1
+        assert watchdog.sweep() == 1 and cancelled == ["arrives"]
