@@ -350,7 +350,7 @@ PLANTS: tuple[Plant, ...] = (
     Plant("reordering", "answers go to whoever asked first", "honest workers",
           _answers_go_to_who_asked_first, _schedule(_at("reordering", operator=1), protected=True)),
     Plant("drops", "a request is not repeated", "alive", _no_second_attempt,
-          _schedule(_damaged("drop", "request"), workers=(2, 2), protected=True)),
+          _schedule(_damaged("drop", "request"), protected=True)),
     Plant("drops", "a repeated request gets a new mask", "one mask", _retried_with_a_new_mask,
           _schedule(_damaged("drop", "answer"))),
     Plant("half-open connections", "an attempt has no deadline", "finite", _attempts_without_deadline,
