@@ -166,7 +166,7 @@ def _weights(recipe: Recipe, known: Known) -> Iterator[Finding]:
 def _traffic(recipe: Recipe, known: Known) -> Iterator[Finding]:
     if known.data is None:
         return
-    known.expected = expected = estimate(recipe, known.data)
+    known.expected = expected = estimate(recipe, known.data, known.folder)
     yield Finding(
         "traffic",
         "ok",

@@ -81,7 +81,8 @@ def _disk_needs(recipe: Recipe, known: Known, kit: Kit) -> dict[Path, tuple[str,
     needs = {recipe.output.dir: ("checkpoints", adapter * _BYTES_OF_A_PARAMETER * kept)}
     if recipe.masking.mode == "lattice" and known.data is not None:
         parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
-        missing = missing_hints(kit.folder, parameters, remote_products(recipe, known.data.labels))
+        products = remote_products(recipe, known.folder or kit.folder, known.data.labels)
+        missing = missing_hints(kit.folder, parameters, products)
         size = sum(hint_bytes(parameters, kit.outputs(x)) for x in missing)
         needs[kit.folder] = ("hints", size)
     return needs

@@ -18,7 +18,6 @@ from transformers import (
     PreTrainedModel,
 )
 
-from blindtune.checkpoint.files import resolve
 from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_config
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.groups import products_of
@@ -31,7 +30,7 @@ from blindtune.client.prepare import kit_folder
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
-from blindtune.client.training.models import require_fitting_head, stored_keys
+from blindtune.client.training.models import base_folder, require_fitting_head, stored_keys
 from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
@@ -64,8 +63,11 @@ class Estimate:
     hint_bytes: int
 
 
-def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
+def estimate(recipe: Recipe, data: PreparedData, folder: Path | None = None) -> Estimate:
     """The steps and the traffic of a recipe.
+
+    Args:
+        folder: of the model, where it was asked for already.
 
     Raises:
         CheckpointError, UnsupportedError: the model can't be read or served.
@@ -74,7 +76,7 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     per_epoch = _steps_in_epoch(recipe, data.train)
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
-    folder = resolve(recipe.model.name, recipe.model.revision)
+    folder = folder or base_folder(recipe)
     keys = stored_keys(folder)
     model, layers = _layers(recipe, folder, keys, data.labels)
     repeated = recipe.training.activation_checkpointing
@@ -113,7 +115,7 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
         measured = [ordered[i : i + size] for i in range(0, len(ordered), size)]
         for _ in range(2 + _measured_while_training(recipe, steps, per_epoch)):
             add(measuring, measured)
-    hints_up, hints_down = _hints(recipe, data.labels, shapes)
+    hints_up, hints_down = _hints(recipe, folder, data.labels, shapes)
     rows = sum(padded_rows(x) for x in taken)
     tokens = sum(map(sum, taken))
     padding = 1 - tokens / rows if rows else 0.0
@@ -122,20 +124,20 @@ def estimate(recipe: Recipe, data: PreparedData) -> Estimate:
     )
 
 
-def remote_products(recipe: Recipe, labels: Sequence[str]) -> list[Product]:
+def remote_products(recipe: Recipe, folder: Path, labels: Sequence[str]) -> list[Product]:
     """All products of a recipe's layer groups, forward and backward."""
-    folder = resolve(recipe.model.name, recipe.model.revision)
     model, layers = _layers(recipe, folder, stored_keys(folder), labels)
     return products_of(type(model), model.config, layers)
 
 
-def _hints(recipe: Recipe, labels: Sequence[str], shapes: dict[str, tuple[int, int]]) -> tuple[int, int]:
+def _hints(
+    recipe: Recipe, folder: Path, labels: Sequence[str], shapes: dict[str, tuple[int, int]]
+) -> tuple[int, int]:
     """Bytes to and from the operator for the hints that are not there yet."""
     if recipe.masking.mode != "lattice":
         return 0, 0
     parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
-    kit = kit_folder(resolve(recipe.model.name, recipe.model.revision))
-    missing = missing_hints(kit, parameters, remote_products(recipe, labels))
+    missing = missing_hints(kit_folder(folder), parameters, remote_products(recipe, folder, labels))
     # A hint is asked for in blocks of rows, each with the public seed.
     up = KEY_BYTES * len(missing) * (parameters.dimension // DEGREE)
     return up, sum(WORD_BYTES * parameters.dimension * product_outputs(x, shapes) for x in missing)

@@ -189,19 +189,24 @@ _SLOW_AND_LYING = tuple(
     replace(
         SPLIT,
         seed=seed,
-        job=Job(3, 1, 6, 2),
+        job=Job(3, 1, rows, 2),
         workers=(3, 3),
+        max_concurrent=8,
         protected=False,
         acknowledges=False,
         faults=(
-            Fault(0.03, "slow network", 1, 1, 6.0),
-            Fault(0.03, "slow network", 1, 0, 3.0),
-            Fault(0.03, "slow network", 1, 2, 3.0),
-            Fault(0.04, "wrong row", 1, 0, row=3),
-            Fault(0.04, "wrong row", 1, 2, row=3),
+            Fault(at, "slow network", 1, 1, slower),
+            Fault(at, "slow network", 1, 0, slow),
+            Fault(at, "slow network", 1, 2, slow),
+            Fault(at + later, "wrong row", 1, 0, row=3),
+            Fault(at + later, "wrong row", 1, 2, row=3),
         ),
     )
-    for seed in range(40)
+    for seed, rows, at, slower, slow, later in (
+        (301, 9, 0.08, 2.0, 2.0, 0.0),
+        (372, 6, 0.01, 6.0, 3.0, 0.02),
+        *((seed, 6, 0.01, 6.0, 3.0, 0.02) for seed in range(40)),
+    )
 )
 _LATE_AND_SILENT = tuple(
     replace(

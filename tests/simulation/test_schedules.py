@@ -95,7 +95,8 @@ def test_four_micro_batches_in_flight_share_no_mask_and_give_the_same_adapter(
     for seed in range(12):
         drawn = Schedule.of(seed)
         workers = (2,) if masking == "lattice" else (2, 2)
-        faults = tuple(x for x in drawn.faults if (x.operator or 0) < len(workers) and (x.worker or 0) < 2)
+        fitting = tuple(x for x in drawn.faults if (x.operator or 0) < len(workers) and (x.worker or 0) < 2)
+        faults = fitting if seed % 4 else ()
         job = Job(2, 4, 1 + seed % 5, seed % 4)
         schedule = replace(
             drawn, masking=masking, workers=workers, job=job, max_concurrent=8, protected=False, faults=faults
