@@ -1222,7 +1222,7 @@ _WORKER = (
         "worker-without-tokens",
         "a call without a valid token is told to the metrics, and goes on",
         "server/interceptors.py",
-        "                return _refused(str(error))\n",
+        "                return _refused(error)\n",
         "                pass\n",
         f"{_TOKENS}::test_without_a_valid_token_nothing_but_health_is_told",
         path="worker",
