@@ -36,7 +36,7 @@ class AbsentWeight(torch.Tensor):
     ) -> "AbsentWeight":
         self = torch.Tensor._make_wrapper_subclass(cls, tuple(shape), dtype=dtype, device=device)
         # What exports memory, such as DLPack, asks nobody: it would hand on a null pointer.
-        torch._C._set_throw_on_mutable_data_ptr(self)  # type: ignore[attr-defined]
+        torch._C._set_throw_on_mutable_data_ptr(self)
         self.weight_name = name
         return self
 
