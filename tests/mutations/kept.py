@@ -274,7 +274,7 @@ KEPT = (
     mutation(
         "adapter-in-another-order",
         "the configuration of an adapter lists modules in the order of a set",
-        "client/training/models.py",
+        "client/training/adapter.py",
         "setattr(config, name, sorted(value))",
         "setattr(config, name, list(value))",
         f"{_CHECKPOINTS}::test_an_adapters_configuration_lists_everything_in_order",
