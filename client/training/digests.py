@@ -50,9 +50,9 @@ def differences(checkpoint: Path) -> list[str]:
         return [f"{DIGESTS} is missing (or an earlier version of blindtune wrote it)"]
     try:
         said = json.loads((checkpoint / DIGESTS).read_text(encoding="utf-8"))
-        step, files = said["step"], dict(said["files"])
+        step, files = said["step"], {**said["files"]}
         found = _digests(checkpoint)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         name = Path(str(getattr(error, "filename", None) or DIGESTS)).name
         return [f"{name} cannot be read ({type(error).__name__})"]
     wrong = [] if step == step_of(checkpoint) else ["it is the checkpoint of another step"]

@@ -241,7 +241,9 @@ def test_each_micro_batch_draws_its_own_random_numbers_whatever_others_draw() ->
             torch.rand(first if number == 0 else 1)
             with waiting():
                 pass
-            return torch.rand(1).item(), np.random.rand(), random.random()
+            values = torch.rand(1).item(), np.random.rand(), random.random()
+            torch.rand(first if number == 5 else 1)  # what the next step draws does not depend on the last
+            return values
 
         set_seed(5)
         values = MicroBatches(limit).run([parameter], [lambda i=i: compute(i) for i in range(6)])

@@ -305,6 +305,7 @@ def test_a_request_to_stop_ends_the_run_after_the_step_with_a_checkpoint(
     run = recipe("run")
     with pytest.raises(InterruptedRunError, match="stopped after step 3 of 6"):
         train_recipe(run, Signalling())
+    assert (run.output.dir / "checkpoints" / "checkpoint-3").is_dir(), "which no save_steps asks for"
     train_recipe(run, Silent(), resume=True)
     assert adapter(run) == adapter(whole)
 
