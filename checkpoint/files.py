@@ -38,12 +38,10 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
     """The folder that holds a checkpoint: a local one, or a snapshot from the Hugging Face hub.
 
     Raises:
-        CheckpointError: there is no such folder, and the hub has no such model or can't be reached; or a file
-            of the folder is one that git lfs has not fetched.
+        CheckpointError: there is no such folder, and the hub has no such model or can't be reached.
     """
     folder = Path(model)
     if folder.is_dir():
-        _refuse_pointers(folder)
         return folder
     if folder.is_absolute() or str(model).startswith("."):
         raise CheckpointError(f"there is no checkpoint folder {model}")
@@ -72,12 +70,6 @@ def require_no_pointer(path: Path) -> None:
             f"{path} is a git-lfs pointer, and not the file itself: fetch it with git lfs pull in that "
             "folder, or download the model again"
         )
-
-
-def _refuse_pointers(folder: Path) -> None:
-    for pattern in (*_WANTED, "*.bin"):
-        for path in sorted(folder.glob(pattern)):
-            require_no_pointer(path)
 
 
 class TensorFiles(AbstractContextManager["TensorFiles"]):

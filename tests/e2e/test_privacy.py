@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, Operator, multiplier_of
+from blindtune.client.absent_weight import AbsentWeight
 from blindtune.client.prepare import prepare
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import ShareSource
@@ -308,7 +309,7 @@ def _held(weights: Mapping[str, torch.Tensor], besides: Sequence[torch.Tensor] =
     own = {id(tensor) for tensor in (*weights.values(), *besides)}
     held = set()
     for found in _tensors():
-        if id(found) in own:
+        if id(found) in own or isinstance(found, AbsentWeight):
             continue
         tensor = found.detach()
         if tensor.dim() < 2 or tensor.device.type != "cpu" or tensor.layout != torch.strided:

@@ -18,7 +18,7 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.skeleton import require_supported
 from blindtune.checkpoint.trace import trace
 from blindtune.client import BlindConfig, Operator
-from blindtune.client.kit import Kit
+from blindtune.client.kit import Kit, file_sha256
 from blindtune.client.prepare import prepare
 from blindtune.client.quantizer import BlindQuantizer
 from blindtune.client.remote_linear import RemoteLinear
@@ -175,11 +175,12 @@ def test_a_kit_that_lacks_a_weight_which_stays_here_is_refused(tmp_path: Path) -
     tensors = load_file(path)
     layers = kit.layers | {key: kit.layers["backbone.layers.0.mixer.in_proj.weight"]}
     save_file({name: x for name, x in tensors.items() if name != key}, path, {"format": "pt"})
-    description = kit.description.model_copy(update={"layers": layers, "keyed_digest": ""})
+    files = kit.description.files | {path.name: file_sha256(path)}
+    description = kit.description.model_copy(update={"layers": layers, "files": files, "keyed_digest": ""})
     secret = (tmp_path / "kit" / "blindtune" / "verification.key").read_bytes()
     described = description.model_copy(update={"keyed_digest": description.digest(secret)})
     (tmp_path / "kit" / "blindtune" / "kit.json").write_text(described.model_dump_json())
-    config = BlindConfig(operators=_NOWHERE, progress=False, insecure=True)
+    config = BlindConfig(operators=_NOWHERE, progress=False, insecure=True, allow_one_machine=True)
     with torch.device("meta"):
         model = cls(cls.config_class.from_pretrained(tmp_path / "kit"))
     with pytest.raises(KitError, match=rf"lacks {key}, which the client multiplies by: make it again"):

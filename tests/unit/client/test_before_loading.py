@@ -127,16 +127,16 @@ CASES: dict[str, tuple[str, dict[str, Any], str, ExitCode, str]] = {
     "optimizer_whose_package_is_missing": (
         "llama",
         training(optim="grokadamw"),
-        "rehearsal",
+        "training",
         CONFIGURATION,
         "training.optim grokadamw: Please install grokadamw",
     ),
     "option_that_the_optimizer_does_not_know": (
         "llama",
         training(optim="sgd", optim_args="momentun=0.9, nesterov=false"),
-        "rehearsal",
+        "training",
         CONFIGURATION,
-        "training.optim_args: momentun would change nothing, with training.optim sgd",
+        "training.optim_args: optimizer sgd reads no momentun from there",
     ),
     "option_of_the_wrong_type": (
         "llama",
@@ -264,7 +264,7 @@ CASES: dict[str, tuple[str, dict[str, Any], str, ExitCode, str]] = {
     "weights_that_git_did_not_fetch": (
         "llama",
         damage(only_named("model.safetensors")),
-        "model",
+        "fit",
         MODEL,
         "fetch it with git lfs pull",
     ),

@@ -37,7 +37,6 @@ def test_what_an_optimizer_reads_is_taken(training: dict[str, Any], tmp_path: Pa
         ({"optim_args": "betas=0.5"}, "optimizer adamw_torch_fused reads no betas"),
         ({"optim": "adafactor", "optim_args": "decay_rate=-0.8"}, "reads no decay_rate"),
         ({"optim": "sgd", "optim_args": "momentum=much"}, "training.optim sgd: .*'much'"),
-        ({"optim": "sgd", "optim_args": "momentum"}, "'momentum' is not of the form name=value"),
         ({"optim": "galore_adamw", "optim_args": "rank=4"}, "training.optim galore_adamw: .*galore_torch"),
         ({"optim": "lomo"}, "training.optim lomo: .*lomo_optim"),
         ({"optim_target_modules": ["q_proj"]}, "optim_target_modules: .* does not read it"),
