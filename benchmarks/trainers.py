@@ -107,11 +107,12 @@ def _sft(task: Task) -> Trainer:
     )
 
 
-def _preferences(trainer: type[Trainer], config: type[Any]) -> Make:
+def _preferences(trainer: type[Trainer], config: type[Any], room: int = 1) -> Make:
     def make(task: Task) -> Trainer:
         return trainer(
             model=task.model(),
-            args=config(max_length=task.length, **task.arguments),
+            # ORPO divides by the length of an answer, of which a short limit leaves nothing.
+            args=config(max_length=room * task.length, **task.arguments),
             train_dataset=task.dataset("prompt", "chosen", "rejected"),
             processing_class=task.tokenizer,
             peft_config=task.adapter,
@@ -138,7 +139,7 @@ def _reward(task: Task) -> Trainer:
         model=task.model(
             AutoModelForSequenceClassification, num_labels=1, pad_token_id=tokenizer.pad_token_id
         ),
-        args=RewardConfig(max_length=task.length, **task.arguments),
+        args=RewardConfig(max_length=4 * task.length, **task.arguments),
         train_dataset=task.dataset("prompt", "chosen", "rejected"),
         processing_class=tokenizer,
         peft_config=adapter,
@@ -186,7 +187,7 @@ TRAINERS: dict[str, Make] = {
     "SFT": _sft,
     "DPO": _preferences(DPOTrainer, DPOConfig),
     "KTO": _kto,
-    "ORPO": _preferences(ORPOTrainer, ORPOConfig),
+    "ORPO": _preferences(ORPOTrainer, ORPOConfig, room=4),
     "reward": _reward,
     "GRPO": _grpo,
 }
