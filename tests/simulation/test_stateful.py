@@ -69,11 +69,12 @@ class Network(RuleBasedStateMachine):
         operator=st.integers(0, 2),
         worker=st.integers(0, 2),
         seconds=_SECONDS,
+        row=st.integers(0, 9),
         lie=st.sampled_from(list(LIES)),
         damage=_DAMAGE,
     )
     def something_breaks(
-        self, kind: str, operator: int, worker: int, seconds: float, lie: str, damage: Damage
+        self, kind: str, operator: int, worker: int, seconds: float, row: int, lie: str, damage: Damage
     ) -> None:
         workers = self.world.workers[operator % len(self.world.workers)]
         if kind in OF_THE_CLIENT:
@@ -81,7 +82,8 @@ class Network(RuleBasedStateMachine):
             return
         at = self.world.scheduler.now
         where = operator % len(self.world.workers), worker % len(workers)
-        self.world.strike(Fault(at, kind, *where, seconds, lie, damage))  # type: ignore[arg-type]
+        fault = Fault(at, kind, *where, seconds, row=row, lie=lie, damage=damage)  # type: ignore[arg-type]
+        self.world.strike(fault)
 
     def client_trouble(self, kind: str, seconds: float) -> None:
         if kind == "clock jump":
