@@ -158,15 +158,18 @@ class RemoteLinear(nn.Linear):
             self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype))
         else:
             self.register_parameter("bias", None)
+        self._name = name
         self._group = group
         self._member = member
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "weight" and not isinstance(value, AbsentWeight):
-            raise UnsupportedError(
-                f"{self.weight.weight_name} cannot be replaced: the workers multiply by theirs all the same"
-            )
+            raise self._replaced()
         super().__setattr__(name, value)
+
+    def _replaced(self) -> UnsupportedError:
+        name = f"{self._name}.weight"
+        return UnsupportedError(f"{name} cannot be replaced: the workers multiply by theirs all the same")
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> Self:
         """Moves and casts the layer; of the weight, what it tells of itself."""
@@ -184,9 +187,11 @@ class RemoteLinear(nn.Linear):
             [..., out_features], of x's type, or of autocast's where that is on.
 
         Raises:
-            UnsupportedError: x is fp16, or not finite.
+            UnsupportedError: x is fp16, or not finite, or the weight was swapped for another.
             ProtocolError: the workers cannot answer.
         """
+        if not isinstance(self.weight, AbsentWeight):  # torch.utils.swap_tensors assigns nothing
+            raise self._replaced()
         dtype = x.dtype
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)

@@ -370,6 +370,9 @@ def test_a_weight_that_is_put_in_place_of_the_absent_one_is_refused(layers: Laye
     for weight in (torch.zeros(32, IN), torch.nn.Parameter(torch.zeros(32, IN))):
         with pytest.raises(UnsupportedError, match="q0.weight cannot be replaced"):
             layers.remote[0].weight = weight
+    torch.utils.swap_tensors(layers.remote[0].weight, torch.nn.Parameter(torch.zeros(32, IN)))
+    with pytest.raises(UnsupportedError, match="q0.weight cannot be replaced"):
+        layers.remote[0](_random(2, 3, IN))
 
 
 def test_outputs_can_be_changed_in_place_and_gradients_stay_right(layers: Layers) -> None:
