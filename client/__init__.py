@@ -1,5 +1,8 @@
 """The client: everything private happens here."""
 
+if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+    raise ImportError(f"import this as blindtune.{__name__}")
+
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 

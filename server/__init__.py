@@ -14,3 +14,6 @@
 A worker is trusted with nothing: it sees masked operands and public weights, and keeps neither
 operands nor results.
 """
+
+if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+    raise ImportError(f"import this as blindtune.{__name__}")

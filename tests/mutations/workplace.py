@@ -1,9 +1,9 @@
 """A copy of the repository in which one mutation after the other is planted, tested and taken out.
 
-The copy's packages are found before the installed ones: links in its folder ``blindtune`` stand for what
-pyproject.toml maps to packages, and the copy is first on the path. Compiled kernels are kept between
-mutations, because to compile them takes longer than most tests. Those that a mutation concerns, if only by
-what they import, are compiled anew: see `blindtune.protocol.compiled`.
+The copy's packages are found before the installed ones: it has the links of the folder ``blindtune``, which lead to
+its own folders, and is first on the path. Compiled kernels are kept between mutations, because to compile them
+takes longer than most tests. Those that a mutation concerns, if only by what they import, are compiled anew:
+see `blindtune.protocol.compiled`.
 """
 
 import json
@@ -12,8 +12,7 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,14 +75,10 @@ class Workplace:
             check=True,
         )
         for name in listed.stdout.decode().split("\0"):
-            if name and (source / name).is_file():
-                target = self.root / name
+            original, target = source / name, self.root / name
+            if name and (original.is_symlink() or original.is_file()):
                 target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(source / name, target)
-        self._layout = _layout(self.root)
-        for package, place in self._layout.items():
-            if package.count(".") == 1:
-                self.root.joinpath(*package.split(".")).symlink_to(place)
+                shutil.copy2(original, target, follow_symlinks=False)
 
     @contextmanager
     def with_mutation(self, mutation: Mutation) -> Iterator[None]:
@@ -168,15 +163,6 @@ class Workplace:
         return dict(os.environ) | given | {"PYTHONDONTWRITEBYTECODE": "1"}
 
     def _module(self, file: str) -> str:
-        path = (self.root / file).with_suffix("")
-        fitting = [package for package, place in self._layout.items() if path.is_relative_to(place)]
-        package = max(fitting, key=len)
-        inside = path.relative_to(self._layout[package]).parts
-        return ".".join((package, *inside)).removesuffix(".__init__")
-
-
-def _layout(root: Path) -> Mapping[str, Path]:
-    """The folder of each package."""
-    settings = tomllib.loads((root / "pyproject.toml").read_text())
-    folders: dict[str, str] = settings["tool"]["setuptools"]["package-dir"]
-    return {package: root / folder for package, folder in folders.items()}
+        package = self.root / "blindtune"
+        inside = Path(file) if (package / file).exists() else Path(file).relative_to("blindtune")
+        return ".".join(("blindtune", *inside.with_suffix("").parts)).removesuffix(".__init__")
