@@ -33,10 +33,11 @@ from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import VECTORS, CheckVectors
 
 MODES = ("shares", "lattice")

@@ -31,11 +31,12 @@ from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, squar
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, forward_products
 from blindtune.protocol.residues import Centred
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import quantize_int8
 

@@ -22,7 +22,7 @@ from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, squar
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import (
@@ -33,6 +33,7 @@ from blindtune.protocol.products import (
     forward_products,
 )
 from blindtune.protocol.residues import Centred
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import IntegerLayer, quantize_int8
 
 ROWS = 64

@@ -14,10 +14,11 @@ from blindtune.client.operators.transport import GrpcTransport
 from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.shares.source import ShareSource
 
 __all__ = ["HintProgress", "connect", "expectations"]
 

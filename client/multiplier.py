@@ -19,11 +19,12 @@ from blindtune.client.overlap import waiting
 from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
-from blindtune.protocol.masks import MaskedOperand, MaskSource, Share, UnmaskedSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 
 __all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier", "Rounds"]
 

@@ -16,10 +16,11 @@ from blindtune.client.groups import all_products
 from blindtune.client.layer_group import LayerGroup
 from blindtune.client.prepare import kit_of
 from blindtune.client.quantizer import multiplier_of
-from blindtune.protocol.masks import MaskedOperand, UnmaskedSource
+from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, from_centred
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 
 __all__ = ["Private", "Recorded", "WatchedSource", "first_and_last", "record_plain", "record_private"]
 

@@ -33,9 +33,9 @@ from blindtune.client import BlindConfig, Operator, multiplier_of
 from blindtune.client.absent_weight import AbsentWeight
 from blindtune.client.prepare import prepare
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues, centre, from_centred, subtract
+from blindtune.protocol.shares.source import ShareSource
 
 pytestmark = pytest.mark.hf
 

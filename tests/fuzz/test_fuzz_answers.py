@@ -34,9 +34,9 @@ from blindtune.protocol.errors import (
     OperatorUnavailableError,
     VerificationError,
 )
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import forward_products
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import SCHEME
 
 LAYERS = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]

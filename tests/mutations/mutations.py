@@ -40,7 +40,7 @@ _SHARES = (
     _one(
         "shares-fixed-seed",
         "every mask comes from one fixed secret",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "secret = self._random_bytes(KEY_BYTES)",
         "secret = bytes(KEY_BYTES)",
         f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
@@ -48,7 +48,7 @@ _SHARES = (
     _one(
         "shares-cached-seed",
         "the secret is drawn once and kept for all operands",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "secret = self._random_bytes(KEY_BYTES)",
         'secret = self.__dict__.setdefault("_secret", self._random_bytes(KEY_BYTES))',
         f"{_MASKS}::test_equal_operands_of_equal_products_never_share_a_mask",
@@ -56,7 +56,7 @@ _SHARES = (
     _one(
         "shares-seed-of-the-operand",
         "the secret is a hash of the operand, so equal operands look equal",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "        seeds, ahead = self._drawn(rows, product)\n        masked = np.empty(",
         '        secret = __import__("hashlib").sha256(operand.tobytes()).digest()\n'
         "        self._random_bytes = lambda size: secret\n"
@@ -68,7 +68,7 @@ _SHARES = (
     _one(
         "shares-prefetched-randomness",
         "random bytes are fetched in advance, and a forked child has the same ones",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "        self._random_bytes = random_bytes\n",
         "        fetched = [random_bytes(KEY_BYTES) for _ in range(100)]\n"
         "        self._random_bytes = lambda size: fetched.pop() if fetched else random_bytes(size)\n",
@@ -119,7 +119,7 @@ _SHARES = (
     _one(
         "shares-numpy-randomness",
         "secrets come from NumPy's generator, whose state a forked child inherits",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "random_bytes: RandomBytes = os.urandom",
         'random_bytes: RandomBytes = __import__("numpy").random.bytes',
         f"{_MASKS}::test_a_forked_child_and_its_parent_draw_different_masks",
@@ -127,7 +127,7 @@ _SHARES = (
     _one(
         "shares-python-randomness",
         "secrets come from Python's Mersenne Twister",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "random_bytes: RandomBytes = os.urandom",
         'random_bytes: RandomBytes = __import__("random").randbytes',
         f"{_RANDOMNESS}::test_masks_are_drawn_from_the_operating_system",
@@ -135,7 +135,7 @@ _SHARES = (
     _one(
         "shares-one-seed-for-all",
         "seeds are derived without the recipient, so two operators get the same one",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         '"share", str(recipient), product.label',
         '"share", product.label',
         f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
@@ -143,7 +143,7 @@ _SHARES = (
     _one(
         "shares-no-product-in-the-label",
         "seeds are derived without the product",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "str(recipient), product.label, str(rows)",
         "str(recipient), str(rows)",
         f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
@@ -151,7 +151,7 @@ _SHARES = (
     _one(
         "shares-secret-sent-as-seed",
         "the secret itself is sent, and not a key derived from it",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         'Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))',
         "Seed(secret)",
         f"{_MASKS}::test_one_secret_gives_every_operator_product_and_row_count_its_own_key",
@@ -159,7 +159,7 @@ _SHARES = (
     _one(
         "shares-narrow-mask",
         "a mask covers the low 16 bits only",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [part & 0xFFFF for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
@@ -168,7 +168,7 @@ _SHARES = (
     _one(
         "shares-zero-rows-in-the-clear",
         "rows of zeros get no mask",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [x * operand[some].any(axis=1)[:, None] for x in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
@@ -177,7 +177,7 @@ _SHARES = (
     _one(
         "shares-zeros-in-the-clear",
         "single zeros get no mask",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "hide(operand[some], parts, masked[some])",
         "hide(operand[some], [part * (operand[some] != 0) for part in parts], masked[some])",
         f"{_MASKS}::test_every_share_of_a_constant_operand_looks_uniform",
@@ -186,7 +186,7 @@ _SHARES = (
     _one(
         "shares-both-to-one-operator",
         "the masked operand goes to the operator that holds the seed",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "Share(self.operators - 1, masked, ",
         "Share(0, masked, ",
         f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
@@ -194,7 +194,7 @@ _SHARES = (
     _one(
         "shares-seed-beside-the-rows",
         "the share that is sent as rows carries a seed as well",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "Share(self.operators - 1, masked, ",
         "Share(self.operators - 1, masked, seeds[0], ",
         f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
@@ -202,7 +202,7 @@ _SHARES = (
     _one(
         "shares-one-operator-is-enough",
         "a single operator is accepted, and gets the operand in the clear",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "if operators < 2:",
         "if operators < 1:",
         f"{_MASKS}::test_sharing_with_fewer_than_two_operators_is_refused",
@@ -264,7 +264,7 @@ _ONE_PASS = (
     _one(
         "one-pass-seed-of-the-operand",
         "from floating point, the secret is a hash of the operand, so equal operands look equal",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "        seeds, ahead = self._drawn(rows, product)\n        masked, scales,",
         '        secret = __import__("hashlib").sha256(x.tobytes()).digest()\n'
         "        self._random_bytes = lambda size: secret\n"
@@ -394,7 +394,7 @@ _UNIFORMITY = (
     _one(
         "operand-beyond-q",
         "integers that no mask hides are masked nevertheless",
-        "protocol/masks.py",
+        "protocol/shares/source.py",
         "        if exposed:\n",
         "        if False:\n",
         f"{_UNHIDDEN}::test_an_integer_that_no_mask_hides_is_refused",

@@ -20,8 +20,9 @@ from blindtune.proto import worker_pb2
 from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.lattice.stock import Stock
-from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors
 from blindtune.server import service
 from blindtune.server.places import Place, Places

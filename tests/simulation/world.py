@@ -24,10 +24,11 @@ from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, Share, ShareSource
+from blindtune.protocol.masks import MaskSource, Share
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.server import rows
 from blindtune.server.store import LayerStore
 from simulation.client import LEAST_BLOCK_ROWS, Client

@@ -20,9 +20,9 @@ from blindtune.client.operators.transport import StopRequest, Transport, Transpo
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import SCHEME
 from blindtune.server.hooks import Multiplying
 from blindtune.server.limits import Limits

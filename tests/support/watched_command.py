@@ -14,8 +14,8 @@ import numpy as np
 
 from blindtune.client.cli import main
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.residues import from_centred
+from blindtune.protocol.shares.source import ShareSource
 
 
 def watch(path: Path) -> None:

@@ -17,10 +17,11 @@ from blindtune.client.operators.transport import TransportError
 from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import square_budget
-from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.masks import Share
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
+from blindtune.protocol.shares.source import ShareSource
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)

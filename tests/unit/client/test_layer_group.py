@@ -14,11 +14,12 @@ from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
 from blindtune.protocol.errors import OperatorUnavailableError, UntrustworthyOperatorError
-from blindtune.protocol.masks import MaskedOperand, MaskSource, ShareSource
+from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.shares.source import ShareSource
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 GONE = TransportError(Failure.UNREACHABLE, "UNAVAILABLE: connection reset")

@@ -27,11 +27,12 @@ from blindtune.protocol.errors import (
     UntrustworthyOperatorError,
     VerificationError,
 )
-from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.shares.source import ShareSource
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 from blindtune.server.hooks import Multiplying
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]

@@ -23,11 +23,12 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
 from blindtune.protocol.errors import OperatorUnavailableError
-from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.shares.source import ShareSource
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)

@@ -13,11 +13,12 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.protocol.errors import IncompatibleWorkerError
-from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.residues import Centred
+from blindtune.protocol.shares.source import ShareSource
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 from blindtune.server.limits import Limits
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]

@@ -25,10 +25,11 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.timers import Timers
 from blindtune.client.operators.transport import GrpcTransport, StopRequest, Transport, TransportError
 from blindtune.protocol.errors import OperatorUnavailableError
-from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.masks import Share
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span, forward_products
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import serve

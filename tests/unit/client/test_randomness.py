@@ -13,9 +13,10 @@ from blindtune.client.kit import Kit
 from blindtune.client.prepare import prepare
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import Share, ShareSource
+from blindtune.protocol.masks import Share
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.shares.source import ShareSource
 
 ROOT = Path(__file__).parents[3]
 # Where secrets are made or used. Training, data and the audit have random numbers that protect nothing.

@@ -9,9 +9,10 @@ from blindtune.protocol.compiled import kernel
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
+from blindtune.protocol.shares.source import ShareSource
 
 COLUMNS = 4096
 PRODUCT = Product(Direction.FORWARD, (Span("a", 0, COLUMNS),))

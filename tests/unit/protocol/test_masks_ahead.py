@@ -11,11 +11,12 @@ from support.forked import in_a_child
 from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.expansion import expand, expanded_dots
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
-from blindtune.protocol.masks import ShareSource, UnmaskedSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import dot
+from blindtune.protocol.shares.source import ShareSource
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 
 COLUMNS = 40
 (FIRST,), (OTHER,) = (forward_products([name], COLUMNS) for name in ("first", "other"))

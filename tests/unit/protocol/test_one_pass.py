@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from blindtune.protocol import recycled
 from blindtune.protocol.errors import UnsupportedError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import dots_fit
+from blindtune.protocol.shares.source import ShareSource
 
 BUDGET = 1 << 58
 

@@ -8,9 +8,10 @@ import pytest
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.masks import MaskSource, ShareSource
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import forward_products
+from blindtune.protocol.shares.source import ShareSource
 
 HALF = (MODULUS - 1) // 2
 TOY = LatticeParameters(name="toy", rank=1, eta=1, security="none")

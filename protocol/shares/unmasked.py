@@ -1,0 +1,28 @@
+"""No mask at all: the reference that masked products are compared with."""
+
+from blindtune.protocol.masks import LOCAL, MaskedOperand, MaskSource, Share
+from blindtune.protocol.parameters import ParameterSet
+from blindtune.protocol.products import Product
+from blindtune.protocol.residues import Centred, from_centred
+from blindtune.protocol.shares.answered import SharedOperand
+
+__all__ = ["UnmaskedSource"]
+
+
+class UnmaskedSource(MaskSource):
+    """No mask at all: the operand in the clear, for one multiplier inside the client's own process.
+
+    It computes the same integers as `ShareSource`, which is what makes it the reference. It must never
+    be connected to a worker.
+    """
+
+    operators = 0
+
+    def __init__(self, parameters: ParameterSet) -> None:
+        self.parameters = parameters
+
+    def noise(self, column_absolute_sum: int) -> int:
+        return 0
+
+    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+        return SharedOperand((Share(LOCAL, from_centred(operand)),))
