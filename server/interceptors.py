@@ -9,9 +9,9 @@ from google.protobuf.message import DecodeError
 
 from blindtune.server.gate import Gate
 from blindtune.server.identity import Identify
+from blindtune.server.pools import AtOnce
 from blindtune.server.refusals import Busy, Refusal, Unauthenticated
 from blindtune.server.strangers import Strangers
-from blindtune.server.threads import AtOnce
 from blindtune.server.tokens import Tokens
 from blindtune.server.watchdog import Patience, Watchdog
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 import grpc
 
 from blindtune.server.gate import Gate
-from blindtune.server.threads import Counted
+from blindtune.server.pools import Counted
 from blindtune.server.watchdog import Patience, Watchdog
 
 __all__ = ["MOST_STRANGERS", "PLACES_OF_STRANGERS", "Strangers"]

@@ -15,9 +15,9 @@ from support.tiny_layer import tiny_store
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.server.daemon import RunningWorker, serve
+from blindtune.server.pools import AtOnce, Counted
 from blindtune.server.refusals import Busy
 from blindtune.server.strangers import Strangers
-from blindtune.server.threads import AtOnce, Counted
 from blindtune.server.tokens import add_token
 from blindtune.server.transport import Endpoint, TlsFiles
 
