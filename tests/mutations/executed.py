@@ -120,7 +120,7 @@ def _lines_outside_functions(files: dict[str, set[int]]) -> None:
 
 
 def _train(folder: Path, lines: _Lines) -> None:
-    """A training under each masking, one with more rows than a block has, and two that liars disturb."""
+    """Trainings under each masking, one in blocks of rows, some with workers that lie, hang or go away."""
     from support.checkpoints import save_checkpoint
     from support.operators import running_operators
     from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
@@ -130,27 +130,31 @@ def _train(folder: Path, lines: _Lines) -> None:
 
     model = with_tokenizer(save_checkpoint("llama", folder / "made" / "llama"), folder)
     train = write_lines(folder / "train.jsonl", _RECORDS)
-    training = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+    training = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "save_total_limit": 1}
     small = training | {"gradient_accumulation_steps": 2}
     large = training | {"per_device_train_batch_size": len(_RECORDS)}
     with running_operators(folder / "operators", {"llama": model}, (2, 2)) as operators:
         sections = operator_sections(operators, "llama")
         lines.start()
-        for name, masking, asked, how, liars in (
-            ("shares", {"mode": "shares"}, sections, small, 1),
-            ("ahead", {"mode": "shares", "ask_ahead": True}, sections, large, 0),
-            ("lattice", {"mode": "lattice"}, sections[:1], small, 0),
-            ("blocks", {"mode": "lattice"}, sections[:1], large, 0),
-            ("failing", {"mode": "shares"}, sections, small, 2),
+        first, second = operators[0].workers
+        lie = "one residue is off by one"
+        silent = {first: ("hangs", 20), second: ("unavailable", 3)}
+        for name, masking, asked, how, wrong in (
+            ("shares", {"mode": "shares"}, sections, small, {first: (lie, 3)}),
+            ("ahead", {"mode": "shares", "ask_ahead": True}, sections, large, {}),
+            ("lattice", {"mode": "lattice"}, sections[:1], small, {}),
+            ("blocks", {"mode": "lattice"}, sections[:1], large, {}),
+            ("silent", {"mode": "shares"}, sections, small, silent),
+            ("failing", {"mode": "shares"}, sections, small, {first: (lie, 3), second: (lie, 3)}),
         ):
-            for liar in operators[0].workers[:liars]:
-                liar.lie("llama", "one residue is off by one", at=3)
+            for worker, (what, at) in wrong.items():
+                worker.lie("llama", what, at=at)
             run = recipe_of(folder / name, model, train, masking=masking, operators=asked, training=how)
             try:
                 train_recipe(run, Silent())
-                assert liars < 2
+                assert name != "failing"
             except UntrustworthyOperatorError:
-                assert liars == 2
+                assert name == "failing"
         lines.stop()
 
 

@@ -1422,6 +1422,7 @@ _WORKER = (
         "            if len(operators) > 1:\n",
         "            if not operators:\n",
         f"{_CONFIG}::test_two_operators_with_one_ca_are_refused",
+        path="commands",
     ),
     _one(
         "client-with-one-operator",
@@ -1438,6 +1439,7 @@ _WORKER = (
         "return THIS_MACHINE if local else str(address)",
         "return str(address)",
         f"{_CONFIG}::test_two_operators_on_this_machine_are_refused",
+        path="commands",
     ),
     _one(
         "folder-chooses-operators",
@@ -1446,6 +1448,7 @@ _WORKER = (
         'if "operators" not in given and used:',
         'if "operators" in given and used:',
         f"{_TRUST}::test_whatever_of_trusted_operators_a_folder_changes_is_refused",
+        path="commands",
     ),
     _one(
         "folder-allows-one-machine",
@@ -1454,6 +1457,7 @@ _WORKER = (
         "flags = _flags(trusted)",
         "flags = _flags(recipe.masking)",
         f"{_TRUST}::test_a_permission_never_comes_from_a_folder",
+        path="commands",
     ),
     _one(
         "checkpoint-chooses-operators",
@@ -1487,6 +1491,7 @@ _WORKER = (
         "        _require_known(self._model, given, options)\n",
         "",
         "tests/unit/client/test_row_guard.py::test_ways_to_generate_that_show_content_are_refused",
+        path="refusals",
     ),
     _one(
         "record-key-readable-by-others",
