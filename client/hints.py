@@ -30,6 +30,7 @@ from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.masks import Share
+from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
@@ -83,7 +84,7 @@ class HintStore:
         self._parameters = parameters
         self._ask = ask
         self._folder = _folder(kit.folder, parameters)
-        self._lock = (os.getpid(), threading.Lock())
+        self._lock = (this_process(), threading.Lock())
         self._open: dict[Product, Centred] = {}
         self.public_seed = self._public_seed()
 
@@ -114,8 +115,8 @@ class HintStore:
 
     def _lock_of_this_process(self) -> threading.Lock:
         """A lock that another thread held when this process was forked would never be released here."""
-        if self._lock[0] != os.getpid():
-            self._lock = (os.getpid(), threading.Lock())
+        if self._lock[0] is not this_process():
+            self._lock = (this_process(), threading.Lock())
         return self._lock[1]
 
     def _public_seed(self) -> bytes:

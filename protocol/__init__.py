@@ -18,7 +18,7 @@ Where R M comes from is what a mask source decides:
                  small noise. One operator is enough, and nobody needs to trust it.
 
 Guaranteed, whatever workers answer: what each of them sees is the same for all operands of a shape, or cannot
-be told apart if ChaCha20 and HKDF-SHA256 are pseudorandom (`shares`) and Module-LWE is hard (`lattice`); and a
+be told apart if ChaCha20 and HKDF-SHA256 are pseudorandom (`shares`) and Module-LWE is hard (`lattice`). A
 wrong row is accepted with probability 1/q, whatever was sent before. Not hidden: which product is asked for,
 when, and how many rows it has. Not guaranteed: that there is an answer.
 
@@ -30,9 +30,8 @@ when, and how many rows it has. Not guaranteed: that there is an answer.
 
 To be read in this order: `parameters` (q), `residues` (arithmetic mod q), `weights` (the integers of M),
 `products` (which M there are), `fixed_point`, `expansion` (from a seed to residues), `masks`, `shares`,
-`verification`, `lattice`. `operands` is what a worker is given, and `process` keeps forked children from their
-parent's masks. The rooms `multiplication` and `kernels` are about speed: they compute what is defined
-elsewhere, and are compared with it. docs/protocol.md has the proofs.
+`verification`, `lattice`. `operands` is what a worker is given. The rooms `multiplication` and `kernels` are
+about speed: they compute what is defined elsewhere, and are compared with it. Proofs are in docs/protocol.md.
 """
 
 if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks

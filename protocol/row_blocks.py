@@ -10,13 +10,14 @@ asked for it is the same for all kernels, so that the less there is to do to an 
 there must be before another thread pays.
 """
 
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from blindtune.protocol.process import this_process
 
 __all__ = ["DRAWN", "READ", "WRITTEN", "for_row_blocks", "for_rows_in_turn"]
 
@@ -26,14 +27,14 @@ READ, WRITTEN, DRAWN = 1 << 19, 1 << 18, 1 << 17
 if those are drawn at random."""
 
 _LEAST = 1 << 17
-_pool: tuple[int, ThreadPoolExecutor] | None = None
+_pool: tuple[object, ThreadPoolExecutor] | None = None
 
 
 def _executor() -> ThreadPoolExecutor:
     global _pool
-    if _pool is None or _pool[0] != os.getpid():
+    if _pool is None or _pool[0] is not this_process():
         threads = torch.get_num_threads()  # the one setting for how many cores to use
-        _pool = (os.getpid(), ThreadPoolExecutor(threads, thread_name_prefix="blindtune-rows"))
+        _pool = (this_process(), ThreadPoolExecutor(threads, thread_name_prefix="blindtune-rows"))
     return _pool[1]
 
 

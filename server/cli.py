@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Annotated
 import prometheus_client
 import typer
 
+from blindtune.common.core_dumps import forbid_core_dumps
+from blindtune.common.metrics_page import MetricsPage
 from blindtune.protocol.errors import BlindtuneError, ConfigurationError
-from blindtune.server.core_dumps import forbid_core_dumps
 from blindtune.server.limits import Limits
 from blindtune.server.log import LogFormat, configure_logging
-from blindtune.server.metrics_page import MetricsPage
+from blindtune.server.metrics_page import open_page
 from blindtune.server.probe import ProbeTls, probe
 from blindtune.server.tokens import Tokens, add_token
 from blindtune.server.transport import Endpoint, TlsFiles
@@ -207,7 +208,7 @@ def _serve(
     )
     _require_usable(endpoint)
     # Who reads the figures shows a certificate: tokens are for the service alone.
-    page = MetricsPage.open(metrics_listen, None if tokens else endpoint.tls) if metrics_listen else None
+    page = open_page(metrics_listen, None if tokens else endpoint.tls) if metrics_listen else None
 
     # Imported this late, so that a mistake shows at once and the other commands are quick.
     import torch

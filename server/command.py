@@ -2,7 +2,7 @@
 
 import sys
 
-from blindtune.extras import advice
+from blindtune.common.extras import advice
 
 __all__ = ["main"]
 

@@ -13,9 +13,9 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from blindtune.common.reload import Reloaded
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.server.refusals import Unauthenticated
-from blindtune.server.reload import Reloaded
 
 __all__ = ["Tokens", "add_token"]
 

@@ -1,7 +1,6 @@
 """The listening socket: TLS, for clients with certificates or tokens, or plaintext on loopback alone."""
 
 import errno
-import ipaddress
 import socket
 import ssl
 from dataclasses import dataclass
@@ -9,10 +8,11 @@ from pathlib import Path
 
 import grpc
 
+from blindtune.common.listening import host_and_port, is_loopback
+from blindtune.common.reload import Reloaded
 from blindtune.protocol.errors import ConfigurationError
-from blindtune.server.reload import Reloaded
 
-__all__ = ["Endpoint", "TlsFiles", "host_and_port", "is_loopback"]
+__all__ = ["Endpoint", "TlsFiles"]
 
 
 @dataclass(frozen=True)
@@ -204,25 +204,3 @@ class Endpoint:
                 f"cannot listen at {address}: it is in use, or no address of this machine"
             ) from error
         return port
-
-
-def host_and_port(listen: str) -> tuple[str, int]:
-    """The two parts of ``HOST:PORT``; an IPv6 host loses its brackets.
-
-    Raises:
-        ConfigurationError: it is nothing of the kind.
-    """
-    host, colon, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ConfigurationError(f"{listen!r} is no address to listen at: give HOST:PORT")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether all addresses of a host are this machine's loopback."""
-    try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError):
-        return False
-    return bool(found) and all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found)

@@ -136,11 +136,11 @@ def _catch_a_lie(
 ) -> bool:
     """Lets one of beta's workers change one residue of one answer, and uses the model again."""
     liar = next(operator for operator in operators if operator.name == LIAR).workers[0]
-    console.print(f"\nNow worker {liar.address} of {LIAR} changes one number of one answer.")
+    console.print(f"\nNow worker {liar.address()} of {LIAR} changes one number of one answer.")
     liar.lie_once()
     accuracy = trainer.accuracy(held_out)
     lies = multiplier_of(trainer.model).statistics()[LIAR].lies
-    caught = lies == (liar.address,) and accuracy == expected
+    caught = lies == (liar.address(),) and accuracy == expected
     if caught:
         console.print(
             f"[green]Caught[/]: worker {lies[0]} of operator {LIAR} gave a wrong answer, is not asked "

@@ -1,9 +1,10 @@
 """Threads that belong to one process: a forked child makes its own."""
 
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
+
+from blindtune.protocol.process import this_process
 
 __all__ = ["Threads"]
 
@@ -21,7 +22,7 @@ class Threads:
         self._make = make
         self._lock = threading.Lock()
         self._closed = False
-        self._executor: tuple[int, Executor] | None = None
+        self._executor: tuple[object, Executor] | None = None
 
     def get(self) -> Executor:
         """This process's executor.
@@ -32,8 +33,8 @@ class Threads:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the threads have ended")
-            if self._executor is None or self._executor[0] != os.getpid():
-                self._executor = os.getpid(), self._make(self._count)
+            if self._executor is None or self._executor[0] is not this_process():
+                self._executor = this_process(), self._make(self._count)
             return self._executor[1]
 
     def close(self) -> None:
@@ -41,5 +42,5 @@ class Threads:
         with self._lock:
             self._closed = True
             executor, self._executor = self._executor, None
-        if executor is not None and executor[0] == os.getpid():
+        if executor is not None and executor[0] is this_process():
             executor[1].shutdown()

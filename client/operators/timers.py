@@ -2,11 +2,12 @@
 
 import heapq
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
 from itertools import count
+
+from blindtune.protocol.process import this_process
 
 __all__ = ["Cancel", "Later", "Timers"]
 
@@ -37,7 +38,7 @@ class Timers:
         self._changed = threading.Condition()
         self._numbers = count()
         self._closed = False
-        self._pid: int | None = None
+        self._process: object = None
         self._calls: list[tuple[float, int, _Call]] = []
         self._wakes = 0.0
 
@@ -48,8 +49,8 @@ class Timers:
         with self._changed:
             if self._closed:
                 return call.cancel
-            if self._pid != os.getpid():
-                self._pid, self._calls, self._wakes = os.getpid(), [], 0.0
+            if self._process is not this_process():
+                self._process, self._calls, self._wakes = this_process(), [], 0.0
                 threading.Thread(target=self._run, name="timers", daemon=True).start()
             heapq.heappush(self._calls, (due, next(self._numbers), call))
             if due < self._wakes:

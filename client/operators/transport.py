@@ -5,7 +5,6 @@ or a faulty one in its place.
 """
 
 import logging
-import os
 import threading
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from blindtune.client.tls_files import files_state, read_files
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.proto.turns import Turns
 from blindtune.protocol.errors import ConfigurationError
+from blindtune.protocol.process import this_process
 
 __all__ = ["GrpcTransport", "StopRequest", "Transport", "TransportError", "transport_error"]
 
@@ -152,7 +152,7 @@ class _Connection:
     """A channel, and what it was opened with.
 
     Attributes:
-        pid: of the process that may use it.
+        process: the one that may use it.
         stub: the calls of messages.
         multiply: the call of rows, which takes and gives bytes.
         turns: of the requests' messages.
@@ -161,7 +161,7 @@ class _Connection:
     """
 
     def __init__(self, channel: grpc.Channel, files: object) -> None:
-        self.pid = os.getpid()
+        self.process = this_process()
         self.stub = worker_pb2_grpc.WorkerStub(channel)
         self.multiply: grpc.StreamStreamMultiCallable[bytes, bytes] = channel.stream_stream(_MULTIPLY)
         self.turns = Turns()
@@ -199,7 +199,7 @@ class GrpcTransport:
             if self._closed:
                 raise TransportError(Failure.UNREACHABLE, _CLOSED)
             # Opened at first use in each process, since channels do not survive a fork.
-            if self._connection is None or self._connection.pid != os.getpid():
+            if self._connection is None or self._connection.process is not this_process():
                 self._connection = self._open()
             connection = self._connection
             connection.calls += 1
@@ -302,6 +302,6 @@ class GrpcTransport:
         with self._lock:
             self._closed = True
             for connection in (self._connection, *self._retired):
-                if connection is not None and connection.pid == os.getpid():
+                if connection is not None and connection.process is this_process():
                     connection.close()
             self._connection = None

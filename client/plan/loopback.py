@@ -1,9 +1,5 @@
 """A small random model with two workers on this machine, for whatever is measured with rounds."""
 
-import json
-import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,9 +17,9 @@ from blindtune.client.config import BlindConfig, Operator
 from blindtune.client.connect import connect
 from blindtune.client.kit import Kit
 from blindtune.client.layer_group import LayerGroup
+from blindtune.client.local_worker import SERVE, LocalWorker
 from blindtune.client.multiplier import RemoteMultiplier
 from blindtune.client.prepare import prepare
-from blindtune.protocol.errors import ConfigurationError
 from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.products import contraction_lengths
@@ -73,7 +69,7 @@ def loopback() -> Iterator[Loopback]:
     """Starts workers, and ends them after the block.
 
     Raises:
-        ConfigurationError: no worker can be started here.
+        ResourceError: no worker can be started here.
     """
     with tempfile.TemporaryDirectory(prefix="blindtune-plan-") as folder:
         checkpoint = _checkpoint(Path(folder) / "model")
@@ -108,46 +104,21 @@ def _workers(model: Path, folder: Path) -> Iterator[list[Operator]]:
         yield [
             Operator(
                 name,
-                [_address(process)],
+                [worker.address()],
                 ca=certificates / "ca.pem",
                 cert=certificates / "client.pem",
                 key=certificates / "client-key.pem",
             )
-            for name, certificates, process in started
+            for name, certificates, worker in started
         ]
 
 
-@contextmanager
-def _worker(model: Path, certificates: Path) -> Iterator["subprocess.Popen[str]"]:
+def _worker(model: Path, certificates: Path) -> LocalWorker:
     options = {
         "model": model,
-        "listen": "127.0.0.1:0",
         "tls-cert": certificates / "worker.pem",
         "tls-key": certificates / "worker-key.pem",
         "tls-client-ca": certificates / "ca.pem",
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "blindtune.server", "serve", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"},
-    )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
-
-
-def _address(process: "subprocess.Popen[str]") -> str:
-    line = process.stdout.readline() if process.stdout is not None else ""
-    if not line:
-        raise ConfigurationError(
-            "the measurement needs a worker on this machine, and none can be started: "
-            "pip install 'blindtune[worker]'"
-        )
-    return f"127.0.0.1:{json.loads(line)['port']}"
+    return LocalWorker([*SERVE, *arguments], certificates / "worker.log")

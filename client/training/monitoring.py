@@ -1,22 +1,18 @@
 """A run's figures for Prometheus: a page on loopback, a file for node_exporter, or both."""
 
 import contextlib
-import ipaddress
 import logging
-import socket
-import socketserver
-import threading
 from collections.abc import Iterator
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
-from prometheus_client import CollectorRegistry, MetricsHandler, write_to_textfile
+from prometheus_client import CollectorRegistry, write_to_textfile
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from blindtune.client.metrics import Collector
 from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.common.listening import host_and_port, is_loopback
+from blindtune.common.metrics_page import MetricsPage
 from blindtune.protocol.errors import ConfigurationError
 
 __all__ = ["Monitor", "monitoring"]
@@ -45,7 +41,7 @@ class Monitor(TrainerCallback):
         self._registry = CollectorRegistry()
         self._file = file
         self._warned = False
-        self._server: _Server | None = None
+        self._page: MetricsPage | None = None
         self.address: str | None = None
         if file is not None:
             try:
@@ -55,10 +51,9 @@ class Monitor(TrainerCallback):
                     f"--metrics-file {file}: cannot write it: {error.strerror}"
                 ) from None
         if listen is not None:
-            self._server = _open(listen, self._registry)
-            host = listen.rpartition(":")[0]
-            self.address = f"{host}:{self._server.server_address[1]}"
-            threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()
+            self._page = _open(listen)
+            self.address = self._page.address
+            self._page.show(self._registry)
 
     def watch(self, multiplier: PrivateMultiplier) -> None:
         """Shows this multiplier's figures from now on."""
@@ -85,61 +80,18 @@ class Monitor(TrainerCallback):
     def close(self) -> None:
         """Writes the file a last time and takes the page down."""
         self.write()
-        if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+        if self._page is not None:
+            self._page.close()
+            self._page = None
 
 
-class _Handler(MetricsHandler):
-    timeout = _SECONDS
-    server_version = "blindtune"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        if urlsplit(self.path).path == "/metrics":
-            super().do_GET()
-        else:
-            self.send_error(404)
-
-
-class _Server(ThreadingHTTPServer):
-    allow_reuse_port = False
-
-    def __init__(self, family: int, address: Any, registry: CollectorRegistry) -> None:
-        self.address_family = family
-        super().__init__(address, _Handler.factory(registry))
-
-    def server_bind(self) -> None:
-        # The stock method looks the host's name up, for which it may ask a name server.
-        socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = str(self.server_address[0]), int(self.server_address[1])
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        _logger.debug("a reader of the metrics failed", exc_info=True)
-
-
-def _open(listen: str, registry: CollectorRegistry) -> _Server:
-    host, colon, port = listen.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not (colon and host and port.isascii() and port.isdigit() and int(port) < 65536):
-        raise ConfigurationError(f"--metrics-listen {listen!r} is no address: give HOST:PORT")
-    try:
-        found = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise ConfigurationError(f"--metrics-listen {listen}: {error}") from None
-    if not all(ipaddress.ip_address(entry[4][0]).is_loopback for entry in found):
+def _open(listen: str) -> MetricsPage:
+    if not is_loopback(host_and_port(listen)[0]):
         raise ConfigurationError(
-            f"--metrics-listen {listen} can be reached from other machines: choose 127.0.0.1, or "
-            "--metrics-file"
+            f"--metrics-listen {listen} can be reached from other machines, or leads nowhere: choose "
+            "127.0.0.1, or --metrics-file"
         )
-    family, *_, address = found[0]
-    try:
-        return _Server(family, address, registry)
-    except OSError as error:
-        raise ConfigurationError(
-            f"--metrics-listen {listen}: cannot listen there: {error.strerror}"
-        ) from None
+    return MetricsPage.open(listen)
 
 
 @contextlib.contextmanager

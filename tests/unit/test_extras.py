@@ -6,7 +6,7 @@ import sys
 import pytest
 from support import incomplete
 
-from blindtune import extras
+from blindtune.common import extras
 
 CLIENT = "accelerate datasets peft prometheus-client ruamel.yaml scikit-learn structlog".split()
 MODULES = "accelerate,datasets,peft,prometheus_client,ruamel.yaml,sklearn,structlog"

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from blindtune.server.transport import is_loopback
+from blindtune.common.listening import is_loopback
 
 
 def _resolve_to(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:

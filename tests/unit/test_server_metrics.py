@@ -26,7 +26,7 @@ from blindtune.server import refusals
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics, rejection_reason
-from blindtune.server.metrics_page import MetricsPage
+from blindtune.server.metrics_page import open_page
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint, TlsFiles
 
@@ -247,7 +247,7 @@ def fetch(url: str, context: ssl.SSLContext | None = None) -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::1]"])
 def test_loopback_shows_the_metrics_and_no_other_page(host: str, registry: CollectorRegistry) -> None:
-    page = MetricsPage.open(f"{host}:0", None)
+    page = open_page(f"{host}:0", None)
     page.show(registry)
     try:
         assert page.address.startswith(f"{host}:")
@@ -256,7 +256,7 @@ def test_loopback_shows_the_metrics_and_no_other_page(host: str, registry: Colle
             with pytest.raises(urllib.error.HTTPError, match="404"):
                 fetch(f"http://{page.address}{path}")
         with pytest.raises(ConfigurationError, match="cannot listen there.*in use"):
-            MetricsPage.open(page.address, None)
+            open_page(page.address, None)
     finally:
         page.close()
 
@@ -267,8 +267,8 @@ def test_other_machines_need_a_certificate_of_the_clients_authority(
     ours = issue_operator_certificates(tmp_path, "alpha", ["127.0.0.1"])
     others = issue_operator_certificates(tmp_path, "beta", ["127.0.0.1"])
     with pytest.raises(ConfigurationError, match="needs --tls-cert, --tls-key and --tls-client-ca"):
-        MetricsPage.open("0.0.0.0:0", None)
-    page = MetricsPage.open("0.0.0.0:0", TlsFiles(ours.worker, ours.worker_key, ours.ca))
+        open_page("0.0.0.0:0", None)
+    page = open_page("0.0.0.0:0", TlsFiles(ours.worker, ours.worker_key, ours.ca))
     page.show(registry)
     url = f"https://127.0.0.1:{page.address.rpartition(':')[2]}/metrics"
     try:
@@ -292,7 +292,7 @@ def test_who_connects_and_says_nothing_keeps_nobody_waiting(
     tmp_path: Path, registry: CollectorRegistry
 ) -> None:
     ours = issue_operator_certificates(tmp_path, "alpha", ["127.0.0.1"])
-    page = MetricsPage.open("0.0.0.0:0", TlsFiles(ours.worker, ours.worker_key, ours.ca))
+    page = open_page("0.0.0.0:0", TlsFiles(ours.worker, ours.worker_key, ours.ca))
     page.show(registry)
     port = int(page.address.rpartition(":")[2])
     context = ssl.create_default_context(cafile=str(ours.ca))
@@ -305,7 +305,7 @@ def test_who_connects_and_says_nothing_keeps_nobody_waiting(
 
 
 def test_readers_that_hang_use_up_no_threads(registry: CollectorRegistry) -> None:
-    page = MetricsPage.open("127.0.0.1:0", None)
+    page = open_page("127.0.0.1:0", None)
     page.show(registry)
     port = int(page.address.rpartition(":")[2])
     silent = [socket.create_connection(("127.0.0.1", port), PATIENCE) for _ in range(40)]
@@ -324,4 +324,4 @@ def test_readers_that_hang_use_up_no_threads(registry: CollectorRegistry) -> Non
 @pytest.mark.parametrize("listen", ["9464", "127.0.0.1", "127.0.0.1:x", ":9464"])
 def test_an_address_that_is_none_is_one_clear_error(listen: str) -> None:
     with pytest.raises(ConfigurationError, match="is no address to listen at"):
-        MetricsPage.open(listen, None)
+        open_page(listen, None)

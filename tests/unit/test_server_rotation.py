@@ -15,10 +15,10 @@ from blindtune.client.certs import OperatorCertificates, issue_operator_certific
 from blindtune.client.config import Operator
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
+from blindtune.common.reload import Reloaded
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.errors import ConfigurationError
 from blindtune.server.daemon import RunningWorker, serve
-from blindtune.server.reload import Reloaded
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint, TlsFiles
 

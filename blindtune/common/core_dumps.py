@@ -1,4 +1,4 @@
-"""No image of this process's memory on a disk: it would hold keys of TLS, tokens and operands."""
+"""No image of this process's memory on a disk: it would hold data, masks, keys, tokens or operands."""
 
 import ctypes
 import resource

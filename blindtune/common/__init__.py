@@ -1,0 +1,1 @@
+"""What client and worker share and neither owns."""
