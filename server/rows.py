@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from blindtune.checkpoint import FrozenLayer
+from blindtune.common.blocks import BLOCK_ELEMENTS, BYTES_OF_AN_ELEMENT, MOST_BLOCK_ROWS
 from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import SeededRows
@@ -18,20 +19,11 @@ from blindtune.server.limits import Limits
 from blindtune.server.refusals import MalformedRequest
 from blindtune.server.wire import Request, decoded
 
-__all__ = ["block_rows", "expanded_blocks", "received_blocks", "response_messages", "workspace_bytes"]
+__all__ = ["expanded_blocks", "received_blocks", "response_messages", "workspace_bytes"]
 
-# A block of E elements takes about 32 E bytes while it is multiplied: operand, limbs, int32 sums, result.
-_BYTES_OF_AN_ELEMENT = 32
-_BLOCK_ELEMENTS = 8 << 20
-_MOST_BLOCK_ROWS = 1024
 # While the first rows are multiplied, the next ones arrive: enough rows for an int8 product to be efficient.
 _FIRST_BLOCK_ROWS = 256
 CHUNK_BYTES = 1 << 20
-
-
-def block_rows(request: Request) -> int:
-    """How many rows of a request are multiplied at once."""
-    return max(1, min(_MOST_BLOCK_ROWS, _BLOCK_ELEMENTS // max(request.columns, request.outputs)))
 
 
 def workspace_bytes(layers: Iterable[FrozenLayer], limits: Limits) -> int:
@@ -40,8 +32,8 @@ def workspace_bytes(layers: Iterable[FrozenLayer], limits: Limits) -> int:
     No more than for a product of all layers, which is wider than any that can be asked for.
     """
     widest = sum(layer.out_features + layer.in_features for layer in layers)
-    elements = min(_BLOCK_ELEMENTS, min(_MOST_BLOCK_ROWS, limits.max_rows) * widest)
-    return limits.max_concurrent * elements * _BYTES_OF_AN_ELEMENT
+    elements = min(BLOCK_ELEMENTS, min(MOST_BLOCK_ROWS, limits.max_rows) * widest)
+    return limits.max_concurrent * elements * BYTES_OF_AN_ELEMENT
 
 
 def received_blocks(messages: Iterator[bytes], request: Request, size: int) -> Iterator[Residues]:

@@ -10,6 +10,7 @@ from urllib.parse import unquote
 
 import grpc
 
+from blindtune.common.blocks import block_rows
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
@@ -25,7 +26,7 @@ from blindtune.server.memory import give_back_cache, is_out_of_memory
 from blindtune.server.metrics import WorkerMetrics
 from blindtune.server.places import LeftError, Places
 from blindtune.server.refusals import Refusal
-from blindtune.server.rows import block_rows, expanded_blocks, received_blocks, response_messages
+from blindtune.server.rows import expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
 from blindtune.server.turns import TurnsOfConnections
 from blindtune.server.version import software_version
@@ -145,7 +146,7 @@ class WorkerService:
                 call.count(self._metrics)
 
     def _answer(self, call: "_Call", request: Request, messages: Iterator[bytes]) -> Iterator[bytes]:
-        size = block_rows(request)
+        size = block_rows(request.columns, request.outputs)
         blocks: Iterator[Operand]
         if request.seed is None:
             blocks = received_blocks(messages, request, size)
@@ -280,7 +281,11 @@ class _Call:
 
 def _block_bytes(request: Request) -> int:
     """What a block of its operand and of its answer take."""
-    return 4 * min(request.rows, block_rows(request)) * (request.columns + request.outputs)
+    return (
+        4
+        * min(request.rows, block_rows(request.columns, request.outputs))
+        * (request.columns + request.outputs)
+    )
 
 
 def _work(request: Request) -> int:

@@ -40,7 +40,7 @@ class _Header(BaseModel):
 
     format: Literal["blindtune transcript"]
     version: Literal[1]
-    modulus: Literal[2147389441]
+    modulus: Annotated[int, Field(ge=MODULUS, le=MODULUS)]
     model: str
     fingerprint: str
 

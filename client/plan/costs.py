@@ -23,6 +23,7 @@ from blindtune.client.hints import hint_bytes
 from blindtune.client.plan.profiles import Profile
 from blindtune.client.plan.schedule import LATENCY, Stage
 from blindtune.client.plan.traffic import WORD_BYTES
+from blindtune.common.blocks import block_bytes
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import shared_rows
@@ -47,8 +48,6 @@ ANSWERS_KEPT_BYTES = 128 << 20
 """Of each operator's answers, for its next ones, see `blindtune.client.operators.operator.OperatorClient`."""
 
 _CALIBRATED_RANK = 5
-_BLOCK_ELEMENTS = 8 << 20
-_MOST_BLOCK_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -183,12 +182,5 @@ def _computed_rows(rows: int, kept: float) -> float:
 
 
 def worker_workspace(matrix: Matrix) -> int:
-    """Bytes that a worker takes for a request, besides its weights.
-
-    A block of rows, at most 1024: operand and limbs, 8 bytes an element, and sums and result, 20.
-    """
-    rows = min(
-        matrix.rows, _MOST_BLOCK_ROWS, max(1, _BLOCK_ELEMENTS // max(matrix.contraction, matrix.outputs))
-    )
-    operand, answer = WORD_BYTES + LIMBS, (LIMBS + 1) * WORD_BYTES
-    return rows * (operand * matrix.contraction + answer * matrix.outputs)
+    """Bytes that a worker takes for a request, besides its weights."""
+    return block_bytes(matrix.rows, matrix.contraction, matrix.outputs)

@@ -20,6 +20,7 @@ from blindtune.client.multiplier import ReferenceMultiplier
 from blindtune.client.operators import messages
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.prepare import prepare
+from blindtune.common import blocks
 from blindtune.proto import worker_pb2
 from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import MLWE1280
@@ -48,7 +49,7 @@ def small_messages() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(messages, "CHUNK_BYTES", 300)
         patch.setattr(rows, "CHUNK_BYTES", 300)
-        patch.setattr(rows, "_MOST_BLOCK_ROWS", 3)
+        patch.setattr(blocks, "MOST_BLOCK_ROWS", 3)
         patch.setattr("blindtune.client.operators.operator._LEAST_BLOCK_ROWS", LEAST_BLOCK_ROWS)
         patch.setattr("blindtune.client.operators.operator._LEAST_LIMIT_ROWS", 1)
         # Runs are so short that one in twenty requests would be none.
