@@ -13,8 +13,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NoReturn, Self, cast
 
+import numpy as np
+
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows
+from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
@@ -30,35 +33,20 @@ class Share:
 
     Args:
         recipient: index of the only operator that may see this share.
-        residues: uint32 [rows, contraction], the operand. It may be left out with a seed.
-        seed: sent instead of the residues, when they are its expansion.
-        shape: of the residues, if those are left out.
+        operand: [rows, contraction]: residues that are sent, or rows of a seed that is sent in their place.
         expected: C_t . v for each row C_t, uint32 [rows], if it is known; see `verification`. It is a
             secret as v is, and stays here.
     """
 
-    def __init__(
-        self,
-        recipient: int,
-        residues: Residues | None,
-        seed: Seed | None = None,
-        *,
-        shape: tuple[int, int] | None = None,
-        expected: Residues | None = None,
-    ) -> None:
-        if residues is not None:
-            shape = residues.shape
+    def __init__(self, recipient: int, operand: Operand, *, expected: Residues | None = None) -> None:
         # Every attempt sends the same bytes, and the check reads them again.
-        for array in (residues, expected):
-            if array is not None:
+        for array in (operand, expected):
+            if isinstance(array, np.ndarray):
                 array.flags.writeable = False
-        if shape is None or (residues is None and seed is None):
-            raise ValueError("a share has residues, or a seed and a shape")
         self._recipient = recipient
-        self._shape = shape
-        self._seed = seed
+        self._operand = operand
         self._expected = expected
-        self._residues = residues
+        self._residues = None if isinstance(operand, SeededRows) else operand
 
     def __repr__(self) -> str:
         return f"Share(recipient={self.recipient}, shape={self.shape})"
@@ -72,14 +60,20 @@ class Share:
         return self._recipient
 
     @property
+    def operand(self) -> Operand:
+        """What is sent: residues, or rows of a seed."""
+        return self._operand
+
+    @property
     def shape(self) -> tuple[int, int]:
-        """Rows and columns of the residues."""
-        return self._shape
+        """Rows and columns."""
+        rows, columns = self._operand.shape
+        return rows, columns
 
     @property
     def seed(self) -> Seed | None:
         """What is sent instead of the residues, when they are its expansion."""
-        return self._seed
+        return self._operand.seed if isinstance(self._operand, SeededRows) else None
 
     @property
     def expected(self) -> Residues | None:
@@ -89,22 +83,19 @@ class Share:
     @property
     def residues(self) -> Residues:
         """uint32 [rows, contraction], read-only: expanded from the seed when they are first asked for."""
-        if self._residues is None and self.seed is not None:
-            residues = self.seed.expand(*self.shape)
+        if self._residues is None:
+            residues = cast(SeededRows, self._operand).residues()
             residues.flags.writeable = False
             self._residues = residues
-        return cast(Residues, self._residues)
+        return self._residues
 
     def rows(self, start: int, stop: int) -> "Share":
         """The share's rows ``start ... stop - 1``, for the same recipient."""
-        seed = self.seed and Seed(self.seed.key, self.seed.row_offset + start)
-        return Share(
-            self.recipient,
-            None if self._residues is None else self._residues[start:stop],
-            seed,
-            shape=(len(range(*slice(start, stop).indices(self.shape[0]))), self.shape[1]),
-            expected=None if self.expected is None else self.expected[start:stop],
-        )
+        expected = None if self.expected is None else self.expected[start:stop]
+        part = Share(self.recipient, self._operand[start:stop], expected=expected)
+        if self._residues is not None:
+            part._residues = self._residues[start:stop]
+        return part
 
 
 class MaskedOperand(ABC):

@@ -19,6 +19,7 @@ from blindtune.client.preflight.finding import Finding, problem_of
 from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.masks import Share
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 
@@ -142,7 +143,9 @@ def _widest(kit: Kit, upload: bool) -> Product:
 def _multiply(client: OperatorClient, kit: Kit, product: Product, rows: int, upload: bool) -> float:
     """Seconds of a verified multiplication of rows that were never used and never will be again."""
     seed = Seed(os.urandom(KEY_BYTES))
-    share = Share(client.index, seed.expand(rows, product.contraction), None if upload else seed)
+    operand = SeededRows(seed, rows, product.contraction)
+    share = Share(client.index, operand.residues() if upload else operand)
+    _ = share.residues  # a download is not measured with the expansion that verifies it
     request = WorkRequest(kit.description.fingerprint, Q31.name, product, share, kit.outputs(product))
     check = kit.check_vectors(product)
     started = time.perf_counter()

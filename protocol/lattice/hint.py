@@ -17,6 +17,7 @@ from blindtune.protocol.expansion import Seed
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import Share
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
@@ -84,7 +85,7 @@ def hint_request(public_seed: bytes, product: Product, first_row: int, rows: int
         rows: number of rows.
     """
     seed = Seed(public_seed, first_row)
-    return Share(0, seed.expand(rows, product.contraction), seed)
+    return Share(0, SeededRows(seed, rows, product.contraction))
 
 
 class PublicMatrix:

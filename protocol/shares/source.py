@@ -10,6 +10,7 @@ from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_ke
 from blindtune.protocol.fixed_point import Float32, Float64
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.one_pass import hide_reals
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, hide, require_centred
@@ -85,9 +86,8 @@ class ShareSource(MaskSource):
         return self._shared(seeds, ahead, masked, expected), scales
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
-        shape = rows, product.contraction
         shares = tuple(
-            Share(i, None, seed, shape=shape, expected=expanded_dots(seed.key, rows, v))
+            Share(i, SeededRows(seed, rows, product.contraction), expected=expanded_dots(seed.key, rows, v))
             for i, seed in enumerate(self._draw(rows, product))
         )
         self._ahead = self._ahead.of_this_process()
@@ -113,6 +113,6 @@ class ShareSource(MaskSource):
         # What the masks expand to is left to whoever asks for it: workers get the seeds.
         dots = [None] * self.operators if expected is None else list(expected)
         shares = ahead or tuple(
-            Share(i, None, seed, shape=masked.shape, expected=dots[i]) for i, seed in enumerate(seeds)
+            Share(i, SeededRows(seed, *masked.shape), expected=dots[i]) for i, seed in enumerate(seeds)
         )
         return SharedOperand((*shares, Share(self.operators - 1, masked, expected=dots[-1])))

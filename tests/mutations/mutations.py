@@ -193,10 +193,10 @@ _SHARES = (
     ),
     _one(
         "shares-seed-beside-the-rows",
-        "the share that is sent as rows carries a seed as well",
+        "the share that is to be sent as rows is the first one's seed",
         "protocol/shares/source.py",
         "Share(self.operators - 1, masked, ",
-        "Share(self.operators - 1, masked, seeds[0], ",
+        "Share(self.operators - 1, shares[0].operand, ",
         f"{_MASKS}::test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed",
     ),
     _one(

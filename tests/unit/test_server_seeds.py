@@ -80,7 +80,7 @@ def store(device: torch.device | str = CPU, method: Method | None = None) -> Lay
 
 def answer(served: LayerStore, product: Product, recorder: Recorder | None = None) -> Residues:
     outputs = served.multiplier().outputs(product)
-    share = Share(0, None, SEED, shape=(ROWS, product.contraction))
+    share = Share(0, SeededRows(SEED, ROWS, product.contraction))
     request = WorkRequest(served.fingerprint, Q31.name, product, share, outputs)
     running = serve(served, Endpoint.parse("127.0.0.1:0", insecure=True), observer=recorder)
     transport = GrpcTransport(Operator("alpha", [running.address]), running.address, insecure=True)

@@ -21,6 +21,7 @@ from blindtune.client.operators.transport import GrpcTransport, TransportError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.masks import Share
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
@@ -352,7 +353,7 @@ def test_a_client_does_not_send_again_what_is_too_large(store: LayerStore, start
     running = start(Limits(max_rows=5)).running
     transport = GrpcTransport(Operator("alpha", [running.address]), running.address, insecure=True)
     request = WorkRequest(
-        store.fingerprint, Q31.name, QK_FORWARD, Share(0, residues(6, 16), Seed(KEY)), outputs=64
+        store.fingerprint, Q31.name, QK_FORWARD, Share(0, SeededRows(Seed(KEY), 6, 16)), outputs=64
     )
     with pytest.raises(TransportError, match="OUT_OF_RANGE: the operand has 6 rows") as caught:
         list(transport.multiply(request, PATIENCE, np.empty((6, 64), np.uint32)))

@@ -19,6 +19,7 @@ from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.masks import Share
 from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.shares.source import ShareSource
@@ -245,7 +246,7 @@ def test_answers_that_are_too_many_or_take_too_much_memory_are_let_go_of_oldest_
             self.nbytes = nbytes
 
     ahead = AnswersAhead(most_bytes=100)
-    shares = [Share(0, None, Seed(bytes(32)), shape=(1, 1)) for _ in range(4)]
+    shares = [Share(0, SeededRows(Seed(bytes(32)), 1, 1)) for _ in range(4)]
     for share, nbytes in zip(shares, (60, 30, 40, 500), strict=True):
         ahead.put(share, Answer(nbytes))  # type: ignore[arg-type]
         if nbytes == 40:
