@@ -57,21 +57,21 @@ def split_rows(converter: WeightConverter, key: str, counts: Sequence[int]) -> l
         counts: rows of each parameter, in the converter's order.
 
     Returns:
-        None where it makes something else than ranges of rows out of it, or their sizes don't follow from it.
+        None where it makes something else than ranges of rows out of it, or of sizes that are not these.
     """
     if len(converter.source_patterns) != 1 or len(converter.operations) != 1:
         return None
     (operation,) = converter.operations
-    if not (_splits_evenly(operation) and len(set(counts)) == 1 or _splits_by_shape(operation)):
+    if not (_cuts_evenly(operation) and len(set(counts)) == 1) and not _cuts_by_shape(operation):
         return None
     ends = list(accumulate(counts, initial=0))
     return [Rows(key, start, stop, ends[-1]) for start, stop in pairwise(ends)]
 
 
-def _splits_evenly(operation: ConversionOps) -> bool:
-    counted = getattr(operation, "num_shards_attribute", None)  # by a setting, and not by the targets
-    return type(operation) is Chunk and operation.dim == 0 and counted is None
+def _cuts_evenly(operation: ConversionOps) -> bool:
+    by_a_setting = getattr(operation, "num_shards_attribute", None) is not None
+    return type(operation) is Chunk and operation.dim == 0 and not by_a_setting
 
 
-def _splits_by_shape(operation: ConversionOps) -> bool:
+def _cuts_by_shape(operation: ConversionOps) -> bool:
     return _SPLIT is not None and type(operation) is _SPLIT and operation.dim == 0

@@ -36,6 +36,7 @@ __all__ = [
     "absent_parameters",
     "build_skeleton",
     "checkpoint_keys",
+    "converted_parameters",
     "frozen_layers",
     "is_small",
     "require_supported",
@@ -192,6 +193,13 @@ def absent_parameters(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
     return [x for x in names if x not in given and not any(pattern.search(x) for pattern in known)]
 
 
+def converted_parameters(model: PreTrainedModel, keys: Iterable[str]) -> set[str]:
+    """Names in a model's state dict of what loading makes of tensors in other ways than `row_ranges`."""
+    keys = list(keys)
+    made = {name for x in _loaded(model, keys) if x.converter for name in x.names}
+    return made - row_ranges(model, keys).keys()
+
+
 def weight_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
     """Checkpoint keys of all that a model's parameters are made of."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
@@ -248,8 +256,8 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
     """The frozen linear layers of a model whose weights are in a checkpoint, in the model's order.
 
     A layer whose weight other code than its own forward pass reads is none of them, nor is one so small that
-    asking for its product takes more than the product. Of a joined tensor all parts are, or none: what is left
-    of it could not be loaded.
+    asking for its product takes more than the product. Of a joined tensor all parts are, or none: the rest of
+    it could not be loaded.
 
     Args:
         model: on any device, the meta device included.

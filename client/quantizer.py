@@ -128,8 +128,8 @@ class BlindQuantizer(HfQuantizer):
         lacking = set(weight_keys(model, keys)) - {x.key for x in remote} - stored
         if lacking:
             raise KitError(
-                f"the kit in {folder} lacks {min(lacking)}, which the client multiplies by: make it again with "
-                "blindtune prepare MODEL"
+                f"the kit in {folder} lacks {min(lacking)}, which the client multiplies by: make it again "
+                "with blindtune prepare MODEL"
             )
         return remote
 
@@ -232,8 +232,8 @@ def _replace(
             )
             model.set_submodule(layer.module, remote)
             parameter = f"{layer.module}.weight"
-            # Loading knows the weight by its name in the model or, once that is gone, in the checkpoint; if it
-            # would split it there, by the former without what it adds for a head.
+            # Loading knows the weight by its name in the model or, once that is gone, in the checkpoint; that
+            # of a part of a joined tensor by the former, without the base model's name before it.
             names = (parameter, parameter.removeprefix(prefix), layer.key)
             ignored |= {f"^{re.escape(name)}$" for name in names}
             tied = getattr(model, "all_tied_weights_keys", None)
