@@ -280,7 +280,8 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
         source = tied.get(parameter)
         key = stored.get(parameter) or stored.get(source or "")
         part = None if key or module is head or parameter in shared else parts.get(parameter)
-        if key is None and part is None:
+        called = part.name if part else key
+        if called is None:
             continue
         rows, columns = module.weight.shape
         transposed = isinstance(module, Conv1D)
@@ -288,7 +289,7 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
             continue
         layers.append(
             FrozenLayer(
-                name=part.name if part else key,
+                name=called,
                 module=name,
                 out_features=columns if transposed else rows,
                 in_features=rows if transposed else columns,
@@ -298,13 +299,12 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
                 rows=part,
             )
         )
-    return _without_broken_tensors(layers)
+    return _of_whole_tensors(layers)
 
 
-def _without_broken_tensors(layers: list[FrozenLayer]) -> list[FrozenLayer]:
+def _of_whole_tensors(layers: list[FrozenLayer]) -> list[FrozenLayer]:
     """Layers but for parts of joined tensors of which other parts are no layers."""
-    found = {x.rows for x in layers if x.rows}
     rows = Counter[str]()
-    for part in found:
+    for part in {x.rows for x in layers if x.rows}:
         rows[part.key] += len(part)
-    return [x for x in layers if x.rows is None or rows[x.rows.key] == x.rows.of]
+    return [x for x in layers if x.rows is None or rows[x.key] == x.rows.of]
