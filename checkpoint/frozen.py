@@ -77,13 +77,15 @@ class LayerReader:
         Raises:
             CheckpointError: the tensor has another shape than the model, or holds no finite numbers.
         """
-        weight = self.tensors.get(layer.name)
-        where = f"tensor {layer.name} of {self.tensors.folder}"
-        expected = (layer.out_features, layer.in_features)
+        weight = self.tensors.get(layer.key)
+        where = f"tensor {layer.key} of {self.tensors.folder}"
+        expected = (layer.rows.of if layer.rows else layer.out_features, layer.in_features)
         if layer.transposed and weight.dim() == 2:
             weight = weight.t()
         if tuple(weight.shape) != expected:
             raise CheckpointError(f"{where} has shape {tuple(weight.shape)}, but the model needs {expected}")
+        if layer.rows:
+            weight = weight[layer.rows.start : layer.rows.stop]
         try:
             return quantize_int8(weight)
         except ValueError as error:

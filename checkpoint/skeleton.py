@@ -1,8 +1,8 @@
 """Which layers of a model are frozen linear layers, and what the checkpoint calls them.
 
-A layer's name, for both sides, is the key of its weight in the checkpoint. Module names won't do:
-they depend on the class (``encoder.layer.0...`` in BertModel is ``bert.encoder.layer.0...`` in
-BertForSequenceClassification).
+A layer's name, for both sides, is the key of its weight in the checkpoint, with a range of rows where the
+tensor holds other weights too (``attn.Wqkv.weight[0:768]``). Module names won't do: they depend on the class
+(``encoder.layer.0...`` in BertModel is ``bert.encoder.layer.0...`` in BertForSequenceClassification).
 
 Frozen are the linear layers inside the base model, and the output head of a language model. Linear
 layers outside the base model, such as a classification head, are small and often trained: they stay
@@ -11,6 +11,7 @@ on the client.
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers.pytorch_utils import Conv1D
 
 from blindtune.checkpoint.experts import require_dense
 from blindtune.checkpoint.files import require_no_pointer
+from blindtune.checkpoint.joined import Rows, split_rows
 from blindtune.checkpoint.trace import trace
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
@@ -34,9 +36,11 @@ __all__ = [
     "absent_parameters",
     "build_skeleton",
     "checkpoint_keys",
+    "converted_parameters",
     "frozen_layers",
     "is_small",
     "require_supported",
+    "row_ranges",
     "supported_config",
     "unknown_keys",
     "weight_keys",
@@ -55,12 +59,13 @@ class FrozenLayer:
     """A linear layer whose weight never changes.
 
     Attributes:
-        name: key of the weight in the checkpoint.
+        name: key of the weight in the checkpoint, or `Rows.name`.
         module: name of the module in the model at hand.
         out_features, in_features: shape of the integer weight matrix.
         transposed: the checkpoint stores [in, out] (GPT-2's Conv1D).
         head: the output head of a language model.
         tied: the weight is also the input embedding.
+        rows: the part of a joined tensor that is its weight; None where the tensor is its weight alone.
     """
 
     name: str
@@ -70,6 +75,12 @@ class FrozenLayer:
     transposed: bool = False
     head: bool = False
     tied: bool = False
+    rows: Rows | None = None
+
+    @property
+    def key(self) -> str:
+        """Of the tensor in the checkpoint that the weight is, or is a part of."""
+        return self.name if self.rows is None else self.rows.key
 
 
 def supported_config(folder: Path) -> PretrainedConfig:
@@ -145,9 +156,27 @@ def build_skeleton(config: PretrainedConfig) -> PreTrainedModel:
 def checkpoint_keys(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, str]:
     """Maps names in a model's state dict to checkpoint keys, by the rules that loading follows.
 
-    Parameters that loading puts together out of several tensors are left out.
+    Parameters that loading splits off a tensor, or puts together out of several, are left out.
     """
-    return {x.names[0]: x.key for x in _loaded(model, keys) if not x.converted}
+    return {x.names[0]: x.key for x in _loaded(model, keys) if x.converter is None}
+
+
+def row_ranges(model: PreTrainedModel, keys: Iterable[str]) -> dict[str, Rows]:
+    """Maps names in a model's state dict to the rows of a tensor that loading splits.
+
+    Tensors that it splits in other ways are left out, and so are those with a part that the checkpoint also
+    stores elsewhere.
+    """
+    state = model.state_dict()
+    loaded = list(_loaded(model, keys))
+    sources = Counter(name for x in loaded for name in x.names)
+    found: dict[str, Rows] = {}
+    for x in loaded:
+        if x.converter is None or any(name not in state or sources[name] > 1 for name in x.names):
+            continue
+        counts = [len(state[name]) if state[name].dim() else 0 for name in x.names]
+        found |= zip(x.names, split_rows(x.converter, x.key, counts) or (), strict=False)
+    return found
 
 
 def absent_parameters(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
@@ -162,6 +191,13 @@ def absent_parameters(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
     known = [re.compile(x) for x in model._keys_to_ignore_on_load_missing or ()]
     names = (name for name, _ in model.named_parameters(remove_duplicate=False))
     return [x for x in names if x not in given and not any(pattern.search(x) for pattern in known)]
+
+
+def converted_parameters(model: PreTrainedModel, keys: Iterable[str]) -> set[str]:
+    """Names in a model's state dict of what loading makes of tensors in other ways than `row_ranges`."""
+    keys = list(keys)
+    made = {name for x in _loaded(model, keys) if x.converter for name in x.names}
+    return made - row_ranges(model, keys).keys()
 
 
 def weight_keys(model: PreTrainedModel, keys: Iterable[str]) -> list[str]:
@@ -185,12 +221,12 @@ class _Loaded:
     Attributes:
         key: in the checkpoint.
         names: in the model.
-        converted: it is not taken as it is, but split, or put together with others.
+        converter: splits it, or puts it together with others; None where it is taken as it is.
     """
 
     key: str
     names: tuple[str, ...]
-    converted: bool
+    converter: WeightConverter | None
 
 
 def _loaded(model: PreTrainedModel, keys: Iterable[str]) -> Iterator[_Loaded]:
@@ -198,16 +234,17 @@ def _loaded(model: PreTrainedModel, keys: Iterable[str]) -> Iterator[_Loaded]:
     transforms = get_model_conversion_mapping(model)
     renamings = [t for t in transforms if isinstance(t, WeightRenaming)]
     converters = [t for t in transforms if isinstance(t, WeightConverter)]
-    targets = {source: x.target_patterns for x in converters for source in x.source_patterns}
+    by_pattern = {source: x for x in converters for source in x.source_patterns}
     state = dict.fromkeys(model.state_dict(), True)
     prefix = model.base_model_prefix
     for key in keys:
-        name, converted = rename_source_key(key, renamings, converters, prefix, state)
+        name, pattern = rename_source_key(key, renamings, converters, prefix, state)
         if name not in state and key in state:
-            name, converted = rename_source_key(key, [], [], prefix, state)
+            name, pattern = rename_source_key(key, [], [], prefix, state)
         if name in state:
-            first, *others = targets.get(converted or "", ("",))
-            yield _Loaded(key, (name, *(name.replace(first, x) for x in others)), converted is not None)
+            converter = None if pattern is None else by_pattern[pattern]
+            first, *others = ("",) if converter is None else converter.target_patterns
+            yield _Loaded(key, (name, *(name.replace(first, x) for x in others)), converter)
 
 
 def is_small(rows: int, columns: int) -> bool:
@@ -219,17 +256,21 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
     """The frozen linear layers of a model whose weights are in a checkpoint, in the model's order.
 
     A layer whose weight other code than its own forward pass reads is none of them, nor is one so small that
-    asking for its product takes more than the product.
+    asking for its product takes more than the product. Of a joined tensor all parts are, or none: the rest of
+    it could not be loaded.
 
     Args:
         model: on any device, the meta device included.
         keys: of all tensors in the checkpoint.
     """
+    keys = list(keys)
     stored = checkpoint_keys(model, keys)
+    parts = row_ranges(model, keys)
     read = trace(type(model), model.config).read
     head = model.get_output_embeddings()
     # The weights of modules that `tie_word_embeddings` joins: target parameter -> source parameter.
     tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
+    shared = {*tied, *tied.values()}
     base = {id(module) for module in model.base_model.modules()}
     layers = []
     for name, module in model.named_modules():
@@ -238,21 +279,32 @@ def frozen_layers(model: PreTrainedModel, keys: Iterable[str]) -> list[FrozenLay
         parameter = f"{name}.weight"
         source = tied.get(parameter)
         key = stored.get(parameter) or stored.get(source or "")
-        if key is None:
+        part = None if key or module is head or parameter in shared else parts.get(parameter)
+        called = part.name if part else key
+        if called is None:
             continue
         rows, columns = module.weight.shape
-        if name in read or is_small(rows, columns):
-            continue
         transposed = isinstance(module, Conv1D)
+        if name in read or is_small(rows, columns) or (part and transposed):
+            continue
         layers.append(
             FrozenLayer(
-                name=key,
+                name=called,
                 module=name,
                 out_features=columns if transposed else rows,
                 in_features=rows if transposed else columns,
                 transposed=transposed,
                 head=module is head,
                 tied=source is not None,
+                rows=part,
             )
         )
-    return layers
+    return _of_whole_tensors(layers)
+
+
+def _of_whole_tensors(layers: list[FrozenLayer]) -> list[FrozenLayer]:
+    """Layers but for parts of joined tensors of which other parts are no layers."""
+    rows = Counter[str]()
+    for part in {x.rows for x in layers if x.rows}:
+        rows[part.key] += len(part)
+    return [x for x in layers if x.rows is None or rows[x.key] == x.rows.of]

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from blindtune.checkpoint.skeleton import checkpoint_keys, is_small
+from blindtune.checkpoint.skeleton import absent_parameters, checkpoint_keys, is_small
 from blindtune.checkpoint.trace import trace
 
 __all__ = ["kept_weights", "say_what_is_kept"]
@@ -27,7 +27,7 @@ def kept_weights(model: PreTrainedModel, remote: Collection[str], keys: Collecti
     """Numbers of the frozen weights by the reason why they stay on the client; "" are those that don't.
 
     Embeddings are no part of it, since they are looked up and multiply nothing; nor are layers outside the
-    base model, which are trained.
+    base model, which are trained, and those that the checkpoint lacks.
 
     Args:
         model: before its layers are replaced, on any device.
@@ -35,6 +35,7 @@ def kept_weights(model: PreTrainedModel, remote: Collection[str], keys: Collecti
         keys: of all tensors in the checkpoint.
     """
     stored = checkpoint_keys(model, keys)
+    absent = set(absent_parameters(model, keys))
     read = trace(type(model), model.config).read
     head = model.get_output_embeddings()
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
@@ -45,7 +46,7 @@ def kept_weights(model: PreTrainedModel, remote: Collection[str], keys: Collecti
             continue
         for key, parameter in module.named_parameters(recurse=False):
             full = f"{name}.{key}"
-            if parameter.dim() < 2 or full in tied:
+            if parameter.dim() < 2 or full in tied or full in absent:
                 continue
             linear = isinstance(module, nn.Linear | Conv1D) and key == "weight"
             if name in remote and linear:

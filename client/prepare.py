@@ -93,9 +93,9 @@ def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:
 
 
 def _not_in_the_kit(checkpoint: Checkpoint, head: Head) -> set[str]:
-    """Names of the weights that only workers need; a tied head is the embedding, which stays."""
-    remote = {layer.name for layer in checkpoint.layers if not layer.head}
-    return remote | {x.name for x in checkpoint.layers if x.head and head_is_remote(x, head) and not x.tied}
+    """Keys of the weights that only workers need; a tied head is the embedding, which stays."""
+    remote = {layer.key for layer in checkpoint.layers if not layer.head}
+    return remote | {x.key for x in checkpoint.layers if x.head and head_is_remote(x, head) and not x.tied}
 
 
 def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Progress = lambda x: x) -> Kit:
@@ -234,4 +234,4 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
 
 def _holds_head(checkpoint: Checkpoint, folder: Path) -> bool:
     with TensorFiles(folder) as tensors:
-        return all(layer.name in tensors for layer in checkpoint.layers if layer.head)
+        return all(layer.key in tensors for layer in checkpoint.layers if layer.head)

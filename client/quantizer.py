@@ -22,7 +22,8 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import absent_parameters, checkpoint_keys, frozen_layers
+from blindtune.checkpoint.joined import tensor_keys
+from blindtune.checkpoint.skeleton import absent_parameters, frozen_layers, weight_keys
 from blindtune.client.config import METHOD, BlindConfig, Operator, refuse_configuration_of_checkpoint
 from blindtune.client.connect import HintProgress, connect
 from blindtune.client.groups import trace_groups
@@ -96,9 +97,10 @@ class BlindQuantizer(HfQuantizer):
             kit, self.multiplier = _open(config, folder, model.config._name_or_path)
         with TensorFiles(folder) as tensors:
             stored = set(tensors)
-        self._absent = absent_parameters(model, [*kit.layers, *stored])
+        keys = stored | set(tensor_keys(kit.layers))
+        self._absent = absent_parameters(model, keys)
         remote = self._remote_layers(model, folder, kit, stored)
-        say_what_is_kept(model, {x.module for x in remote}, stored | kit.layers.keys())
+        say_what_is_kept(model, {x.module for x in remote}, keys)
         groups = trace_groups(type(model), model.config, [layer.module for layer in remote])
         built = _replace(model, remote, groups, kit, self.multiplier, dtype, _device(device_map))
         with torch.device("cpu"):
@@ -108,19 +110,26 @@ class BlindQuantizer(HfQuantizer):
     def _remote_layers(
         self, model: PreTrainedModel, folder: Path, kit: Kit, stored: set[str]
     ) -> list[FrozenLayer]:
-        layers = frozen_layers(model, [*kit.layers, *(stored - set(kit.layers))])
+        keys = tensor_keys(kit.layers)
+        layers = frozen_layers(model, [*keys, *(stored - set(keys))])
         head = self.quantization_config.head
-        remote = [x for x in layers if x.name in kit.layers and (not x.head or head_is_remote(x, head))]
-        if any(x.name not in stored and x not in remote for x in layers):
+        # Of a joined tensor all parts or none: with other settings, the model cuts it elsewhere than the kit.
+        here = {x.key for x in layers if x.rows and x.name not in kit.layers}
+        remote = [
+            x
+            for x in layers
+            if x.name in kit.layers and x.key not in here and (not x.head or head_is_remote(x, head))
+        ]
+        if any(x.head and x.key not in stored and x not in remote for x in layers):
             raise ConfigurationError(
                 f"head={head!r} needs the output head on the client, but the kit in {folder} was made "
                 "without it: make it again with blindtune prepare --head local"
             )
-        here = set(checkpoint_keys(model, kit.layers).values()) - {x.name for x in remote} - stored
-        if here:
+        lacking = set(weight_keys(model, keys)) - {x.key for x in remote} - stored
+        if lacking:
             raise KitError(
-                f"the kit in {folder} lacks {min(here)}, which the client multiplies by: make it again with "
-                "blindtune prepare MODEL"
+                f"the kit in {folder} lacks {min(lacking)}, which the client multiplies by: make it again "
+                "with blindtune prepare MODEL"
             )
         return remote
 
@@ -201,6 +210,7 @@ def _replace(
     """Puts remote layers into a model, and strikes their weights from what loading looks for."""
     built = []
     by_module = {layer.module: layer for layer in layers}
+    prefix = f"{model.base_model_prefix}."
     ignored = set(model._keys_to_ignore_on_load_unexpected or ())
     for group in _without_repeats(groups, by_module):
         members = [by_module[module] for module in group]
@@ -222,8 +232,10 @@ def _replace(
             )
             model.set_submodule(layer.module, remote)
             parameter = f"{layer.module}.weight"
-            # Loading knows the weight by its name in the model or, once that is gone, in the checkpoint.
-            ignored |= {f"^{re.escape(name)}$" for name in (parameter, layer.name)}
+            # Loading knows the weight by its name in the model or, once that is gone, in the checkpoint; that
+            # of a part of a joined tensor by the former, without the base model's name before it.
+            names = (parameter, parameter.removeprefix(prefix), layer.key)
+            ignored |= {f"^{re.escape(name)}$" for name in names}
             tied = getattr(model, "all_tied_weights_keys", None)
             if tied:
                 tied.pop(parameter, None)

@@ -180,12 +180,26 @@ class _Source:
         Raises:
             CheckpointError: the base's tensor has another shape than the model, or the sum is not finite.
         """
-        value = self.changes.replaced.get(output.parameter)
-        if value is None and output.source is not None:
-            value = self.tensors.get(output.source)
+        stored = None if output.source is None else self.tensors.get(output.source)
+        if not output.parts:
+            return self._changed(output.parameter, stored, output, dtype)
+        if stored is None or len(stored) != sum(map(len, output.parts.values())):
+            shape = None if stored is None else tuple(stored.shape)
+            raise CheckpointError(
+                f"tensor {output.source} of the base has shape {shape}, and not the rows of "
+                f"{', '.join(output.parts)}: name the checkpoint that the adapter was trained on"
+            )
+        parts = [(name, stored[rows.start : rows.stop]) for name, rows in output.parts.items()]
+        return torch.cat([self._changed(name, part, output, dtype) for name, part in parts])
+
+    def _changed(
+        self, parameter: str, stored: torch.Tensor | None, output: Output, dtype: torch.dtype
+    ) -> torch.Tensor:
+        """A parameter with what the adapter makes of it."""
+        value = self.changes.replaced.get(parameter, stored)
         if value is None:
             raise KeyError(output.key)
-        delta = self.changes.deltas.get(output.parameter)
+        delta = self.changes.deltas.get(parameter)
         if delta is not None:
             total = delta()
             if total.shape != value.shape:
@@ -195,7 +209,7 @@ class _Source:
                 )
             value = total.add_(value)
         value = value.to(dtype)
-        if output.parameter in self.changes and not value.isfinite().all():
+        if parameter in self.changes and not value.isfinite().all():
             raise CheckpointError(
                 f"{output.key} is not finite with the adapter in {dtype}: training diverged or a file is "
                 "damaged; take an earlier state of the adapter"

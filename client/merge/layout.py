@@ -1,13 +1,15 @@
 """Which tensors a merged checkpoint holds, and what each of them starts from."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import absent_parameters
+from blindtune.checkpoint.joined import Rows
+from blindtune.checkpoint.skeleton import absent_parameters, converted_parameters, row_ranges
 from blindtune.client.merge.adapter import Changes
 from blindtune.protocol.errors import CheckpointError, UnsupportedError
 
@@ -24,11 +26,13 @@ class Output:
         key: its name in the merged checkpoint.
         source: the key in the base checkpoint that it starts from; None for one that the base lacks.
         parameter: its name in the model.
+        parts: the parameters whose rows it is instead, in their order.
     """
 
     key: str
     source: str | None
     parameter: str
+    parts: Mapping[str, Rows] = field(default_factory=dict)
 
 
 def untied_parameters(model: PreTrainedModel, changes: Changes, stored: dict[str, str]) -> dict[str, str]:
@@ -77,9 +81,15 @@ def check_complete(
 
     Raises:
         CheckpointError: neither base nor adapter holds a parameter.
+        UnsupportedError: the base stores a changed parameter in a form that is not known here.
     """
     base = tensors.folder
-    known = stored.keys() | changes.replaced.keys() | untied.keys()
+    if converted := converted_parameters(model, tensors) & (changes.deltas.keys() | changes.replaced.keys()):
+        raise UnsupportedError(
+            f"the adapter changes {min(converted)}, which {base} stores in another form than the model has "
+            "it: merge it with merge_and_unload of PEFT, on a machine that holds the whole model"
+        )
+    known = stored.keys() | row_ranges(model, tensors).keys() | changes.replaced.keys() | untied.keys()
     for name in changes.deltas:
         if name not in known:
             raise CheckpointError(
@@ -115,6 +125,10 @@ def layout(
         left_out: keys of the base that the model has no place for.
     """
     parameters = {key: name for name, key in stored.items()}
+    joined = row_ranges(model, tensors)
+    parts: dict[str, dict[str, Rows]] = {}
+    for name, rows in sorted(joined.items(), key=lambda item: item[1].start):
+        parts.setdefault(rows.key, {})[name] = rows
     shards: dict[str, list[Output]] = {}
     for path in tensors.paths():
         outputs = []
@@ -123,7 +137,7 @@ def layout(
             # A checkpoint of the bare base model lacks this prefix; beside a head, loading wants it.
             prefixed = name == f"{model.base_model_prefix}.{key}"
             if key not in left_out:
-                outputs.append(Output(name if prefixed else key, key, name))
+                outputs.append(Output(name if prefixed else key, key, name, parts.get(key, {})))
             outputs += [
                 Output(alias, key, alias)
                 for alias, parameter in untied.items()
@@ -131,7 +145,7 @@ def layout(
             ]
         if outputs:
             shards[_file_name(path)] = outputs
-    added = sorted(changes.replaced.keys() - stored.keys() - untied.keys())
+    added = sorted(changes.replaced.keys() - stored.keys() - joined.keys() - untied.keys())
     shards[list(shards)[-1]] += [Output(name, None, name) for name in added]
     return shards if len(shards) > 1 else dict(zip([_SINGLE], shards.values(), strict=True))
 

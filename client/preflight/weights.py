@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.checkpoint.skeleton import checkpoint_keys
+from blindtune.checkpoint.skeleton import checkpoint_keys, row_ranges
 from blindtune.protocol.errors import CheckpointError
 
 __all__ = ["require_finite", "require_shapes"]
@@ -25,23 +25,18 @@ def require_shapes(tensors: TensorFiles, model: PreTrainedModel) -> None:
     wanted = {name: tuple(x.shape) for name, x in model.state_dict().items()}
     classifies = type(model).__name__.endswith("ForSequenceClassification")
     base = f"{model.base_model_prefix}."
-    wrong = [
-        (name, key)
-        for name, key in checkpoint_keys(model, tensors).items()
-        if tensors.shape(key) != wanted[name]
-    ]
-    for name, key in wrong[:1]:
+    needed = {key: (name, wanted[name]) for name, key in checkpoint_keys(model, tensors).items()}
+    needed |= {x.key: (name, (x.of, *wanted[name][1:])) for name, x in row_ranges(model, tensors).items()}
+    wrong = [(key, *needed[key]) for key in needed if tensors.shape(key) != needed[key][1]]
+    for key, name, shape in wrong[:1]:
         more = f", and {len(wrong) - 1} more do not fit" if len(wrong) > 1 else ""
-        what = (
-            f"{tensors.folder}: tensor {key} has shape {tensors.shape(key)}, and the model needs "
-            f"{wanted[name]}{more}"
-        )
+        what = f"{tensors.folder}: tensor {key} has shape {tensors.shape(key)}, and the model needs {shape}"
         if classifies and not name.startswith(base):
             raise CheckpointError(
-                f"{what}, since the data has {model.config.num_labels} classes: list all those of the "
+                f"{what}{more}, since the data has {model.config.num_labels} classes: list all those of the "
                 "checkpoint in data.labels, or take one without a head of its own"
             )
-        raise CheckpointError(f"{what}: config.json is of another checkpoint: restore it")
+        raise CheckpointError(f"{what}{more}: config.json is of another checkpoint: restore it")
 
 
 def require_finite(tensors: TensorFiles) -> None:

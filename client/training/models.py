@@ -17,6 +17,7 @@ from transformers import (
 )
 
 from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
+from blindtune.checkpoint.joined import tensor_keys
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.adapter_config import CONFIG
@@ -201,7 +202,7 @@ def stored_keys(folder: Path) -> list[str]:
         keys = list(tensors)
     if not is_kit(folder):
         return keys
-    remote = Kit.open(folder).layers
+    remote = tensor_keys(Kit.open(folder).layers)
     return [*remote, *(x for x in keys if x not in remote)]
 
 
