@@ -14,6 +14,7 @@ is measured first.
 import argparse
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 import time
@@ -145,8 +146,9 @@ def _supervise(target: Target, over: threading.Event, outcome: Outcome) -> None:
         try:
             probe(target.address, tls, False, PATIENCE_SECONDS)
             outcome.health.append(True)
-        except BlindtuneError:
+        except BlindtuneError as error:
             outcome.health.append(False)
+            print(f"{time.monotonic() - asked:.2f} s: {error}", file=sys.stderr, flush=True)
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(target.address, credentials, alone) as channel:
             try:
