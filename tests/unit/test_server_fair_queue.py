@@ -361,7 +361,7 @@ def test_large_and_small_operands_get_as_much_time() -> None:
 def test_clients_with_operands_of_one_size_get_equal_counts_beside_others(in_flight: int) -> None:
     appetites = {f"{i}": (in_flight, 0.08 if i % 2 else 0.01) for i in range(30)}
     done, _ = simulated(appetites, seconds=10.0)
-    for size in (0, 1):
-        counts = [done[client] for client in appetites if int(client) % 2 == size]
-        assert min(counts) >= 20
-        assert max(counts) <= min(counts) + max(2, 0.05 * min(counts)), counts
+    small, large = ([done[client] for client in appetites if int(client) % 2 == size] for size in (0, 1))
+    assert min(large) >= 20 and max(large) <= min(large) + 2, large
+    # With one request in flight they want less than they could have, and how much is a matter of chance.
+    assert max(small) <= 1.1 * min(small), small
