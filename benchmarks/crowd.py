@@ -8,10 +8,11 @@ import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -39,10 +40,10 @@ from blindtune.server.tokens import add_token
 __all__ = ["HOST", "Access", "Appetite", "Client", "Question", "Told", "ask_all", "small_model", "worker"]
 
 HOST = "127.0.0.1"
-ROWS = 64
 PATIENCE_SECONDS = 120.0
 PROCESSES = 4
-WARMING_SECONDS = 3.0
+# Until each client has had so many answers, a worker compiles its kernels, and clients begin one by one.
+WARMING_ANSWERS, MOST_WARMING_SECONDS = 2, 120.0
 
 
 def small_model(folder: Path) -> Path:
@@ -71,7 +72,7 @@ class Appetite:
     """
 
     in_flight: int = 1
-    rows: int = ROWS
+    rows: int = 64
 
 
 @dataclass
@@ -80,7 +81,7 @@ class Told:
 
     Attributes:
         appetite: what it asked for.
-        waits: seconds of each verified product.
+        waits: seconds of each verified product, of those that came while all clients were at work.
         sent, retries: requests, and those that were sent again.
         errors: of products that there were none of.
     """
@@ -120,6 +121,8 @@ class Client:
     def __init__(self, question: Question, address: str, files: dict[str, Path], appetite: Appetite) -> None:
         operator = Operator("alpha", [address], **files)
         self.told = Told(appetite)
+        # When each answer came, and how long it took.
+        self.answers: list[tuple[float, float]] = []
         self._question = question
         self._client = OperatorClient(
             0,
@@ -133,20 +136,20 @@ class Client:
         )
         self._client.connect()
 
-    def work(self, begin: float, end: float) -> None:
+    def work(self, time_is_over: Callable[[], bool]) -> None:
         """Asks without a pause, in as many threads as it has requests in flight."""
         request = self._question.request(self.told.appetite.rows)
 
         def ask() -> None:
-            while (asked := time.monotonic()) < end:
+            while not time_is_over():
+                asked = time.monotonic()
                 try:
                     self._client.multiply(request, self._question.check)
                 except BlindtuneError as error:
                     self.told.errors.append(str(error))
                     continue
                 answered = time.monotonic()
-                if begin <= answered <= end:
-                    self.told.waits.append(answered - asked)
+                self.answers.append((answered, answered - asked))
 
         threads = [threading.Thread(target=ask) for _ in range(self.told.appetite.in_flight)]
         for thread in threads:
@@ -157,25 +160,38 @@ class Client:
         self.told.sent, self.told.retries = found.requests, found.retries
         self._client.close()
 
+    def tell(self, begin: float, end: float) -> Told:
+        """What it saw between two moments."""
+        self.told.waits = [wait for answered, wait in self.answers if begin <= answered <= end]
+        return self.told
+
 
 def crowd(model: Path, address: str, clients: list[tuple[dict[str, Path], Appetite]], pipe: Any) -> None:
     """Some of the clients, in a process of their own."""
     question = Question(model)
     working = [Client(question, address, *each) for each in clients]
     pipe.send("ready")
-    begin, end = pipe.recv()
-    threads = [threading.Thread(target=client.work, args=(begin, end)) for client in working]
+    pipe.recv()
+    end = inf
+    threads = [
+        threading.Thread(target=client.work, args=(lambda: time.monotonic() >= end,)) for client in working
+    ]
     for thread in threads:
         thread.start()
+    patient_until = time.monotonic() + MOST_WARMING_SECONDS
+    while time.monotonic() < patient_until and any(len(x.answers) < WARMING_ANSWERS for x in working):
+        time.sleep(0.1)
+    pipe.send("warm")
+    begin, end = pipe.recv()
     for thread in threads:
         thread.join()
-    pipe.send([client.told for client in working])
+    pipe.send([client.tell(begin, end) for client in working])
 
 
 def ask_all(
     model: Path, address: str, clients: list[tuple[dict[str, Path], Appetite]], seconds: float
 ) -> list[Told]:
-    """Lets all clients work at the same time; what they saw, in their order."""
+    """Lets all clients work at the same time; what they saw, in their order, once all had begun."""
     context = multiprocessing.get_context("spawn")
     count = min(PROCESSES, len(clients))
     crowds = []
@@ -186,7 +202,11 @@ def ask_all(
         crowds.append((process, ours))
     for _, pipe in crowds:
         assert pipe.recv() == "ready"
-    begin = time.monotonic() + WARMING_SECONDS
+    for _, pipe in crowds:
+        pipe.send("go")
+    for _, pipe in crowds:
+        assert pipe.recv() == "warm"
+    begin = time.monotonic()
     found: list[Told | None] = [None] * len(clients)
     for _, pipe in crowds:
         pipe.send((begin, begin + seconds))

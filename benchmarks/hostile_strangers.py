@@ -14,6 +14,7 @@ is measured first.
 import argparse
 import socket
 import ssl
+import sys
 import tempfile
 import threading
 import time
@@ -145,8 +146,9 @@ def _supervise(target: Target, over: threading.Event, outcome: Outcome) -> None:
         try:
             probe(target.address, tls, False, PATIENCE_SECONDS)
             outcome.health.append(True)
-        except BlindtuneError:
+        except BlindtuneError as error:
             outcome.health.append(False)
+            print(f"{time.monotonic() - asked:.2f} s: {error}", file=sys.stderr, flush=True)
         alone = [("grpc.use_local_subchannel_pool", 1)]
         with grpc.secure_channel(target.address, credentials, alone) as channel:
             try:
@@ -170,11 +172,11 @@ def measured(kind: str, version: str, target: Target, client: Client, token: str
     for thread in threads:
         thread.start()
     begin = time.monotonic() + 2.0
-    client.work(begin, begin + seconds)
+    client.work(lambda: time.monotonic() >= begin + seconds)
     over.set()
     for thread in threads:
         thread.join()
-    told = client.told
+    told = client.tell(begin, begin + seconds)
     outcome.products, outcome.retries = len(told.waits) / seconds, told.retries
     outcome.errors = len(told.errors)
     return outcome

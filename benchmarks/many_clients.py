@@ -1,10 +1,10 @@
 """Fifty clients at one worker: who gets how much, and who waits for how long.
 
     python benchmarks/many_clients.py [--model FOLDER] [--clients 50] [--seconds 20] [--only TEXT]
-        [--certificates] [--before FOLDER] [--options "--max-concurrent 4"] [--json FILE]
+        [--certificates] [--before FOLDER] [--rows 64] [--options "--max-concurrent 4"] [--json FILE]
 
 Starts a real worker (`blindtune-worker serve`, with a token for each client, or a certificate) and clients of
-different appetite, which ask for products of 64 rows without a pause and verify them:
+different appetite, which ask for products of 64 rows (`--rows`) without a pause and verify them:
 
     equal        one request in flight each
     four each    four requests in flight each
@@ -17,7 +17,8 @@ takes turns with this one's. A wait is the time from asking to the verified answ
 included. Of clients with the same appetite it prints
 
     products a second   of all of them together
-    most/fewest         products of the client with most, divided by those of the one with fewest
+    fewest              products of the client that got fewest
+    most/fewest         products of the client with most, divided by those
     wait                median and longest, over products
     worst/median        the longest of the clients' mean waits, by the median of them
     retries             requests that were sent again, in percent of all that were sent
@@ -38,14 +39,14 @@ from measuring import print_table, write_json
 FEW_ROWS, MANY_ROWS = 16, 256
 
 
-def appetites(clients: int) -> dict[str, list[Appetite]]:
+def appetites(clients: int, rows: int) -> dict[str, list[Appetite]]:
     """What each client asks for, by scenario."""
     return {
-        "equal": [Appetite()] * clients,
-        "four each": [Appetite(4)] * clients,
-        "unequal": [Appetite(4 if i % 2 else 1) for i in range(clients)],
-        "sizes": [Appetite(rows=MANY_ROWS if i % 2 else FEW_ROWS) for i in range(clients)],
-        "greedy": [Appetite(64), *[Appetite()] * (clients - 1)],
+        "equal": [Appetite(1, rows)] * clients,
+        "four each": [Appetite(4, rows)] * clients,
+        "unequal": [Appetite(4 if i % 2 else 1, rows) for i in range(clients)],
+        "sizes": [Appetite(1, MANY_ROWS if i % 2 else FEW_ROWS) for i in range(clients)],
+        "greedy": [Appetite(64, rows), *[Appetite(1, rows)] * (clients - 1)],
     }
 
 
@@ -57,6 +58,7 @@ class Outcome:
         scenario, version, appetite: whose.
         clients: how many.
         rate: products a second of all of them.
+        fewest: products of the client that got fewest.
         most_by_fewest: products of the client that got most, by those of the one that got fewest.
         median_wait, longest_wait: seconds, over requests.
         worst_by_median: the longest of the clients' mean waits, by the median of them.
@@ -70,6 +72,7 @@ class Outcome:
     appetite: Appetite
     clients: int
     rate: float
+    fewest: int
     most_by_fewest: float
     median_wait: float
     longest_wait: float
@@ -95,6 +98,7 @@ def outcomes(scenario: str, version: str, told: list[Told], seconds: float) -> l
                 appetite,
                 len(group),
                 sum(counts) / seconds,
+                min(counts),
                 max(counts) / max(1, min(counts)),
                 statistics.median(waits or [seconds]),
                 max(waits or [seconds]),
@@ -107,7 +111,7 @@ def outcomes(scenario: str, version: str, told: list[Told], seconds: float) -> l
 
 
 HEADINGS = (
-    "scenario", "worker", "clients", "products a second", "most/fewest", "wait, s", "longest, s",
+    "scenario", "worker", "clients", "products a second", "fewest", "most/fewest", "wait, s", "longest, s",
     "worst/median", "retries", "errors", "ended",
 )  # fmt: skip
 
@@ -115,8 +119,9 @@ HEADINGS = (
 def _row(x: Outcome) -> tuple[object, ...]:
     appetite = f"{x.clients} with {x.appetite.in_flight} of {x.appetite.rows} rows"
     return (
-        x.scenario, x.version, appetite, f"{x.rate:.1f}", f"{x.most_by_fewest:.2f}", f"{x.median_wait:.2f}",
-        f"{x.longest_wait:.2f}", f"{x.worst_by_median:.2f}", f"{x.retries:.1%}", x.errors, x.ended,
+        x.scenario, x.version, appetite, f"{x.rate:.1f}", x.fewest, f"{x.most_by_fewest:.2f}",
+        f"{x.median_wait:.2f}", f"{x.longest_wait:.2f}", f"{x.worst_by_median:.2f}", f"{x.retries:.1%}",
+        x.errors, x.ended,
     )  # fmt: skip
 
 
@@ -125,6 +130,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", type=Path, help="checkpoint folder; a small random one unless given")
     parser.add_argument("--clients", type=int, default=50)
+    parser.add_argument("--rows", type=int, default=64, help="of an operand, but in the scenario of sizes")
     parser.add_argument("--seconds", type=float, default=20.0, help="for each scenario, without warming up")
     parser.add_argument("--rounds", type=int, default=1, help="how often versions take turns")
     parser.add_argument("--only", default="", help="scenarios whose name begins with this")
@@ -139,7 +145,7 @@ def main() -> None:
         folder = Path(temporary)
         model = options.model or small_model(folder / "model")
         access = Access(folder, options.clients, options.certificates)
-        for scenario, wanted in appetites(options.clients).items():
+        for scenario, wanted in appetites(options.clients, options.rows).items():
             if not scenario.startswith(options.only):
                 continue
             for _ in range(options.rounds):

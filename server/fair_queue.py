@@ -3,8 +3,8 @@
 A worker runs so many requests at a time, and all others wait. Each client has a clock of its own, which shows
 how much work was done for it so far, and the client whose clock is furthest behind is next (start-time fair
 queueing, Goyal, Vin and Cheng 1996). So clients that always want something get equal shares, however many
-requests they have in flight and however large those are; one that asks now and then is next at once, and
-can't save up for later.
+requests they have in flight and however large those are. One that asks now and then is soon next, and can't
+save up for later; and nobody gains by coming under a new name each time.
 
     arrive(client, deadline)         ARRIVED   has a place in the queue; nothing is known of it yet
     wait(ticket, work, held, now)    WAITING   its header was read
@@ -96,7 +96,8 @@ class _Client:
 
     Attributes:
         clock: work that was done for it, on the scale of the queue's own clock.
-        turn: number of its last turn; who had theirs longer ago is first among equals.
+        turn: number of its last turn, or of its arrival; the lowest one is first among equals.
+        is_known: whether it has lined up before.
         queued: those that arrived or wait, in order.
         waiting, running: how many could run, and do, those aside included.
         held: bytes that those without a place hold.
@@ -104,7 +105,8 @@ class _Client:
     """
 
     clock: float
-    turn: int = 0
+    turn: int
+    is_known: bool = False
     queued: list[Ticket] = field(default_factory=list)
     waiting: int = 0
     running: int = 0
@@ -156,7 +158,7 @@ class FairQueue:
         """
         self.require_open()
         self._forget()
-        mine = self._clients.get(client) or _Client(self._clock)
+        mine = self._clients.get(client) or _Client(self._clock, next(self._turns))
         bounds = self._bounds
         if len(mine.queued) + mine.running >= bounds.waiting_per_client + bounds.running_per_client:
             raise Busy(
@@ -197,7 +199,8 @@ class FairQueue:
         while full and self.held + held > self._bounds.bytes:
             self._displace(_held_in_queue, _held_in_queue(mine) + held, lambda last: last.holds > 0)
         if not mine.waiting:
-            mine.clock = max(mine.clock, self._clock)
+            mine.clock = max(mine.clock, self._clock if mine.is_known else self._clock_of_newcomers())
+            mine.is_known = True
         ticket.work, ticket.held, ticket.lined_up = work, held, now
         if full:
             ready = now + self._time_until_turn(mine) + self._pace.seconds(self._pace.cost(work))
@@ -264,16 +267,21 @@ class FairQueue:
             for ticket in tuple(client.queued):
                 self._drop(ticket, Draining("this worker is shutting down"))
 
+    def _ready(self) -> list[_Client]:
+        """Those that wait, and may run more than they do."""
+        return [
+            client
+            for client in self._clients.values()
+            if client.waiting and client.running < self._bounds.running_per_client
+        ]
+
+    def _clock_of_newcomers(self) -> float:
+        """Not behind all who wait: one new name after the other could keep them waiting for good."""
+        return max(self._clock, min((client.clock for client in self._ready()), default=0.0))
+
     def _start(self, now: float) -> None:
         """Gives free places to those whose turn it is."""
-        while self.running < self._bounds.running:
-            ready = [
-                client
-                for client in self._clients.values()
-                if client.waiting and client.running < self._bounds.running_per_client
-            ]
-            if not ready:
-                return
+        while self.running < self._bounds.running and (ready := self._ready()):
             mine = min(ready, key=lambda client: (client.clock, client.turn))
             ticket = mine.next()
             # Where nobody else waits, trying costs nothing, and an estimate may be wrong.

@@ -15,6 +15,7 @@ from blindtune.protocol.errors import ConfigurationError, OperatorUnavailableErr
 __all__ = ["ProbeTls", "probe"]
 
 _PAUSE_SECONDS = 0.1
+_BUSY = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.CANCELLED)
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 # A worker that is asked through a proxy may be another one than the address names.
 _NO_PROXY = [("grpc.enable_http_proxy", 0)]
@@ -90,7 +91,10 @@ def probe(address: str, tls: ProbeTls | None, insecure: bool, seconds: float) ->
 def _checked(
     stub: health_pb2_grpc.HealthStub, request: health_pb2.HealthCheckRequest, seconds: float
 ) -> health_pb2.HealthCheckResponse:
-    """The answer, which is asked for again while too many others ask."""
+    """The answer, which is asked for again while too many others ask.
+
+    gRPC refuses some of a flood of calls before the worker sees them, as if somebody had cancelled them.
+    """
     end = time.monotonic() + seconds
     attempts = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_busy),
@@ -102,7 +106,7 @@ def _checked(
 
 
 def _is_busy(error: BaseException) -> bool:
-    return isinstance(error, grpc.RpcError) and error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    return isinstance(error, grpc.RpcError) and error.code() in _BUSY
 
 
 def _content(path: Path) -> bytes:

@@ -14,7 +14,8 @@ So neither the number in flight nor who finishes first changes a bit of the resu
 import contextvars
 import random
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -161,15 +162,21 @@ class _SideBySide(Generic[T]):
             _set_gradients(self._parameters, [None] * len(self._parameters))
 
     def _one(self, number: int) -> None:
+        # Errors count before the baton is given away, or one more micro-batch might begin.
+        with self._errors_of(number), self._baton.turn(number), self._errors_of(number):
+            result = self._computations[number]()
+            self._done[number] = result, [x.grad for x in self._parameters]
+            _set_gradients(self._parameters, [None] * len(self._parameters))
+            self._add_up()
+
+    @contextmanager
+    def _errors_of(self, number: int) -> Iterator[None]:
+        """Keeps a micro-batch's error, to be raised in the main thread."""
         try:
-            with self._baton.turn(number):
-                result = self._computations[number]()
-                self._done[number] = result, [x.grad for x in self._parameters]
-                _set_gradients(self._parameters, [None] * len(self._parameters))
-                self._add_up()
+            yield
         except Dropped:
             pass  # a micro-batch before this one failed
-        except BaseException as error:  # it is raised in the main thread
+        except BaseException as error:
             # Those before it go on, for one of them may fail as well, and then its error is the first.
             self._errors[number] = error
             self._baton.drop_from(number + 1)

@@ -906,8 +906,8 @@ _CHECKS = (
                 "client/multiplier.py",
                 "        result = decode([answer.result() for answer in answers])\n",
                 "        result = decode([answer.result() for answer in answers])\n"
-                "        for request, answer in zip(requests, answers, strict=True):\n"
-                "            check.verify(request.share.residues, answer.result())\n",
+                "        for share, answer in zip(masked.shares, answers, strict=True):\n"
+                "            self._check_vectors(product).verify(share.residues, answer.result())\n",
             ),
         ),
         (f"{_GROUP}::test_nothing_is_unmasked_when_an_answer_is_wrong",),

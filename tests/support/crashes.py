@@ -1,8 +1,8 @@
 """A disk that loses what was not flushed: what a crash at any moment would leave of a folder.
 
 The code under test runs as it is, on a real folder. Before each operation on files that Python reports (an
-audit hook sees those of libraries too), and after each ``fsync``, the folder is looked at: what is there now,
-and what of it was flushed. Files that native code writes are found by looking. A file's content is flushed by
+audit hook sees those of libraries too), and around each ``fsync``, the folder is looked at: what is there
+now, and what of it was flushed. Files that native code writes are found by looking. A file's content is flushed by
 an ``fsync`` of the file, its name by one of its folder. From each moment come four folders:
 
 - what is there, since a process that is killed loses nothing that it wrote;
@@ -118,6 +118,7 @@ class CrashRecorder:
         return len(self._found)
 
     def _flushed(self, file: Any) -> None:
+        self._moment("a flush")
         self._fsync(file)
         number = file if isinstance(file, int) else file.fileno()
         self._look()

@@ -126,6 +126,20 @@ def test_nobody_saves_up_for_later() -> None:
     assert turns[:10].count("late") in (5, 6)
 
 
+def test_a_new_name_for_each_request_gains_nothing() -> None:
+    queue, running = full(replace(BOUNDS, running=1, waiting=40, waiting_per_client=40))
+    for _ in range(20):
+        asked(queue, "steady")
+    turns = []
+    for i in range(21):
+        newcomer = asked(queue, f"new {i}")
+        while newcomer.state is State.WAITING:
+            queue.leave(running.pop(), 1.0, done=False)
+            running += queue.news()
+            turns.append(running[0].client)
+    assert turns.count("steady") == 20 and len(turns) == 41
+
+
 def test_bounds_in_number_hold_for_each_client_and_for_all() -> None:
     queue, _ = full()
     for _ in range(4 + 2):
@@ -341,3 +355,13 @@ def test_large_and_small_operands_get_as_much_time() -> None:
     done, _ = simulated(appetites, seconds=20.0)
     seconds = [done[client] * (appetites[client][1] + 0.001) for client in appetites]
     assert max(seconds) < 1.3 * min(seconds), seconds
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+def test_clients_with_operands_of_one_size_get_equal_counts_beside_others(in_flight: int) -> None:
+    appetites = {f"{i}": (in_flight, 0.08 if i % 2 else 0.01) for i in range(30)}
+    done, _ = simulated(appetites, seconds=10.0)
+    small, large = ([done[client] for client in appetites if int(client) % 2 == size] for size in (0, 1))
+    assert min(large) >= 20 and max(large) <= min(large) + 2, large
+    # With one request in flight they want less than they could have, and how much is a matter of chance.
+    assert max(small) <= 1.1 * min(small), small

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from support.tiny_layer import tiny_store
 
 from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
+from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.pools import AtOnce, Counted
+from blindtune.server.probe import probe
 from blindtune.server.refusals import Busy
 from blindtune.server.strangers import Strangers
 from blindtune.server.tokens import add_token
@@ -151,6 +154,39 @@ def test_refusals_take_no_thread_and_none_piles_up() -> None:
         let_go.set()
         assert all(future.result() for future in waits)
     assert counted.pending == 0
+
+
+class RefusesOnce(health_pb2_grpc.HealthServicer):
+    """Serves, but tells the first who asks something else."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        self._code = code
+        self.asked = 0
+
+    def Check(
+        self, request: health_pb2.HealthCheckRequest, context: grpc.ServicerContext
+    ) -> health_pb2.HealthCheckResponse:
+        self.asked += 1
+        if self.asked == 1:
+            context.abort(self._code, "this time")
+        return health_pb2.HealthCheckResponse(status=SERVING)
+
+
+@pytest.mark.parametrize(
+    ("code", "asks_again"),
+    [("RESOURCE_EXHAUSTED", True), ("CANCELLED", True), ("UNAVAILABLE", False), ("UNAUTHENTICATED", False)],
+)
+def test_the_probe_asks_again_where_too_many_others_ask(code: str, asks_again: bool) -> None:
+    health = RefusesOnce(grpc.StatusCode[code])
+    with ThreadPoolExecutor(1) as pool:
+        server = grpc.server(pool)
+        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        with nullcontext() if asks_again else pytest.raises(OperatorUnavailableError, match=code):
+            probe(address, None, insecure=True, seconds=PATIENCE)
+        server.stop(None).wait()
+    assert health.asked == (2 if asks_again else 1)
 
 
 def test_a_name_that_somebody_made_up_is_not_watched(channel: grpc.Channel) -> None:
