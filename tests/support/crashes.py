@@ -2,8 +2,8 @@
 
 The code under test runs as it is, on a real folder. Before each operation on files that Python reports (an
 audit hook sees those of libraries too), and around each ``fsync``, the folder is looked at: what is there
-now, and what of it was flushed. Files that native code writes are found by looking. A file's content is flushed by
-an ``fsync`` of the file, its name by one of its folder. From each moment come four folders:
+now, and what of it was flushed. Files that native code writes are found by looking. A file's content is
+flushed by an ``fsync`` of the file, its name by one of its folder. From each moment come four folders:
 
 - what is there, since a process that is killed loses nothing that it wrote;
 - what was flushed and nothing else, after a loss of power;
