@@ -140,6 +140,16 @@ def _lanes_take_the_same_block(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lanes._Queue, "__init__", init)
 
 
+def _errors_of_other_lanes_are_lost(patch: pytest.MonkeyPatch) -> None:
+    real = lanes.UnderWay.exception
+
+    def exception(self: lanes.UnderWay) -> Any:
+        real(self)
+        return self.lanes[0].exception()
+
+    patch.setattr(lanes.UnderWay, "exception", exception)
+
+
 def _memory_handed_back_while_asked_for(patch: pytest.MonkeyPatch) -> None:
     real = OperatorClient.start
 
@@ -182,6 +192,7 @@ def _of(schedules: Sequence[Schedule]) -> Callable[[int], Schedule]:
 
 _SMALLER = shape("an operand larger than a block")
 _AHEAD = shape("answers asked for ahead")
+_GONE = shape("all replicas of an operator gone at once")
 _IN_FLIGHT = shape("micro-batches in flight")
 _HANGING = shape("a worker that hangs while replicas are free")
 # The first worker is slow, and another one lies; or it comes back, and the other one never answers.
@@ -232,6 +243,8 @@ PLANTS: tuple[Plant, ...] = (
           _first_message_verified_only, _of(_SMALLER)),
     Plant("blocks over replicas", "two lanes take the same block", "verified",
           _lanes_take_the_same_block, _of((SPLIT,))),
+    Plant("blocks over replicas", "what fails in another lane than the first is forgotten", "verified",
+          _errors_of_other_lanes_are_lost, _of(_GONE)),
     Plant("smaller limits", "rows that a worker does not take are forgotten", "verified",
           _rest_is_forgotten, _of(_SMALLER)),
     Plant("micro-batches in flight", "a liar is forgotten when another request at it fails", "quarantine",

@@ -184,6 +184,7 @@ class World:
         """How often what can happen did."""
         ledger = self.ledger
         found = Counter({"pieces": ledger.pieces, "ahead": ledger.masks_ahead, "lies": len(ledger.liars)})
+        found["failures"] = len(self.failures)
         for client in self._clients:
             for operator in client.operators:
                 figures = operator.statistics

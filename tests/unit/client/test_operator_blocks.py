@@ -133,8 +133,9 @@ def test_a_faster_replica_answers_more_blocks(kit: Kit, honest: Multiplier) -> N
     assert (len(slow.requests), len(fast.requests)) == (1, 7)
 
 
+@pytest.mark.parametrize("failing", [0, 1], ids=["in the first lane", "in another lane"])
 def test_all_blocks_have_ended_when_one_of_them_fails_and_no_other_begins(
-    kit: Kit, honest: Multiplier
+    kit: Kit, honest: Multiplier, failing: int
 ) -> None:
     both = threading.Barrier(2, timeout=PATIENCE)
     failed, finished = threading.Event(), threading.Event()
@@ -150,7 +151,8 @@ def test_all_blocks_have_ended_when_one_of_them_fails_and_no_other_begins(
         time.sleep(0.2)
         finished.set()
 
-    workers = [LocalWorker(honest, before=fail), LocalWorker(honest, before=last)]
+    workers = [LocalWorker(honest, before=last), LocalWorker(honest, before=last)]
+    workers[failing].before = fail
     client = _client(kit, [*workers])
     with pytest.raises(RuntimeError, match="a bug"):
         client.multiply(_request(kit, 8 * 256), kit.check_vectors(FORWARD))
