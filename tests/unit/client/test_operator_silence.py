@@ -283,6 +283,40 @@ def test_when_either_of_the_two_fails_the_other_is_waited_for_and_no_third_one_s
         assert [len(worker.requests) for worker in setting.workers] == [1, 1]
 
 
+def test_when_both_of_the_two_fail_nothing_of_their_answers_is_used(setting: Setting) -> None:
+    for worker in setting.workers:
+        worker.silent, worker.first = True, 2
+        worker.failures.append(GONE)
+
+    def meanwhile() -> None:
+        setting.time.sleep(1.0)
+        wait_until(lambda: all(worker.requests for worker in setting.workers))
+        for worker in setting.workers:
+            worker.goes_on.set()
+
+    setting.ask(meanwhile)
+    assert setting.client.statistics.failures == {Failure.UNREACHABLE: 2}
+    assert setting.figures() | {"requests": 3, "hedges": 1, "hedges_won": 0} == setting.figures()
+
+
+def test_a_look_that_is_due_as_its_attempt_ends_neither_repeats_it_nor_looks_again(setting: Setting) -> None:
+    """It is too late to call it off then."""
+    looks: list[Callable[[], None]] = []
+
+    def later(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
+        looks.append(look)
+        return lambda: None
+
+    setting.client._asking._later = later
+    setting.workers[0].silent = False
+    setting.client.multiply(setting.request(), setting.check)
+    (look,) = looks
+    setting.time.sleep(4.0)
+    look()
+    assert looks == [look]
+    assert setting.figures() | {"requests": 1, "hedges": 0} == setting.figures()
+
+
 def test_a_worker_that_is_silent_for_too_long_has_failed_and_its_replica_is_asked(setting: Setting) -> None:
     """As where the replica had other things to do, or enough was repeated early."""
     with pytest.MonkeyPatch.context() as patch:
