@@ -16,7 +16,7 @@ from blindtune.protocol.residues import Centred
 from simulation.scheduler import Pool
 from simulation.training import train
 from simulation.transport import SimulatedTransport
-from simulation.watched import WatchedKit, WatchedSource
+from simulation.watched import WatchedBuffers, WatchedKit, WatchedSource
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -26,6 +26,7 @@ __all__ = ["LEAST_BLOCK_ROWS", "Client"]
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 LEAST_BLOCK_ROWS = 2
+KEPT_BYTES = 1 << 20
 
 
 class Client:
@@ -59,6 +60,8 @@ class Client:
             )
             for index, workers in enumerate(world.workers)
         ]
+        for operator in self.operators:
+            operator._buffers = operator._asking._buffers = WatchedBuffers(KEPT_BYTES, world.ledger)
         self.multiplier = RemoteMultiplier(
             WatchedSource(world.source(), world.ledger),
             self.operators,

@@ -161,6 +161,32 @@ def _memory_handed_back_while_asked_for(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(OperatorClient, "start", start)
 
 
+def _memory_handed_back_before_it_is_decoded(patch: pytest.MonkeyPatch) -> None:
+    real = multiplier.Pending.result
+
+    def result(self: multiplier.Pending) -> Any:
+        answer = real(self)
+        self.release()
+        return answer
+
+    patch.setattr(multiplier.Pending, "result", result)
+
+
+def _losers_hand_memory_back_at_once(patch: pytest.MonkeyPatch) -> None:
+    real = Asking._join
+
+    def join(self: Asking, race: Any, answered: bool) -> Any:
+        hedge = race.hedge
+        if hedge is None or not answered or hedge.answer is None:
+            return real(self, race, answered)
+        self._buffers.give(hedge.answer)
+        hedge = real(self, race, answered)
+        hedge.answer = None
+        return hedge
+
+    patch.setattr(Asking, "_join", join)
+
+
 def _memory_taken_by_two(patch: pytest.MonkeyPatch) -> None:
     def take(self: Buffers, rows: int, columns: int) -> Any:
         import numpy as np
@@ -253,6 +279,10 @@ PLANTS: tuple[Plant, ...] = (
           _memory_handed_back_while_asked_for, _of(_IN_FLIGHT)),
     Plant("micro-batches in flight", "memory that was handed back serves two", "result",
           _memory_taken_by_two, _of(_IN_FLIGHT)),
+    Plant("micro-batches in flight", "memory of answers is handed back before they are decoded", "result",
+          _memory_handed_back_before_it_is_decoded, _of(_IN_FLIGHT)),
+    Plant("hanging workers", "who lost hands its memory back while it still writes", "handed back",
+          _losers_hand_memory_back_at_once, _of(_LATE_AND_SILENT)),
     Plant("hanging workers", "who answers a hedge is not verified", "verified", _hedges_unverified,
           _of(_HANGING)),
     Plant("hanging workers", "who lies in a hedge is asked again", "quarantine", _hedges_may_lie,

@@ -318,6 +318,7 @@ class World:
         """Once nothing is asked for any more, nothing is under way or kept."""
         assert self.client
         for operator in self.client.operators:
+            operator._buffers.judge()  # type: ignore[attr-defined]
             for index, state in enumerate(operator._policy._workers):
                 if state.excluded and index == 0 and self.schedule.protected:
                     self.ledger.broken("honest workers", f"a spared worker is out: {state.excluded}")
