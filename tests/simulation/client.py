@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 
 from blindtune.client.connect import expectations
 from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
@@ -16,7 +17,7 @@ from blindtune.protocol.residues import Centred
 from simulation.scheduler import Pool
 from simulation.training import train
 from simulation.transport import SimulatedTransport
-from simulation.watched import WatchedBuffers, WatchedKit, WatchedSource
+from simulation.watched import WatchedKit, WatchedSource
 
 if TYPE_CHECKING:
     from simulation.world import World
@@ -26,7 +27,6 @@ __all__ = ["LEAST_BLOCK_ROWS", "Client"]
 RETRY_SECONDS = 60.0
 REQUEST_SECONDS = 30.0
 LEAST_BLOCK_ROWS = 2
-KEPT_BYTES = 1 << 20
 
 
 class Client:
@@ -60,8 +60,10 @@ class Client:
             )
             for index, workers in enumerate(world.workers)
         ]
-        for operator in self.operators:
-            operator._buffers = operator._asking._buffers = WatchedBuffers(KEPT_BYTES, world.ledger)
+        self.buffers = [
+            WatchedBuffers(lambda seen: world.ledger.broken("handed back", seen)).given_to(operator)
+            for operator in self.operators
+        ]
         self.multiplier = RemoteMultiplier(
             WatchedSource(world.source(), world.ledger),
             self.operators,

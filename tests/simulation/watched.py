@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.client.kit import Kit, KitDescription
-from blindtune.client.operators.buffers import Buffers
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.products import Product
@@ -15,9 +14,7 @@ from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.verification import CheckVectors
 from simulation.ledger import Ledger
 
-__all__ = ["WatchedBuffers", "WatchedKit", "WatchedSource"]
-
-_NOBODYS = 0xFFFFFFFF
+__all__ = ["WatchedKit", "WatchedSource"]
 
 
 class WatchedSource(MaskSource):
@@ -101,29 +98,3 @@ class _WatchedCheck(CheckVectors):
     def verify_expected(self, expected: Residues, response: NDArray[np.uint32]) -> None:
         super().verify_expected(expected, response)
         self.ledger.verified(self.product, response)
-
-
-class WatchedBuffers(Buffers):
-    """Memory that holds no residue from the moment when it is handed back, and shows who still writes to it.
-
-    Who still reads it gets wrong results.
-    """
-
-    def __init__(self, most_bytes: int, ledger: Ledger) -> None:
-        super().__init__(most_bytes)
-        self._ledger = ledger
-
-    def take(self, rows: int, columns: int) -> NDArray[np.uint32]:
-        self.judge()
-        return super().take(rows, columns)
-
-    def give(self, array: NDArray[np.uint32]) -> None:
-        if any(np.shares_memory(array, x) for x in self._kept):
-            self._ledger.broken("handed back", "memory was handed back twice")
-        array[:] = _NOBODYS
-        super().give(array)
-
-    def judge(self) -> None:
-        """Looks at all that was handed back."""
-        if any((x != _NOBODYS).any() for x in self._kept):
-            self._ledger.broken("handed back", "memory was written to after it was handed back")

@@ -317,8 +317,9 @@ class World:
     def judge_what_is_left(self) -> None:
         """Once nothing is asked for any more, nothing is under way or kept."""
         assert self.client
+        for buffers in self.client.buffers:
+            buffers.judge()
         for operator in self.client.operators:
-            operator._buffers.judge()  # type: ignore[attr-defined]
             for index, state in enumerate(operator._policy._workers):
                 if state.excluded and index == 0 and self.schedule.protected:
                     self.ledger.broken("honest workers", f"a spared worker is out: {state.excluded}")

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime, remote_multiplier
 
 from blindtune.client.kit import Kit
@@ -311,10 +312,15 @@ def test_only_so_much_memory_is_kept_for_answers_and_the_oldest_goes_first() -> 
 
 def test_results_of_earlier_products_do_not_change_with_later_ones(kit: Kit, honest: Multiplier) -> None:
     multiplier = remote_multiplier(kit, [[LocalWorker(honest)] for _ in range(2)])
+    misused: list[str] = []
+    watched = [WatchedBuffers(misused.append).given_to(x) for x in multiplier._operators]
     operands = [_operand(6, seed) for seed in range(4)]
     results = [multiplier.multiply(operand, FORWARD) for operand in operands]
     for operand, result in zip(operands, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand))
+    for buffers in watched:
+        buffers.judge()
+    assert not misused
 
 
 class _GoesBack(LocalWorker):

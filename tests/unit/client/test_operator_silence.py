@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime
 
 from blindtune.client.config import Operator
@@ -119,6 +120,8 @@ class Setting:
             sleep=self.time.sleep,
             later=self.time.later,
         )
+        self.misused: list[str] = []
+        self.buffers = WatchedBuffers(self.misused.append).given_to(self.client)
         self.check = kit.check_vectors(FORWARD)
         self.index = index
         for _ in range(60):
@@ -144,6 +147,8 @@ class Setting:
         for worker in self.workers:
             assert all(x is request for x in worker.requests), "other bytes than those"
         assert [x.in_flight for x in self.client._policy._workers] == [0, 0]
+        self.buffers.judge()
+        assert not self.misused
 
     def figures(self) -> dict[str, int]:
         """What was counted since the beginning."""
