@@ -14,7 +14,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from support.operators import RunningOperators
 from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.evaluation import tuned_model
@@ -506,6 +506,23 @@ def test_a_request_from_python_stops_as_a_signal_does_and_is_no_first_signal(
         train_recipe(run, Telling(tell), stop=stop)
     train_recipe(run, Silent(), resume=True)
     assert adapter(run) == adapter(whole)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "stops_at"),
+    [(0.5, 3, "step"), (1.0, 3, "epoch"), (None, 3, "epoch"), (2.0, 6, None), (1.5, 6, None)],
+)
+def test_a_stop_comes_after_what_belongs_to_the_end_of_an_epoch_and_not_after_the_last_step(
+    epoch: float | None, step: int, stops_at: str | None
+) -> None:
+    """The checkpoint holds what was measured there, which a run that goes on from it does not measure."""
+    stop, control = StopRequest(), TrainerControl()
+    state, seen = TrainerState(epoch=epoch, global_step=step, max_steps=6), []
+    stop.wanted = True
+    for moment, tell in (("step", stop.on_step_end), ("epoch", stop.on_epoch_end)):
+        tell(None, state, control)  # type: ignore[arg-type]
+        seen += [moment] * (control.should_training_stop and control.should_save)
+    assert (seen or [None])[0] == stops_at
 
 
 def test_a_second_signal_interrupts_at_once(recipe: Make) -> None:
