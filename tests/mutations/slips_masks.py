@@ -10,6 +10,7 @@ _LAYER_GROUP = "tests/unit/client/test_layer_group.py"
 _OPERATOR = "tests/unit/client/test_operator.py"
 _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
 _EXPANSION = "tests/unit/protocol/test_expansion.py"
+_MASKS = "tests/unit/protocol/test_masks.py"
 _ONE_PASS = "tests/unit/protocol/test_one_pass.py"
 _PRODUCTS = "tests/unit/protocol/test_products.py"
 _VERIFICATION = "tests/unit/protocol/test_verification.py"
@@ -77,6 +78,15 @@ SLIPS_WITH_MASKS = (
         "file.write(os.urandom(KEY_BYTES)), replace=False)",
         "file.write(os.urandom(KEY_BYTES)))",
         f"{_HINTS}::test_runs_that_start_at_the_same_time_agree_on_a_public_seed",
+    ),
+    mutation(
+        "mask-rows-of-one-thread",
+        "rows beyond the first few of a thread are masked with the mask of its first ones again",
+        "protocol/masks.py",
+        "expand_into(part, seed.key, first)",
+        "expand_into(part, seed.key, start)",
+        f"{_MASKS}::test_shares_multiplied_by_a_worker_from_seeds_equal_the_unmasked_product",
+        path="integers",
     ),
     mutation(
         "words-of-half-a-row-looked-at",

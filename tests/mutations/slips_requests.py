@@ -16,6 +16,7 @@ _REMOTE_LINEAR = "tests/unit/client/test_remote_linear.py"
 _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
 _MASKS = "tests/unit/protocol/test_masks.py"
 _ONE_PASS = "tests/unit/protocol/test_one_pass.py"
+_OPERANDS = "tests/unit/protocol/test_operands.py"
 _SERVER_ROTATION = "tests/unit/test_server_rotation.py"
 _SERVER_ROWS = "tests/unit/test_server_rows.py"
 _IN_FLIGHT = "tests/unit/training/test_in_flight.py"
@@ -99,6 +100,15 @@ SLIPS_WITH_REQUESTS = (
         f"{_IN_FLIGHT}::test_results_are_those_of_one_at_a_time_although_the_last_one_ends_first",
     ),
     mutation(
+        "seed-columns-of-the-first-part",
+        "a part of a part of a seed's columns begins where the first part does",
+        "protocol/operands.py",
+        "first_column=self.first_column + left",
+        "first_column=left",
+        f"{_OPERANDS}::test_a_part_of_a_part_is_that_of_the_array",
+        path="worker",
+    ),
+    mutation(
         "failed-hedge-accepted",
         "what a replica that was asked early left of an answer is taken though its request failed",
         "client/operators/asking.py",
@@ -166,6 +176,39 @@ SLIPS_WITH_REQUESTS = (
         "if failure in (Failure.LIED, Failure.INCOMPATIBLE):\n            state.excluded",
         "if failure is Failure.LIED:\n            state.excluded",
         f"{_POLICY}::test_when_all_lied_or_serve_something_else_the_request_ends_at_once",
+    ),
+    mutation(
+        "sleep-counts-against-a-worker",
+        "time in which the client's machine slept counts as a worker's silence",
+        "client/operators/policy.py",
+        "            attempt.started += jump\n            attempt.heard += jump\n",
+        "            attempt.started += jump\n",
+        f"{_POLICY_SILENCE}::test_time_asleep_is_held_against_no_worker",
+        path="failures",
+    ),
+    mutation(
+        "acknowledgement-unheard",
+        "a worker that acknowledges a request is heard only when rows come",
+        "client/operators/asking.py",
+        "                    self._policy.heard(attempt, arrived, started)\n"
+        "                    if arrived == verified:\n"
+        "                        continue\n",
+        "                    if arrived == verified:\n"
+        "                        continue\n"
+        "                    self._policy.heard(attempt, arrived, started)\n",
+        f"{_OPERATOR_SILENCE}::test_a_worker_that_acknowledged_a_request_has_time_to_compute",
+    ),
+    mutation(
+        "attempt-interrupted-stays-in-flight",
+        "a worker whose request was interrupted on this side counts as busy for ever",
+        "client/operators/asking.py",
+        "            # Interrupted: the worker did nothing wrong, but the request is no longer in flight.\n"
+        "            with self._lock:\n"
+        "                self._policy.abandoned(attempt)\n"
+        "            raise\n",
+        "            raise\n",
+        f"{_OPERATOR}::test_an_interrupted_request_does_not_count_against_the_worker",
+        path="failures",
     ),
     mutation(
         "answers-released-before-decoding",
@@ -239,6 +282,22 @@ SLIPS_WITH_REQUESTS = (
         "if 4 * rows * columns <= room else 0",
         "if 4 * rows <= room else 0",
         f"{_LATTICE_ONCE}::test_kept_rows_stay_within_their_limit_and_go_with_their_blocks",
+    ),
+    mutation(
+        "gradients-mixed-in-flight",
+        "a micro-batch that goes on finds the gradients of the one that ran meanwhile",
+        "client/training/in_flight.py",
+        "        if own is not None:\n            own.restore(self._parameters)\n        else:",
+        "        if own is not None:\n            own._random.restore()\n        else:",
+        f"{_IN_FLIGHT}::test_gradients_that_a_micro_batch_has_already_wait_with_it",
+    ),
+    mutation(
+        "old-answers-kept-in-memory",
+        "memory that is handed back stays beyond its limit, since the newest is counted out",
+        "client/operators/buffers.py",
+        "            while sum(x.nbytes for x in self._kept) > self._most_bytes:",
+        "            while sum(x.nbytes for x in self._kept[:-1]) > self._most_bytes:",
+        f"{_OPERATOR_BLOCKS}::test_only_so_much_memory_is_kept_for_answers_and_the_oldest_goes_first",
     ),
     Mutation(
         "lost-hedge-gives-its-memory-back-early",

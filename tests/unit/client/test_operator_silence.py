@@ -51,6 +51,8 @@ class Stuck(LocalWorker):
 
     Attributes:
         silent: whether it is.
+        acknowledges: whether it says at once that a request has a place.
+        was_heard: whether the client has taken note of that.
         says: what it does with an answer before that comes.
         first: how many rows it answers at once all the same.
         lies_late: whether it gives a wrong answer at the moment when it is stopped.
@@ -58,6 +60,8 @@ class Stuck(LocalWorker):
     """
 
     silent = False
+    acknowledges = False
+    was_heard = False
     first = 0
     lies_late = False
     ended = 0
@@ -82,6 +86,9 @@ class Stuck(LocalWorker):
         stop.by(self.goes_on.set)
         right = self.multiplier.multiply(request.product, request.share.residues)
         try:
+            if self.acknowledges:
+                yield 0
+                self.was_heard = True
             if self.first:
                 answer[: self.first] = right[: self.first]
                 yield self.first
@@ -329,6 +336,23 @@ def test_a_worker_that_is_silent_for_too_long_has_failed_and_its_replica_is_aske
         setting.ask(lambda: setting.time.sleep(10.0))
     assert setting.client.statistics.failures == {Failure.SILENT: 1}
     assert setting.figures() | {"hedges": 0, "retries": 1, "requests": 2} == setting.figures()
+
+
+def test_a_worker_that_acknowledged_a_request_has_time_to_compute(setting: Setting) -> None:
+    silent, _ = setting.workers
+    silent.acknowledges = True
+    setting.client._policy.acknowledges(0, True)
+
+    def meanwhile() -> None:
+        wait_until(lambda: silent.was_heard)
+        setting.time.sleep(20.0)
+        silent.goes_on.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "_HEDGES", 0.0)
+        setting.ask(meanwhile)
+    assert not setting.client.statistics.failures
+    assert setting.figures()["requests"] == 1
 
 
 def test_a_worker_that_is_silent_again_and_again_is_set_aside(
