@@ -421,6 +421,7 @@ def test_no_flipped_bit_of_the_header_and_no_changed_word_of_the_array_goes_unno
     kit, content = hint_file
     # In many parts, the last one shorter, as a hint of a large layer is.
     monkeypatch.setattr("blindtune.client.hints._HASHED_AT_ONCE", 1000)
+    assert HintStore(kit, TOY, _not_asked).get(FORWARD).any(), "which make no difference"
     (path,) = _folder(kit, TOY).glob("*.hint")
     generator = np.random.default_rng(0)
     header = content[:HEADER].rstrip()
