@@ -140,7 +140,7 @@ SLIPS_WITH_RUNS = (
         "client/training/checkpoints.py",
         "        np.random.set_state(self._numpy)\n",
         "",
-        f"{_IN_FLIGHT}::test_each_micro_batch_draws_its_own_random_numbers_whatever_others_draw",
+        f"{_IN_FLIGHT}::test_results_are_those_of_one_at_a_time_although_the_last_one_ends_first",
     ),
     mutation(
         "measurement-that-failed-forgotten",
