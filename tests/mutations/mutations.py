@@ -3,6 +3,9 @@
 from mutations.kept import KEPT
 from mutations.mutation import Edit, Mutation
 from mutations.mutation import mutation as _one
+from mutations.slips_masks import SLIPS_WITH_MASKS
+from mutations.slips_requests import SLIPS_WITH_REQUESTS
+from mutations.slips_runs import SLIPS_WITH_RUNS
 
 __all__ = ["MUTATIONS"]
 
@@ -1540,4 +1543,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_MESSAGES,
     *_WORKER,
     *KEPT,
+    *SLIPS_WITH_MASKS,
+    *SLIPS_WITH_REQUESTS,
+    *SLIPS_WITH_RUNS,
 )
