@@ -27,9 +27,9 @@ refused unless a real training executes it, which is seen by running one through
 and noting the lines; and what is said to be elsewhere is refused if a training does execute it. In compiled
 kernels, whole functions are noted.
 
-The mistakes are data: `tests/mutations/mutations.py` and `kept.py`. A test that is everyday makes sure that
-each of them still finds its place in the code; `make test-slow` that it is on its path, and tries a sixth of
-them.
+The mistakes are data: `tests/mutations/mutations.py`, `kept.py`, and `slips_*.py`, whose slips were planted
+by somebody who had not read the tests. A test that is everyday makes sure that each of them still finds its
+place in the code; `make test-slow` that it is on its path, and tries a sixth of them.
 
 A mistake that is not in this table may go unnoticed. Among those that no test of the code's behaviour can
 see are a time that depends on a secret within one machine instruction, and secrets that stay in memory after

@@ -14,6 +14,8 @@ PATHS = {
     "integers": "operands that come as integers, as an audit's do and those that leave no room for noise",
     "refusals": "what refuses, or is printed: pickles, words that are no residues, messages",
     "worker": "what a worker executes",
+    "failures": "workers that hang or change, and clients that sleep or are interrupted",
+    "measuring": "a training that measures as it goes",
     "commands": "other commands, and configurations that a training refuses",
     "resume": "a run that goes on, or ends early",
     "record": "verifying a record",

@@ -3,6 +3,9 @@
 from mutations.kept import KEPT
 from mutations.mutation import Edit, Mutation
 from mutations.mutation import mutation as _one
+from mutations.slips_masks import SLIPS_WITH_MASKS
+from mutations.slips_requests import SLIPS_WITH_REQUESTS
+from mutations.slips_runs import SLIPS_WITH_RUNS
 
 __all__ = ["MUTATIONS"]
 
@@ -1400,7 +1403,7 @@ _WORKER = (
     _one(
         "worker-in-plaintext-at-a-name",
         "a name is loopback if one of its addresses is",
-        "server/transport.py",
+        "blindtune/common/listening.py",
         "return bool(found) and all(",
         "return bool(found) and any(",
         "tests/unit/test_server_loopback.py::test_a_name_with_an_address_beyond_loopback_is_not_loopback",
@@ -1540,4 +1543,7 @@ MUTATIONS: tuple[Mutation, ...] = (
     *_MESSAGES,
     *_WORKER,
     *KEPT,
+    *SLIPS_WITH_MASKS,
+    *SLIPS_WITH_REQUESTS,
+    *SLIPS_WITH_RUNS,
 )

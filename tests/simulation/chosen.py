@@ -73,6 +73,8 @@ _BLOCKS = replace(SPLIT, max_rows=4, uneven=True)
 # Products come in the same order in every step: from the third on, masks are drawn and asked for ahead.
 _AHEAD = replace(SPLIT, job=Job(4, 1, 6, 0), ahead=True)
 _IN_FLIGHT = replace(SPLIT, job=Job(2, 4, 5, 1))
+# The lane of the faster worker is done while the other one is at its last block.
+_GONE = replace(SPLIT, job=Job(1, 1, 5, 0), protected=False)
 # Two of three have a lane each, so that the third is free when one of them hangs.
 _HANGING = replace(SPLIT, job=Job(4, 1, 4, 2), workers=(3, 3), protected=False)
 
@@ -86,6 +88,21 @@ SHAPES = (
         "answers asked for ahead",
         (_AHEAD, *_faults(_AHEAD, "lie", "restart", moments=4, first=0.06)),
         ("ahead", "lies"),
+    ),
+    Shape(
+        "all replicas of an operator gone at once",
+        tuple(
+            replace(
+                _GONE,
+                seed=moment,
+                faults=(
+                    Fault(0.0, "slow network", moment % 2, 1, 0.4),
+                    *(Fault(0.02 + 0.01 * moment, "crash", moment % 2, x) for x in (0, 1)),
+                ),
+            )
+            for moment in range(8)
+        ),
+        ("failures",),
     ),
     Shape("micro-batches in flight", _failing_again(_IN_FLIGHT, seeds=3), ("lies",)),
     Shape(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 
 from blindtune.client.connect import expectations
 from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
@@ -58,6 +59,10 @@ class Client:
                 executor=lambda size: Pool(scheduler, size),  # type: ignore[arg-type,return-value]
             )
             for index, workers in enumerate(world.workers)
+        ]
+        self.buffers = [
+            WatchedBuffers(lambda seen: world.ledger.broken("handed back", seen)).given_to(operator)
+            for operator in self.operators
         ]
         self.multiplier = RemoteMultiplier(
             WatchedSource(world.source(), world.ledger),

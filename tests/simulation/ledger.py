@@ -29,6 +29,7 @@ INVARIANTS = {
     "same bytes": "an attempt that is repeated sends the same bytes",
     "one mask": "one mask is drawn for an operand, however often it is sent",
     "quarantine": "a worker that gave a wrong answer is not asked again",
+    "handed back": "memory that was handed back is read and written by nobody",
     "finite": "every request ends in bounded time",
     "bounded memory": "what is under way fits the window, and nothing is left over in the end",
     "typed error": "what fails, fails with an error of ours",

@@ -140,6 +140,16 @@ def _lanes_take_the_same_block(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(lanes._Queue, "__init__", init)
 
 
+def _errors_of_other_lanes_are_lost(patch: pytest.MonkeyPatch) -> None:
+    real = lanes.UnderWay.exception
+
+    def exception(self: lanes.UnderWay) -> Any:
+        real(self)
+        return self.lanes[0].exception()
+
+    patch.setattr(lanes.UnderWay, "exception", exception)
+
+
 def _memory_handed_back_while_asked_for(patch: pytest.MonkeyPatch) -> None:
     real = OperatorClient.start
 
@@ -149,6 +159,32 @@ def _memory_handed_back_while_asked_for(patch: pytest.MonkeyPatch) -> None:
         return pending
 
     patch.setattr(OperatorClient, "start", start)
+
+
+def _memory_handed_back_before_it_is_decoded(patch: pytest.MonkeyPatch) -> None:
+    real = multiplier.Pending.result
+
+    def result(self: multiplier.Pending) -> Any:
+        answer = real(self)
+        self.release()
+        return answer
+
+    patch.setattr(multiplier.Pending, "result", result)
+
+
+def _losers_hand_memory_back_at_once(patch: pytest.MonkeyPatch) -> None:
+    real = Asking._join
+
+    def join(self: Asking, race: Any, answered: bool) -> Any:
+        hedge = race.hedge
+        if hedge is None or not answered or hedge.answer is None:
+            return real(self, race, answered)
+        self._buffers.give(hedge.answer)
+        hedge = real(self, race, answered)
+        hedge.answer = None
+        return hedge
+
+    patch.setattr(Asking, "_join", join)
 
 
 def _memory_taken_by_two(patch: pytest.MonkeyPatch) -> None:
@@ -182,6 +218,7 @@ def _of(schedules: Sequence[Schedule]) -> Callable[[int], Schedule]:
 
 _SMALLER = shape("an operand larger than a block")
 _AHEAD = shape("answers asked for ahead")
+_GONE = shape("all replicas of an operator gone at once")
 _IN_FLIGHT = shape("micro-batches in flight")
 _HANGING = shape("a worker that hangs while replicas are free")
 # The first worker is slow, and another one lies; or it comes back, and the other one never answers.
@@ -232,6 +269,8 @@ PLANTS: tuple[Plant, ...] = (
           _first_message_verified_only, _of(_SMALLER)),
     Plant("blocks over replicas", "two lanes take the same block", "verified",
           _lanes_take_the_same_block, _of((SPLIT,))),
+    Plant("blocks over replicas", "what fails in another lane than the first is forgotten", "verified",
+          _errors_of_other_lanes_are_lost, _of(_GONE)),
     Plant("smaller limits", "rows that a worker does not take are forgotten", "verified",
           _rest_is_forgotten, _of(_SMALLER)),
     Plant("micro-batches in flight", "a liar is forgotten when another request at it fails", "quarantine",
@@ -240,6 +279,10 @@ PLANTS: tuple[Plant, ...] = (
           _memory_handed_back_while_asked_for, _of(_IN_FLIGHT)),
     Plant("micro-batches in flight", "memory that was handed back serves two", "result",
           _memory_taken_by_two, _of(_IN_FLIGHT)),
+    Plant("micro-batches in flight", "memory of answers is handed back before they are decoded", "result",
+          _memory_handed_back_before_it_is_decoded, _of(_IN_FLIGHT)),
+    Plant("hanging workers", "who lost hands its memory back while it still writes", "handed back",
+          _losers_hand_memory_back_at_once, _of(_LATE_AND_SILENT)),
     Plant("hanging workers", "who answers a hedge is not verified", "verified", _hedges_unverified,
           _of(_HANGING)),
     Plant("hanging workers", "who lies in a hedge is asked again", "quarantine", _hedges_may_lie,

@@ -186,6 +186,7 @@ class World:
         """How often what can happen did."""
         ledger = self.ledger
         found = Counter({"pieces": ledger.pieces, "ahead": ledger.masks_ahead, "lies": len(ledger.liars)})
+        found["failures"] = len(self.failures)
         for client in self._clients:
             for operator in client.operators:
                 figures = operator.statistics
@@ -318,6 +319,8 @@ class World:
     def judge_what_is_left(self) -> None:
         """Once nothing is asked for any more, nothing is under way or kept."""
         assert self.client
+        for buffers in self.client.buffers:
+            buffers.judge()
         for operator in self.client.operators:
             for index, state in enumerate(operator._policy._workers):
                 if state.excluded and index == 0 and self.schedule.protected:

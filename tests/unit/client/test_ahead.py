@@ -100,31 +100,33 @@ def test_a_mask_for_other_rows_waits_for_an_operand_that_has_as_many(
     assert len(set(keys)) == len(keys)
 
 
+@pytest.mark.parametrize(("operators", "failing"), [(2, 0), (3, 0), (3, 1)])
 def test_what_failed_ahead_is_asked_for_again_with_the_same_bytes(
-    kit: Kit, honest: Multiplier, reference: ReferenceMultiplier
+    kit: Kit, honest: Multiplier, reference: ReferenceMultiplier, operators: int, failing: int
 ) -> None:
-    workers = [LocalWorker(honest, manifest_of(kit)) for _ in range(2)]
+    workers = [LocalWorker(honest, manifest_of(kit)) for _ in range(operators)]
+    worker = workers[failing]
     multiplier = _multiplier(kit, workers, retry_seconds=0.0)
     for product in STEP:
         multiplier.multiply_reals(_x(product), product, BUDGET)
 
     def fail_the_second(request: Any) -> None:
         # The first of the next two is for the operand, the second is ahead of one.
-        workers[0].before = fail_now
+        worker.before = fail_now
 
     def fail_now(request: Any) -> None:
-        workers[0].before = lambda request: None
+        worker.before = lambda request: None
         raise TransportError(Failure.UNREACHABLE, "UNAVAILABLE: restarts")
 
-    workers[0].before = fail_the_second
+    worker.before = fail_the_second
     multiplier.multiply_reals(_x(FORWARD), FORWARD, BUDGET)
     _settle(multiplier)
-    failed = workers[0].requests[-1]
+    failed = worker.requests[-1]
     x = _x(BACKWARD)
     found = multiplier.multiply_reals(x, BACKWARD, BUDGET)
     assert np.array_equal(found, reference.multiply_reals(x, BACKWARD, BUDGET))
     _settle(multiplier)
-    again = [request for request in workers[0].requests if request.share is failed.share]
+    again = [request for request in worker.requests if request.share is failed.share]
     assert len(again) == 2 and again[1].product == BACKWARD
 
 

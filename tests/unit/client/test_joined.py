@@ -48,11 +48,11 @@ from blindtune.protocol.errors import (
     UnsupportedError,
     UntrustworthyOperatorError,
 )
-from blindtune.protocol.masks import ShareSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, forward_products
 from blindtune.protocol.residues import Residues
+from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import secret_vectors
 from blindtune.protocol.weights import quantize_int8
 

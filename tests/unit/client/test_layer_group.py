@@ -1,6 +1,7 @@
 """What happens to a group's operands when workers fail or lie: one mask, one try, and nothing is unmasked."""
 
 from collections.abc import Callable, Sequence
+from math import isqrt
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,12 @@ from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
 from blindtune.protocol.errors import OperatorUnavailableError, UntrustworthyOperatorError
+from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
+from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
-from blindtune.protocol.products import Product
+from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.shares.source import ShareSource
 
@@ -139,3 +142,47 @@ def test_nothing_is_unmasked_when_an_answer_is_wrong(kit: Kit, honest: Multiplie
     honest_workers.source = source
     LayerGroup(ATTENTION, kit, honest_workers).forward(X)
     assert len(source.unmasked) == 1
+
+
+class Budgets(PrivateMultiplier):
+    """Notes what a row of each product may be, and answers zeros."""
+
+    def __init__(self, source: MaskSource, kit: Kit) -> None:
+        self.source = source
+        self.budgets: dict[Product, int] = {}
+        self._kit = kit
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        return np.zeros((len(operand), self._kit.outputs(product)), np.int32)
+
+    def multiply_reals(self, x: Any, product: Product, budget: int, *scales: Any) -> Any:
+        self.budgets[product] = budget
+        return super().multiply_reals(x, product, budget, *scales)
+
+
+def _no_hint(product: Product) -> Centred:
+    raise AssertionError(f"nobody multiplies by {product.label}")
+
+
+SOURCES = {
+    "shares": ShareSource(2, Q31),
+    **{name: LatticeSource(x, bytes(32), _no_hint) for name, x in LATTICE_PARAMETER_SETS.items()},
+}
+
+
+@pytest.mark.parametrize("masking", SOURCES)
+def test_no_row_that_a_budget_allows_wraps_under_the_largest_noise(
+    kit: Kit, honest: Multiplier, masking: str
+) -> None:
+    multiplier = Budgets(SOURCES[masking], kit)
+    group = LayerGroup(ATTENTION, kit, multiplier)
+    group.forward(X)
+    group.backward([np.ones((5, width), np.float32) for width in group.out_features])
+    forward = np.concatenate([honest._layers[name].numpy().T for name in ATTENTION], axis=1).astype(object)
+    eta = 0 if masking == "shares" else LATTICE_PARAMETER_SETS[masking].eta
+    for direction, matrix in ((Direction.FORWARD, forward), (Direction.BACKWARD, forward.T)):
+        (budget,) = (x for product, x in multiplier.budgets.items() if product.direction is direction)
+        squares, noise = (matrix**2).sum(axis=0).max(), eta * abs(matrix).sum(axis=0).max()
+        assert isqrt(budget * squares) + noise <= Q31.half
+        # And no part of the range is given away.
+        assert (budget + 1) * squares > (Q31.half - noise) ** 2

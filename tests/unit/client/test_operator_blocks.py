@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime, remote_multiplier
 
 from blindtune.client.kit import Kit
@@ -134,8 +135,9 @@ def test_a_faster_replica_answers_more_blocks(kit: Kit, honest: Multiplier) -> N
     assert (len(slow.requests), len(fast.requests)) == (1, 7)
 
 
+@pytest.mark.parametrize("failing", [0, 1], ids=["in the first lane", "in another lane"])
 def test_all_blocks_have_ended_when_one_of_them_fails_and_no_other_begins(
-    kit: Kit, honest: Multiplier
+    kit: Kit, honest: Multiplier, failing: int
 ) -> None:
     both = threading.Barrier(2, timeout=PATIENCE)
     failed, finished = threading.Event(), threading.Event()
@@ -151,7 +153,8 @@ def test_all_blocks_have_ended_when_one_of_them_fails_and_no_other_begins(
         time.sleep(0.2)
         finished.set()
 
-    workers = [LocalWorker(honest, before=fail), LocalWorker(honest, before=last)]
+    workers = [LocalWorker(honest, before=last), LocalWorker(honest, before=last)]
+    workers[failing].before = fail
     client = _client(kit, [*workers])
     with pytest.raises(RuntimeError, match="a bug"):
         client.multiply(_request(kit, 8 * 256), kit.check_vectors(FORWARD))
@@ -310,10 +313,15 @@ def test_only_so_much_memory_is_kept_for_answers_and_the_oldest_goes_first() -> 
 
 def test_results_of_earlier_products_do_not_change_with_later_ones(kit: Kit, honest: Multiplier) -> None:
     multiplier = remote_multiplier(kit, [[LocalWorker(honest)] for _ in range(2)])
+    misused: list[str] = []
+    watched = [WatchedBuffers(misused.append).given_to(x) for x in multiplier._operators]
     operands = [_operand(6, seed) for seed in range(4)]
     results = [multiplier.multiply(operand, FORWARD) for operand in operands]
     for operand, result in zip(operands, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand))
+    for buffers in watched:
+        buffers.judge()
+    assert not misused
 
 
 class _GoesBack(LocalWorker):

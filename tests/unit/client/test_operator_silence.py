@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime
 
 from blindtune.client.config import Operator
@@ -51,6 +52,8 @@ class Stuck(LocalWorker):
 
     Attributes:
         silent: whether it is.
+        acknowledges: whether it says at once that a request has a place.
+        was_heard: whether the client has taken note of that.
         says: what it does with an answer before that comes.
         first: how many rows it answers at once all the same.
         lies_late: whether it gives a wrong answer at the moment when it is stopped.
@@ -58,6 +61,8 @@ class Stuck(LocalWorker):
     """
 
     silent = False
+    acknowledges = False
+    was_heard = False
     first = 0
     lies_late = False
     ended = 0
@@ -82,6 +87,9 @@ class Stuck(LocalWorker):
         stop.by(self.goes_on.set)
         right = self.multiplier.multiply(request.product, request.share.residues)
         try:
+            if self.acknowledges:
+                yield 0
+                self.was_heard = True
             if self.first:
                 answer[: self.first] = right[: self.first]
                 yield self.first
@@ -120,6 +128,8 @@ class Setting:
             sleep=self.time.sleep,
             later=self.time.later,
         )
+        self.misused: list[str] = []
+        self.buffers = WatchedBuffers(self.misused.append).given_to(self.client)
         self.check = kit.check_vectors(FORWARD)
         self.index = index
         for _ in range(60):
@@ -145,6 +155,8 @@ class Setting:
         for worker in self.workers:
             assert all(x is request for x in worker.requests), "other bytes than those"
         assert [x.in_flight for x in self.client._policy._workers] == [0, 0]
+        self.buffers.judge()
+        assert not self.misused
 
     def figures(self) -> dict[str, int]:
         """What was counted since the beginning."""
@@ -284,6 +296,40 @@ def test_when_either_of_the_two_fails_the_other_is_waited_for_and_no_third_one_s
         assert [len(worker.requests) for worker in setting.workers] == [1, 1]
 
 
+def test_when_both_of_the_two_fail_nothing_of_their_answers_is_used(setting: Setting) -> None:
+    for worker in setting.workers:
+        worker.silent, worker.first = True, 2
+        worker.failures.append(GONE)
+
+    def meanwhile() -> None:
+        setting.time.sleep(1.0)
+        wait_until(lambda: all(worker.requests for worker in setting.workers))
+        for worker in setting.workers:
+            worker.goes_on.set()
+
+    setting.ask(meanwhile)
+    assert setting.client.statistics.failures == {Failure.UNREACHABLE: 2}
+    assert setting.figures() | {"requests": 3, "hedges": 1, "hedges_won": 0} == setting.figures()
+
+
+def test_a_look_that_is_due_as_its_attempt_ends_neither_repeats_it_nor_looks_again(setting: Setting) -> None:
+    """It is too late to call it off then."""
+    looks: list[Callable[[], None]] = []
+
+    def later(seconds: float, look: Callable[[], None]) -> Callable[[], None]:
+        looks.append(look)
+        return lambda: None
+
+    setting.client._asking._later = later
+    setting.workers[0].silent = False
+    setting.client.multiply(setting.request(), setting.check)
+    (look,) = looks
+    setting.time.sleep(4.0)
+    look()
+    assert looks == [look]
+    assert setting.figures() | {"requests": 1, "hedges": 0} == setting.figures()
+
+
 def test_a_worker_that_is_silent_for_too_long_has_failed_and_its_replica_is_asked(setting: Setting) -> None:
     """As where the replica had other things to do, or enough was repeated early."""
     with pytest.MonkeyPatch.context() as patch:
@@ -291,6 +337,23 @@ def test_a_worker_that_is_silent_for_too_long_has_failed_and_its_replica_is_aske
         setting.ask(lambda: setting.time.sleep(10.0))
     assert setting.client.statistics.failures == {Failure.SILENT: 1}
     assert setting.figures() | {"hedges": 0, "retries": 1, "requests": 2} == setting.figures()
+
+
+def test_a_worker_that_acknowledged_a_request_has_time_to_compute(setting: Setting) -> None:
+    silent, _ = setting.workers
+    silent.acknowledges = True
+    setting.client._policy.acknowledges(0, True)
+
+    def meanwhile() -> None:
+        wait_until(lambda: silent.was_heard)
+        setting.time.sleep(20.0)
+        silent.goes_on.set()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(policy, "_HEDGES", 0.0)
+        setting.ask(meanwhile)
+    assert not setting.client.statistics.failures
+    assert setting.figures()["requests"] == 1
 
 
 def test_a_worker_that_is_silent_again_and_again_is_set_aside(

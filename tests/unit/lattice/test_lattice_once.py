@@ -400,8 +400,9 @@ def test_a_process_pool_that_forks_shares_nothing() -> None:
 # Memory.
 
 
-def test_kept_rows_stay_within_their_limit_and_go_with_their_blocks() -> None:
-    limit = 5 * 4 * DEGREE * COLUMNS
+@pytest.mark.parametrize("more", [0.0, 0.5, 0.99])
+def test_kept_rows_stay_within_their_limit_and_go_with_their_blocks(more: float) -> None:
+    limit = int((5 + more) * 4 * DEGREE * COLUMNS)
     source, _ = toy_source(kept_bytes=limit)
 
     def kept() -> int:

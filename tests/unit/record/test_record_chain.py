@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from support.crashes import CrashRecorder
 from support.training_records import END, FINISH, RECORD, checkpoint, start, written
 
 from blindtune.client.record.canonical import canonical
@@ -65,6 +66,20 @@ def test_a_record_that_nobody_changed_verifies(tmp_path: Path, key: RecordKey, s
     assert chain.complete and chain.record == RECORD
     assert chain.head == hashlib.sha256(lines(path)[-1].rstrip(b"\n")).hexdigest()
     assert path.stat().st_mode & 0o077 == 0
+
+
+def test_an_entry_that_was_added_survives_any_crash(tmp_path: Path, key: RecordKey) -> None:
+    """The first one too, whose file has to get its name."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with CrashRecorder(folder) as disk:
+        log = RecordLog(folder / "record.jsonl", key, RECORD, None)
+        for step in range(3):
+            log.append("checkpoint", checkpoint(step))
+            disk.promise(step)
+    for crash in disk:
+        content = crash.tree.get("record.jsonl", b"")
+        assert isinstance(content, bytes) and content.count(b"\n") >= len(crash.promised), crash
 
 
 @pytest.mark.parametrize("tampered", [False, True])

@@ -1,4 +1,4 @@
-"""What a run keeps of its data notices a change of it, and confirms no guess of anyone else's."""
+"""What a run keeps of itself notices a change of it, and confirms no guess of its data."""
 
 import hashlib
 import json
@@ -71,6 +71,27 @@ def test_changed_data_is_refused(recipe: Recipe, begun: RunFolder, data: Prepare
     assert begun.require_same(recipe, _data(ROWS, OTHER), None) == []
     with pytest.raises(ConfigurationError, match=f"the {changed} data is not what the run began with"):
         begun.require_same(recipe, data, None)
+
+
+@pytest.mark.filterwarnings("ignore:Pydantic serializer warnings")
+@pytest.mark.parametrize("section", ["model", "quantization", "adapter", "data", "training"])
+def test_no_setting_of_what_a_run_computes_can_be_changed_when_it_goes_on(
+    recipe: Recipe, begun: RunFolder, section: str
+) -> None:
+    before = sorted(x.read_bytes() for x in begun.path.iterdir() if x.is_file())
+    settings = getattr(recipe, section)
+    for name in type(settings).model_fields:
+        changed = recipe.model_copy(update={section: settings.model_copy(update={name: "changed"})})
+        with pytest.raises(ConfigurationError, match=f"another {section}.{name} "):
+            begun.require_same(changed, _data(ROWS, OTHER), None)
+    assert sorted(x.read_bytes() for x in begun.path.iterdir() if x.is_file()) == before
+
+
+def test_who_multiplies_may_change_when_a_run_goes_on(recipe: Recipe, begun: RunFolder) -> None:
+    masking = recipe.masking.model_copy(update={"retry_seconds": 5.0, "ask_ahead": True})
+    record = recipe.record.model_copy(update={"enabled": False})
+    changed = recipe.model_copy(update={"masking": masking, "record": record, "operators": []})
+    assert begun.require_same(changed, _data(ROWS, OTHER), None) == []
 
 
 def test_without_its_key_a_run_goes_on_with_a_warning_once(recipe: Recipe, begun: RunFolder) -> None:

@@ -147,6 +147,25 @@ def test_gradients_are_added_in_order_where_order_matters() -> None:
     assert three.unused.grad is None
 
 
+class Halves(Step):
+    """Waits in the middle of its backward pass, as for the answers of a remote layer."""
+
+    def _compute(self, number: int) -> int:
+        half = self.gradients[number] / 2
+        (self.parameter * half).sum().backward()
+        self.order.hold()
+        (self.parameter * half).sum().backward()
+        self.order.end()
+        return number
+
+
+def test_gradients_that_a_micro_batch_has_already_wait_with_it() -> None:
+    step = Halves(2.0, 20.0, 200.0)
+    step.run(3)
+    assert step.order.ended == [2, 1, 0]
+    assert step.parameter.grad is not None and step.parameter.grad.item() == 222.0
+
+
 def test_gradients_that_are_there_already_are_added_to() -> None:
     step = Step(1.0, 2.0)
     step.parameter.grad = torch.tensor([10.0])

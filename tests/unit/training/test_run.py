@@ -14,13 +14,15 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from support.operators import RunningOperators
 from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.training.evaluation import tuned_model
 from blindtune.client.training.figures import Figures, Prices
+from blindtune.client.training.folder import RunFolder
 from blindtune.client.training.run import train_recipe
 from blindtune.client.training.stopping import StopRequest
+from blindtune.client.training.trainer import RecipeTrainer
 from blindtune.protocol.errors import (
     BlindtuneError,
     CheckpointError,
@@ -141,9 +143,11 @@ def test_a_run_that_fails_in_the_middle_of_a_step_ends_as_if_it_had_not(
         train_recipe(failing, Stopping(step, OperatorUnavailableError("gone")))
     saved = {x.name for x in (failing.output.dir / "checkpoints").glob("checkpoint-*")}
     assert (f"checkpoint-{step}" in saved) == (step > 0), "the last whole step is kept"
+    before = RunFolder(failing.output.dir).state["so_far"]["seconds"]
     summary = train_recipe(failing, Silent(), resume=True)
     assert adapter(failing) == adapter(whole)
     assert summary["steps"] == STEPS
+    assert summary["seconds"]["total"] > before > 0, "what went before the first checkpoint counts"
     expected = json.loads((whole.output.dir / "summary.json").read_text())
     assert summary["after"] == expected["after"]
     assert summary["before"] == expected["before"]
@@ -506,6 +510,43 @@ def test_a_request_from_python_stops_as_a_signal_does_and_is_no_first_signal(
         train_recipe(run, Telling(tell), stop=stop)
     train_recipe(run, Silent(), resume=True)
     assert adapter(run) == adapter(whole)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "step", "stops_at"),
+    [(0.5, 3, "step"), (1.0, 3, "epoch"), (None, 3, "epoch"), (2.0, 6, None), (1.5, 6, None)],
+)
+def test_a_stop_comes_after_what_belongs_to_the_end_of_an_epoch_and_not_after_the_last_step(
+    epoch: float | None, step: int, stops_at: str | None
+) -> None:
+    """The checkpoint holds what was measured there, which a run that goes on from it does not measure."""
+    stop, control = StopRequest(), TrainerControl()
+    state, seen = TrainerState(epoch=epoch, global_step=step, max_steps=6), []
+    stop.wanted = True
+    for moment, tell in (("step", stop.on_step_end), ("epoch", stop.on_epoch_end)):
+        tell(None, state, control)  # type: ignore[arg-type]
+        seen += [moment] * (control.should_training_stop and control.should_save)
+    assert (seen or [None])[0] == stops_at
+
+
+def test_no_checkpoint_lacks_a_measurement_that_decides(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = recipe("run", training={"max_steps": 2, "save_steps": 1, "load_best_model_at_end": True})
+    measure, measured = RecipeTrainer.evaluation_loop, []
+
+    def failing(self: RecipeTrainer, *arguments: Any, **options: Any) -> Any:
+        measured.append(self.state.global_step)
+        if self.state.global_step == 2 and measured.count(2) == 1:
+            raise OperatorUnavailableError("gone")
+        return measure(self, *arguments, **options)
+
+    monkeypatch.setattr(RecipeTrainer, "evaluation_loop", failing)
+    with pytest.raises(OperatorUnavailableError):
+        train_recipe(run, Silent())
+    assert [x.name for x in (run.output.dir / "checkpoints").iterdir()] == ["checkpoint-1"]
+    train_recipe(run, Silent(), resume=True)
+    assert measured.count(2) > 1
 
 
 def test_a_second_signal_interrupts_at_once(recipe: Make) -> None:
