@@ -26,7 +26,7 @@ from blindtune.client.cli.quiet import quiet_libraries
 from blindtune.client.demo.processes import LocalOperator
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.recipe.schema import OperatorSection
-from blindtune.client.training.run import train_recipe
+from blindtune.client.runs.run import train_recipe
 
 OPERATORS = {"shares": ("alpha", "beta"), "lattice": ("alpha",)}
 

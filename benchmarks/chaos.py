@@ -36,7 +36,7 @@ from typing import Any
 from ruamel.yaml import YAML
 from worker_processes import HONEST, LIAR, WorkerProcess, reissued, replace_file
 
-from blindtune.client.certs import issue_operator_certificates
+from blindtune.client.tls.certs import issue_operator_certificates
 
 NAMES = ("alpha", "beta")
 ADAPTER = "adapter_model.safetensors"

@@ -28,8 +28,8 @@ import torch
 from client_bounds import bounds
 from measuring import machine, print_table, write_json
 
-from blindtune.protocol.allocator import keep_freed_memory
 from blindtune.protocol.fixed_point import square_budget
+from blindtune.protocol.kernels.allocator import keep_freed_memory
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource

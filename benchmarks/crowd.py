@@ -22,20 +22,20 @@ from transformers import LlamaConfig
 from worker_processes import HONEST, WorkerProcess, reissued
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import BlindtuneError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import model_fingerprint
+from blindtune.server.admission.tokens import add_token
 from blindtune.server.store import layer_fingerprints
-from blindtune.server.tokens import add_token
 
 __all__ = ["HOST", "Access", "Appetite", "Client", "Question", "Told", "ask_all", "small_model", "worker"]
 

@@ -38,10 +38,10 @@ from worker_product import (
     require_exact,
 )
 
-from blindtune.protocol.exactness import expand_on_host_unless_exact, int8_methods, is_exact
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact, int8_methods, is_exact
+from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.product_methods import FloatProduct, Method
 from blindtune.protocol.products import Direction, contraction_lengths
 
 KEY = bytes(range(32))

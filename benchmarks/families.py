@@ -35,8 +35,8 @@ from transformers.models.auto import modeling_auto
 from blindtune import BlindConfig, multiplier_of
 from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.trace import example_inputs
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.errors import BlindtuneError
 
 __all__ = ["Result", "shrunk", "try_model"]
 

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.errors import BlindtuneError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span

@@ -39,10 +39,10 @@ from hostile_sockets import SOCKETS, STRANGERS_SOCKETS
 from worker_processes import HONEST, WorkerProcess, reissued
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import MAX_MESSAGE_BYTES
-from blindtune.server.limits import Limits
-from blindtune.server.tokens import add_token
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.tokens import add_token
 
 HOST = "127.0.0.1"
 QUIET_SECONDS = 2.0

@@ -29,8 +29,8 @@ from hostile_calls import CHECK, MULTIPLY, REFLECTION, WATCH, Target
 from hostile_sockets import Http2
 from measuring import print_table, write_json
 
+from blindtune.errors import BlindtuneError
 from blindtune.proto import worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import BlindtuneError
 from blindtune.server.probe import ProbeTls, probe
 
 ADDRESSES = ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5")

@@ -48,8 +48,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, PreTrainedTokenizerFast
 from worker_processes import HONEST, WorkerProcess
 
-from blindtune.client.certs import issue_operator_certificates
 from blindtune.client.recipe import Recipe, write_recipe
+from blindtune.client.tls.certs import issue_operator_certificates
 
 OPERATORS = {"shares": ("alpha", "beta"), "lattice": ("alpha",)}
 _VOCABULARY = 256

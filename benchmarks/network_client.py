@@ -24,8 +24,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from blindtune.client.cli.progress import JsonObserver
 from blindtune.client.cli.quiet import quiet_libraries
 from blindtune.client.recipe import load_recipe
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.run import train_recipe
 
 
 class Steps(TrainerCallback):

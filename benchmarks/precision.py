@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import (
     MAX_CONTRACTION,

@@ -40,7 +40,7 @@ from measuring import machine, print_table, write_json
 from random_llama import llama_1b, write
 from worker_processes import HONEST, WorkerProcess
 
-from blindtune.client.certs import issue_operator_certificates
+from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.protocol.lattice.parameters import DEGREE
 
 # Operators of each way.

@@ -25,9 +25,9 @@ from transformers.utils import logging
 from unmasked import connect_unmasked
 
 from blindtune import BlindConfig, Operator
-from blindtune.client import layer_group, quantizer, remote_linear
-from blindtune.client.multiplier import PrivateMultiplier
-from blindtune.client.quantizer import multiplier_of
+from blindtune.client.model import layer_group, quantizer, remote_linear
+from blindtune.client.model.quantizer import multiplier_of
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.verification import CheckVectors
 

@@ -35,22 +35,22 @@ import psutil
 import torch
 from measuring import in_turns, machine, print_table, write_json
 
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.operators import messages
 from blindtune.client.operators.buffers import Buffers
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.transport import GrpcTransport
+from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2
 from blindtune.proto.rows import REQUEST_ROWS
-from blindtune.protocol.allocator import keep_freed_memory
+from blindtune.protocol.kernels.allocator import keep_freed_memory
 from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, require_residues
 from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.admission.limits import Limits
 from blindtune.server.daemon import KEPT_BYTES, serve
-from blindtune.server.limits import Limits
 from blindtune.server.rows import response_messages
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint, TlsFiles

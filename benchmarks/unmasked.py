@@ -7,10 +7,10 @@ the rounds, the network, the check of every answer. The product has no such mode
 
 from collections.abc import Sequence
 
-from blindtune.client.config import BlindConfig
-from blindtune.client.connect import HintProgress, connect
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.config.blind_config import BlindConfig
+from blindtune.client.kit.kit import Kit
+from blindtune.client.rounds.connect import HintProgress, connect
+from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product

@@ -27,10 +27,10 @@ import numpy as np
 import torch
 from measuring import in_turns, machine, print_table, write_json
 
-from blindtune.protocol.allocator import keep_freed_memory
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.kernels.allocator import keep_freed_memory
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import LIMBS
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import LIMBS
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer

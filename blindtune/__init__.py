@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blindtune.client import BlindConfig, Operator, multiplier_of
-    from blindtune.protocol.errors import BlindtuneError
+    from blindtune.errors import BlindtuneError
 
 __all__ = ["BlindConfig", "BlindtuneError", "Operator", "multiplier_of"]
 
 _HOMES = {
     "BlindConfig": "blindtune.client",
-    "BlindtuneError": "blindtune.protocol.errors",
+    "BlindtuneError": "blindtune.errors",
     "Operator": "blindtune.client",
     "multiplier_of": "blindtune.client",
 }

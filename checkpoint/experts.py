@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 from transformers import PretrainedConfig
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.errors import UnsupportedError
 
 __all__ = ["require_dense"]
 

@@ -11,7 +11,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
-from blindtune.protocol.errors import CheckpointError
+from blindtune.errors import CheckpointError
 
 __all__ = ["TensorFiles", "require_no_pointer", "resolve"]
 

@@ -15,7 +15,7 @@ from blindtune.checkpoint.skeleton import (
     frozen_layers,
     supported_config,
 )
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.errors import CheckpointError, UnsupportedError
 from blindtune.protocol.weights import IntegerLayer, quantize_int8
 
 __all__ = ["Checkpoint"]

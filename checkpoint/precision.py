@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.skeleton import unknown_keys, weight_keys
-from blindtune.protocol.errors import CheckpointError
+from blindtune.errors import CheckpointError
 
 __all__ = ["FULL_PRECISION", "require_full_precision"]
 

@@ -29,7 +29,7 @@ from blindtune.checkpoint.experts import require_dense
 from blindtune.checkpoint.files import require_no_pointer
 from blindtune.checkpoint.joined import Rows, split_rows
 from blindtune.checkpoint.trace import trace
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.errors import CheckpointError, UnsupportedError
 
 __all__ = [
     "FrozenLayer",

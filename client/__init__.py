@@ -7,8 +7,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from blindtune.client.config import BlindConfig, Operator
-    from blindtune.client.quantizer import BlindQuantizer, multiplier_of
+    from blindtune.client.config.blind_config import BlindConfig, Operator
+    from blindtune.client.model.quantizer import BlindQuantizer, multiplier_of
 
 __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of"]
 
@@ -17,5 +17,5 @@ def __getattr__(name: str) -> Any:
     # Looked up at first use, so that the command starts fast and sets its environment before libraries load.
     # All of them come with the quantizer, since a configuration is of no use before that is registered.
     if name in __all__:
-        return getattr(import_module("blindtune.client.quantizer"), name)
+        return getattr(import_module("blindtune.client.model.quantizer"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

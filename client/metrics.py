@@ -13,9 +13,9 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector as PrometheusCollector
 from torch import nn
 
-from blindtune.client.multiplier import PrivateMultiplier
 from blindtune.client.operators.operator import OperatorStatistics
 from blindtune.client.operators.policy import Failure
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 
 __all__ = ["Collector"]
 
@@ -48,7 +48,7 @@ class Collector(PrometheusCollector):
         if isinstance(source, PrivateMultiplier):
             self._multiplier = source
         else:
-            from blindtune.client.quantizer import multiplier_of
+            from blindtune.client.model.quantizer import multiplier_of
 
             self._multiplier = multiplier_of(source)
 

@@ -17,12 +17,12 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from numba import uint32, uint64
 
-from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_state, key_stream
-from blindtune.protocol.compiled import kernel
+from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_state, key_stream
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks, for_rows_in_turn
+from blindtune.protocol.kernels.shared_rows import rows_at_once, take
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues, dot
-from blindtune.protocol.row_blocks import DRAWN, for_row_blocks, for_rows_in_turn
-from blindtune.protocol.shared_rows import rows_at_once, take
 
 __all__ = [
     "KEY_BYTES",

@@ -18,10 +18,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.errors import UnsupportedError
-from blindtune.protocol.parameters import ParameterSet
-from blindtune.protocol.reals import (
+from blindtune.errors import UnsupportedError
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.reals import (
     add_reals,
     load_reals,
     multiply_reals,
@@ -31,9 +30,8 @@ from blindtune.protocol.reals import (
     store_reals,
     total_of_half,
 )
-from blindtune.protocol.residues import Centred
-from blindtune.protocol.row_blocks import for_row_blocks
-from blindtune.protocol.vectors import (
+from blindtune.protocol.kernels.row_blocks import for_row_blocks
+from blindtune.protocol.kernels.vectors import (
     LANES,
     add,
     even_words,
@@ -43,6 +41,8 @@ from blindtune.protocol.vectors import (
     repeated_half,
     store,
 )
+from blindtune.protocol.parameters import ParameterSet
+from blindtune.protocol.residues import Centred
 
 __all__ = [
     "dequantize_row",

@@ -9,12 +9,11 @@ import numpy as np
 from numba import njit, uint32, uint64
 from numpy.typing import NDArray
 
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.errors import VerificationError
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.reals import high_of_half, total_of_half
-from blindtune.protocol.row_blocks import READ, for_row_blocks
-from blindtune.protocol.vectors import (
+from blindtune.errors import VerificationError
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.reals import high_of_half, total_of_half
+from blindtune.protocol.kernels.row_blocks import READ, for_row_blocks
+from blindtune.protocol.kernels.vectors import (
     LANES,
     even_words,
     least,
@@ -27,8 +26,9 @@ from blindtune.protocol.vectors import (
     repeated_half,
     store,
 )
-from blindtune.protocol.vectors import add as add_vectors
-from blindtune.protocol.vectors import subtract as subtract_vectors
+from blindtune.protocol.kernels.vectors import add as add_vectors
+from blindtune.protocol.kernels.vectors import subtract as subtract_vectors
+from blindtune.protocol.parameters import MODULUS
 
 __all__ = [
     "Centred",

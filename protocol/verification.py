@@ -22,15 +22,15 @@ import torch
 from numba import uint32
 from numpy.typing import NDArray
 
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.expansion import derive_key, expand
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.row_blocks import READ, for_rows_in_turn
+from blindtune.protocol.kernels.shared_rows import rows_at_once, take
+from blindtune.protocol.kernels.vectors import AHEAD, LANES, greatest, load, prefetch, repeated, store
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import Residues, dot
-from blindtune.protocol.row_blocks import READ, for_rows_in_turn
-from blindtune.protocol.shared_rows import rows_at_once, take
-from blindtune.protocol.vectors import AHEAD, LANES, greatest, load, prefetch, repeated, store
 
 __all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
 

@@ -18,12 +18,12 @@ import typer
 
 from blindtune.common.core_dumps import forbid_core_dumps
 from blindtune.common.metrics_page import MetricsPage
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError
-from blindtune.server.limits import Limits
+from blindtune.errors import BlindtuneError, ConfigurationError
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.tokens import Tokens, add_token
 from blindtune.server.log import LogFormat, configure_logging
 from blindtune.server.metrics_page import open_page
 from blindtune.server.probe import ProbeTls, probe
-from blindtune.server.tokens import Tokens, add_token
 from blindtune.server.transport import Endpoint, TlsFiles
 from blindtune.server.version import software_version
 

@@ -9,24 +9,24 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from blindtune.proto import MAX_MESSAGE_BYTES
-from blindtune.protocol.allocator import keep_freed_memory
-from blindtune.server.gate import Gate
+from blindtune.protocol.kernels.allocator import keep_freed_memory
+from blindtune.server.admission.gate import Gate
+from blindtune.server.admission.identity import Identify, by_certificate, by_token
+from blindtune.server.admission.interceptors import DecodeAll, RequireToken, WatchClients
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.places import WINDOW_BYTES, Places, bounds_of
+from blindtune.server.admission.rate import RateLimit
+from blindtune.server.admission.strangers import MOST_STRANGERS, PLACES_OF_STRANGERS, Strangers
+from blindtune.server.admission.tokens import Tokens
+from blindtune.server.admission.watchdog import Watchdog
 from blindtune.server.health import HealthService
 from blindtune.server.hooks import Multiplying, Observer
-from blindtune.server.identity import Identify, by_certificate, by_token
-from blindtune.server.interceptors import DecodeAll, RequireToken, WatchClients
-from blindtune.server.limits import Limits
 from blindtune.server.metrics import WorkerMetrics
-from blindtune.server.places import WINDOW_BYTES, Places, bounds_of
-from blindtune.server.rate import RateLimit
 from blindtune.server.service import SERVICE_NAME, WorkerService
 from blindtune.server.store import LayerStore
-from blindtune.server.strangers import MOST_STRANGERS, PLACES_OF_STRANGERS, Strangers
 from blindtune.server.threads import InThreads
-from blindtune.server.tokens import Tokens
 from blindtune.server.transport import Endpoint
 from blindtune.server.version import software_version
-from blindtune.server.watchdog import Watchdog
 
 __all__ = ["KEPT_BYTES", "SERVICE_NAME", "RunningWorker", "serve"]
 

@@ -7,9 +7,9 @@ import psutil
 import torch
 
 from blindtune.checkpoint import FrozenLayer
-from blindtune.protocol.errors import ConfigurationError, ResourceError
-from blindtune.protocol.layer_memory import row_bytes
-from blindtune.protocol.recycled import give_back
+from blindtune.errors import ConfigurationError, ResourceError
+from blindtune.protocol.kernels.recycled import give_back
+from blindtune.protocol.multiplication.layer_memory import row_bytes
 
 __all__ = [
     "Available",

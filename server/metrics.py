@@ -13,13 +13,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.operands import Operand
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
+from blindtune.server.admission.refusals import Refusal
 from blindtune.server.hooks import Multiplying
 from blindtune.server.memory import available_bytes, is_out_of_memory
-from blindtune.server.refusals import Refusal
 from blindtune.server.wire import Request
 
 __all__ = ["WorkerMetrics", "rejection_reason"]

@@ -4,7 +4,7 @@ import ssl
 
 from blindtune.common.listening import host_and_port, is_loopback
 from blindtune.common.metrics_page import MetricsPage
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 from blindtune.server.transport import TlsFiles
 
 __all__ = ["open_page"]

@@ -9,8 +9,8 @@ import tenacity
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from blindtune.common.listening import host_and_port, is_loopback
+from blindtune.errors import ConfigurationError, OperatorUnavailableError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.errors import ConfigurationError, OperatorUnavailableError
 
 __all__ = ["ProbeTls", "probe"]
 

@@ -31,11 +31,11 @@ from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues
-from blindtune.server.refusals import CannotRecord
+from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.wire import Request
 
 __all__ = ["TranscriptRecorder", "recording_folder"]

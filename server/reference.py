@@ -12,7 +12,7 @@ from typing import Any
 
 import typer
 
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 from blindtune.server.cli import app
 
 __all__ = ["BEGIN", "END", "PAGE", "renewed", "variables", "variables_section", "write_reference"]

@@ -15,8 +15,8 @@ from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.residues import Residues, require_residues
-from blindtune.server.limits import Limits
-from blindtune.server.refusals import MalformedRequest
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.refusals import MalformedRequest
 from blindtune.server.wire import Request, decoded
 
 __all__ = ["expanded_blocks", "received_blocks", "response_messages", "workspace_bytes"]

@@ -11,26 +11,26 @@ from urllib.parse import unquote
 import grpc
 
 from blindtune.common.blocks import block_rows
+from blindtune.errors import VerificationError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import SCHEME
+from blindtune.server.admission.identity import Identify, by_certificate
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.places import LeftError, Places
+from blindtune.server.admission.refusals import Refusal
+from blindtune.server.admission.turns import TurnsOfConnections
+from blindtune.server.admission.watchdog import Watchdog
 from blindtune.server.hooks import Multiplying, Observer
-from blindtune.server.identity import Identify, by_certificate
-from blindtune.server.limits import Limits
 from blindtune.server.memory import give_back_cache, is_out_of_memory
 from blindtune.server.metrics import WorkerMetrics
-from blindtune.server.places import LeftError, Places
-from blindtune.server.refusals import Refusal
 from blindtune.server.rows import expanded_blocks, received_blocks, response_messages
 from blindtune.server.store import LayerStore
-from blindtune.server.turns import TurnsOfConnections
 from blindtune.server.version import software_version
-from blindtune.server.watchdog import Watchdog
 from blindtune.server.wire import Request, parse_header
 
 __all__ = ["SERVICE_NAME", "WorkerService"]

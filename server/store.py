@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.protocol.errors import ConfigurationError, ResourceError
-from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.layer_memory import LayerMemory
-from blindtune.protocol.modular_product import Multiplier
-from blindtune.protocol.product_methods import Method
+from blindtune.errors import ConfigurationError, ResourceError
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.layer_memory import LayerMemory
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import IntegerLayer, model_fingerprint
 from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory

@@ -10,7 +10,7 @@ import grpc
 
 from blindtune.common.listening import host_and_port, is_loopback
 from blindtune.common.reload import Reloaded
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["Endpoint", "TlsFiles"]
 

@@ -9,8 +9,8 @@ from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Direction, Product, Span
-from blindtune.server.limits import Limits
-from blindtune.server.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
 from blindtune.server.store import LayerStore
 
 __all__ = ["Request", "decoded", "parse_header"]

@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["host_and_port", "is_loopback"]
 

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from prometheus_client import CollectorRegistry, MetricsHandler
 
 from blindtune.common.listening import host_and_port
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["MetricsPage"]
 

@@ -19,7 +19,7 @@ from blindtune.client.audit.knowledge import unit_rows
 from blindtune.client.audit.public_model import PublicModel
 from blindtune.client.audit.statistics import Judged, Score, judge
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import centre, subtract

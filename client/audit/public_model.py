@@ -11,9 +11,9 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.skeleton import build_skeleton
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import kit_of
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import kit_of
+from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product

@@ -11,11 +11,11 @@ from blindtune.client.audit.game import Round
 from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
 from blindtune.client.audit.workers import StartWorkers, recorded_workers
 from blindtune.client.audit.workloads import Workload
-from blindtune.client.config import BlindConfig, Masking, Operator
-from blindtune.client.groups import all_products
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.prepare import kit_of
-from blindtune.client.quantizer import multiplier_of
+from blindtune.client.config.blind_config import BlindConfig, Masking, Operator
+from blindtune.client.kit.groups import all_products
+from blindtune.client.kit.prepare import kit_of
+from blindtune.client.model.layer_group import LayerGroup
+from blindtune.client.model.quantizer import multiplier_of
 from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product

@@ -7,7 +7,7 @@ from typing import Any
 
 from blindtune.client.audit.lab import COLLUDING, PRIVATE, Cell, LabResult
 from blindtune.client.audit.statistics import Judged
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["as_json", "as_markdown", "as_rows", "plot", "require_matplotlib"]
 

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.parameters import MODULUS

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from blindtune.client.local_worker import SERVE, LocalWorker
+from blindtune.client.process.local_worker import SERVE, LocalWorker
 
 __all__ = ["StartWorkers", "recorded_workers"]
 

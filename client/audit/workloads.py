@@ -22,9 +22,9 @@ from transformers import (
     PreTrainedModel,
 )
 
-from blindtune.client.config import BlindConfig
+from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.demo.clauses import write_clauses
-from blindtune.client.head import Head
+from blindtune.client.kit.head import Head
 
 __all__ = ["Batch", "Sizes", "Workload", "classifier", "language_model"]
 

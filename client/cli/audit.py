@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from blindtune.client.cli.console import messages, results
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 
 __all__ = ["app"]
 
@@ -32,7 +32,7 @@ def lab(
     from blindtune.client.audit.lab import run_lab
     from blindtune.client.audit.report import as_json, as_markdown, plot, require_matplotlib
     from blindtune.client.audit.workloads import Sizes
-    from blindtune.client.disk import disk_errors_are_clear
+    from blindtune.client.process.disk import disk_errors_are_clear
 
     require_matplotlib()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -73,8 +73,8 @@ def transcript(
     from blindtune.client.audit.inspection import inspect_transcript
     from blindtune.client.audit.report import as_rows
     from blindtune.client.audit.transcript import read_transcript
-    from blindtune.client.prepare import kit_of
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.client.kit.prepare import kit_of
+    from blindtune.errors import ConfigurationError
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -5,8 +5,8 @@ import logging
 import sys
 from typing import Any
 
-from blindtune.client.output import OutputConsole, close_output
-from blindtune.client.training.finite import finite
+from blindtune.client.process.finite import finite
+from blindtune.client.process.output import OutputConsole, close_output
 
 __all__ = ["emit", "fail", "log_as_json", "messages", "promise_events", "results"]
 
@@ -35,7 +35,7 @@ def emit(event: str, **fields: Any) -> None:
 
 def log_as_json() -> None:
     """From now on warnings and errors are lines of JSON on stderr, the one that ends the command included."""
-    from blindtune.client.log import configure_logging
+    from blindtune.client.process.log import configure_logging
 
     _state["json_log"] = True
     configure_logging()

@@ -12,10 +12,10 @@ from blindtune.client.cli.console import emit, messages
 from blindtune.client.cli.progress import JsonObserver, LineObserver
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import PreparedData
+from blindtune.client.plan.estimate import Estimate
 from blindtune.client.preflight.offline import Known, offline_steps
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.estimate import Estimate
 
 __all__ = ["show_dry_run"]
 

@@ -9,8 +9,8 @@ from rich.text import Text
 
 from blindtune.client.cli.console import emit, messages, results
 from blindtune.client.cli.recipes import Config, Settings
-from blindtune.client.exit_codes import ExitCode
 from blindtune.client.preflight.finding import Finding
+from blindtune.client.process.exit_codes import ExitCode
 
 __all__ = ["check", "doctor"]
 
@@ -22,7 +22,7 @@ def check(config: Config, settings: Settings = None, json: Json = False) -> None
     """Look for whatever would stop a run: data, model, disk, addresses, certificates, versions, bandwidth."""
     from blindtune.client.cli.quiet import quiet_libraries
     from blindtune.client.preflight.recipe import check_recipe
-    from blindtune.client.trust import own_recipe
+    from blindtune.client.trust.choice import own_recipe
 
     recipe = own_recipe(config, settings or [])
     quiet_libraries()

@@ -47,15 +47,15 @@ def prepare(
     The kit holds a verification secret: keep it on machines that you trust.
     """
     from blindtune.checkpoint import Checkpoint, FrozenLayer
-    from blindtune.client.config import BlindConfig, Operator
-    from blindtune.client.connect import connect
-    from blindtune.client.groups import all_products
-    from blindtune.client.head import checked_head
-    from blindtune.client.hints import hint_bytes
-    from blindtune.client.kit import Kit, is_kit, product_outputs
-    from blindtune.client.prepare import fingerprint, kit_bytes
-    from blindtune.client.prepare import prepare as prepare_kit
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.client.config.blind_config import BlindConfig, Operator
+    from blindtune.client.kit.groups import all_products
+    from blindtune.client.kit.head import checked_head
+    from blindtune.client.kit.hints import hint_bytes
+    from blindtune.client.kit.kit import Kit, is_kit, product_outputs
+    from blindtune.client.kit.prepare import fingerprint, kit_bytes
+    from blindtune.client.kit.prepare import prepare as prepare_kit
+    from blindtune.client.rounds.connect import connect
+    from blindtune.errors import ConfigurationError
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 
     if parameter_set not in LATTICE_PARAMETER_SETS:
@@ -123,7 +123,7 @@ def certs(
 
     In production each operator runs its own authority, and never shares its key.
     """
-    from blindtune.client.certs import DEFAULT_HOSTS, issue_operator_certificates
+    from blindtune.client.tls.certs import DEFAULT_HOSTS, issue_operator_certificates
 
     for name in operator:
         issued = issue_operator_certificates(directory, name, host or DEFAULT_HOSTS, days)

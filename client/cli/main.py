@@ -10,11 +10,11 @@ import typer
 
 from blindtune.client.cli import audit, demo, health, kit, package, plan, recipes, record, results, trust
 from blindtune.client.cli.console import fail, log_as_json
-from blindtune.client.exit_codes import ExitCode, exit_code
-from blindtune.client.output import output_closed
+from blindtune.client.process.exit_codes import ExitCode, exit_code
+from blindtune.client.process.output import output_closed
 from blindtune.common.core_dumps import forbid_core_dumps
 from blindtune.common.extras import advice
-from blindtune.protocol.errors import BlindtuneError, InterruptedRunError
+from blindtune.errors import BlindtuneError, InterruptedRunError
 
 __all__ = ["app", "main"]
 

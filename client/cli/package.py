@@ -33,7 +33,7 @@ def package(
     what it was trained on: to publish it is your decision.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.package import package as write_package
+    from blindtune.client.record.package import package as write_package
 
     quiet_libraries()
     written = write_package(

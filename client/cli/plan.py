@@ -76,7 +76,7 @@ def plan(
     times come from a cost model with the constants of a calibration.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.head import checked_head
+    from blindtune.client.kit.head import checked_head
     from blindtune.client.plan.costs import Link
     from blindtune.client.plan.planning import Settings, make_plan
     from blindtune.client.plan.profiles import profile_for

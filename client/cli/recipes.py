@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from blindtune.client.cli.console import emit, messages, promise_events, results
-from blindtune.client.output import output_closed
+from blindtune.client.process.output import output_closed
 
 __all__ = ["Config", "Settings", "init", "schema", "train"]
 
@@ -68,7 +68,7 @@ def train(
     from its workers goes on with --resume.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.trust import own_recipe
+    from blindtune.client.trust.choice import own_recipe
 
     promise_events(json)
     recipe = own_recipe(config, settings or [])
@@ -79,10 +79,10 @@ def train(
         show_dry_run(recipe, config, json, resume)
         return
     from blindtune.client.cli.progress import JsonObserver, LineObserver
+    from blindtune.client.runs.monitoring import monitoring
+    from blindtune.client.runs.run import train_recipe
+    from blindtune.client.runs.stopping import StopRequest
     from blindtune.client.training.figures import Prices
-    from blindtune.client.training.monitoring import monitoring
-    from blindtune.client.training.run import train_recipe
-    from blindtune.client.training.stopping import StopRequest
 
     observer = JsonObserver() if json else LineObserver()
     try:

@@ -60,7 +60,7 @@ def verify_record(
     from blindtune.client.record.commitment import Salt
     from blindtune.client.record.keys import VerificationKey
     from blindtune.client.record.membership import check_proof, read_proof
-    from blindtune.protocol.errors import ConfigurationError, RecordError
+    from blindtune.errors import ConfigurationError, RecordError
 
     if data and salt is None:
         raise ConfigurationError("--data needs --salt, which the client reveals to show what it trained on")
@@ -138,8 +138,8 @@ def prove_record(
     split: Annotated[Split, typer.Option(help="Which data file of the run it is.")] = Split.TRAIN,
 ) -> None:
     """Prove that one record was, or was not, among the data, without showing the others."""
-    from blindtune.client.data.records import read_records, record_digest
-    from blindtune.client.disk import file_written_at_once
+    from blindtune.client.data.reading.records import read_records, record_digest
+    from blindtune.client.process.disk import file_written_at_once
     from blindtune.client.record.chain import read_chain
     from blindtune.client.record.commitment import Salt
     from blindtune.client.record.keys import VerificationKey
@@ -158,8 +158,8 @@ def prove_record(
 
 def _only(path: Path) -> bytes:
     """Digest of the one record of a file."""
-    from blindtune.client.data.records import read_records, record_digest
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.client.data.reading.records import read_records, record_digest
+    from blindtune.errors import ConfigurationError
 
     records = read_records(path)
     if len(records) != 1:

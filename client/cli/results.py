@@ -51,8 +51,8 @@ def evaluate(
     Operators that a folder names are used if runs of yours have used them, or blindtune trust was told so.
     """
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.training import evaluation
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.client.runs import evaluation
+    from blindtune.errors import ConfigurationError
 
     promise_events(json)
     quiet_libraries()
@@ -115,8 +115,8 @@ def generate(
     from transformers import TextStreamer
 
     from blindtune.client.cli.quiet import quiet_libraries
-    from blindtune.client.training.evaluation import tuned_model
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.client.runs.evaluation import tuned_model
+    from blindtune.errors import ConfigurationError
 
     quiet_libraries()
     if prompt is not None and file is not None:
@@ -158,7 +158,7 @@ def merge(
     from blindtune.client.merge.checkpoint import merge as merge_adapter
     from blindtune.client.recipe import load_recipe
     from blindtune.client.training.folder import RECIPE, RunFolder
-    from blindtune.protocol.errors import ConfigurationError
+    from blindtune.errors import ConfigurationError
 
     quiet_libraries()
     labels: list[str] = []

@@ -19,8 +19,8 @@ def trust(
 
     Operators of your own runs need no such word. With shares, trust only those that do not collude.
     """
-    from blindtune.client.trust import trust_named
-    from blindtune.client.trust_list import trust_file
+    from blindtune.client.trust.choice import trust_named
+    from blindtune.client.trust.trust_list import trust_file
 
     circle, new = trust_named(file)
     for line in (

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from blindtune.client.data.formats import Completion, Conversation
-from blindtune.client.data.messages import Message, is_shown, texts_of
+from blindtune.client.data.reading.formats import Completion, Conversation
+from blindtune.client.data.reading.messages import Message, is_shown, texts_of
 from blindtune.client.data.templates.borders import Borders
 from blindtune.client.data.templates.ends import Ends, end_of_turn, ends_of
 from blindtune.client.data.templates.template import ChatTemplate, Written
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 __all__ = ["IGNORED", "Encoded", "answer_text", "encode", "prompt_text"]
 

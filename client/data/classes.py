@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.data.formats import Labelled
+from blindtune.client.data.reading.formats import Labelled
 from blindtune.client.data.split import Split
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 __all__ = ["class_names", "encode_classes"]
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from blindtune.client.data.chat import encode
 from blindtune.client.data.classes import class_names, encode_classes
-from blindtune.client.data.fields import EmptyRecordError, unused_fields
-from blindtune.client.data.formats import (
+from blindtune.client.data.reading.fields import EmptyRecordError, unused_fields
+from blindtune.client.data.reading.formats import (
     Completion,
     Conversation,
     Labelled,
@@ -20,12 +20,12 @@ from blindtune.client.data.formats import (
     recognise,
     with_system,
 )
-from blindtune.client.data.records import Record, read_records, record_digest, sample
+from blindtune.client.data.reading.records import Record, read_records, record_digest, sample
 from blindtune.client.data.split import Split, empty_records
 from blindtune.client.data.templates.ends import Ends
 from blindtune.client.data.templates.template import ChatTemplate
 from blindtune.client.recipe.schema import DataFormat, DataSection
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 __all__ = ["PreparedData", "Split", "prepare_data", "read_questions", "read_split"]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch.utils.data import Dataset
 
-from blindtune.client.data.formats import Parsed
+from blindtune.client.data.reading.formats import Parsed
 from blindtune.client.recipe.schema import DataFormat
 
 __all__ = ["Split", "empty_records"]

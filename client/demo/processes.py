@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.client.config import Operator
-from blindtune.client.local_worker import LocalWorker
+from blindtune.client.config.blind_config import Operator
+from blindtune.client.process.local_worker import LocalWorker
+from blindtune.client.tls.certs import issue_operator_certificates
 
 __all__ = ["DemoWorker", "LocalOperator"]
 

@@ -17,11 +17,11 @@ from rich.table import Table
 from transformers.utils import logging as transformers_logging
 
 from blindtune.client import BlindConfig, multiplier_of
-from blindtune.client.config import Masking
+from blindtune.client.config.blind_config import Masking
 from blindtune.client.demo.clauses import Clause, split_clauses, write_clauses
 from blindtune.client.demo.processes import LocalOperator
 from blindtune.client.demo.training import Step, Trainer, steps_in
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["SETTINGS", "packaged_model", "read_examples", "run_demo"]
 

@@ -20,8 +20,8 @@ from peft.utils.save_and_load import load_peft_weights
 from torch import nn
 from transformers import PreTrainedModel
 
-from blindtune.client.adapter_config import require_plain_lora
-from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
+from blindtune.client.trust.adapter_config import require_plain_lora
+from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
 
 __all__ = ["Changes", "read_changes", "read_config"]
 

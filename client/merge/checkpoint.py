@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification, PretrainedConfig, P
 from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
-from blindtune.client.disk import folder_written_at_once
 from blindtune.client.merge.adapter import Changes, read_changes, read_config
 from blindtune.client.merge.files import copy_tokenizer, pad_with, padding_token, write_tensors
 from blindtune.client.merge.layout import Output, check_complete, layout, untied_parameters
-from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
+from blindtune.client.process.disk import folder_written_at_once
+from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
 
 __all__ = ["Merged", "Progress", "merge"]
 

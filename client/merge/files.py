@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer
 
-from blindtune.client.links import require_inside
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.client.trust.links import require_inside
+from blindtune.errors import CheckpointError, UnsupportedError
 
 __all__ = ["copy_tokenizer", "pad_with", "padding_token", "write_tensors"]
 

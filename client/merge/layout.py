@@ -11,7 +11,7 @@ from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.joined import Rows
 from blindtune.checkpoint.skeleton import absent_parameters, converted_parameters, row_ranges
 from blindtune.client.merge.adapter import Changes
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.errors import CheckpointError, UnsupportedError
 
 __all__ = ["Output", "check_complete", "layout", "untied_parameters"]
 

@@ -23,7 +23,7 @@ from blindtune.client.operators.policy import WorkerPolicy
 from blindtune.client.operators.threads import Threads
 from blindtune.client.operators.timers import Cancel, Later
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
-from blindtune.protocol.errors import (
+from blindtune.errors import (
     BlindtuneError,
     OperatorUnavailableError,
     UntrustworthyOperatorError,

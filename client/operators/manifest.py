@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from blindtune.errors import IncompatibleWorkerError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.errors import IncompatibleWorkerError
 from blindtune.protocol.weights import SCHEME
 
 __all__ = ["Expectations", "check_manifest", "shown"]

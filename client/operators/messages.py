@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from blindtune.errors import VerificationError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
-from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.products import Product
 

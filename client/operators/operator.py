@@ -28,8 +28,8 @@ from blindtune.client.operators.policy import WorkerPolicy
 from blindtune.client.operators.threads import Threads
 from blindtune.client.operators.timers import Later, Timers
 from blindtune.client.operators.transport import Transport, TransportError
+from blindtune.errors import IncompatibleWorkerError, OperatorUnavailableError, ProtocolError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError, ProtocolError
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.verification import CheckVectors
 

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, ThreadPoolExecutor
 
-from blindtune.protocol.process import this_process
+from blindtune.protocol.kernels.process import this_process
 
 __all__ = ["Threads"]
 

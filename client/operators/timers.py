@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 
-from blindtune.protocol.process import this_process
+from blindtune.protocol.kernels.process import this_process
 
 __all__ = ["Cancel", "Later", "Timers"]
 

@@ -15,16 +15,16 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from blindtune.client.addresses import grpc_target
-from blindtune.client.config import Operator
+from blindtune.client.config.addresses import grpc_target
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import shown
 from blindtune.client.operators.messages import WorkRequest, read_rows, request_messages
-from blindtune.client.tls_files import files_state, read_files
+from blindtune.client.tls.files import files_state, read_files
+from blindtune.errors import ConfigurationError
 from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2, worker_pb2_grpc
 from blindtune.proto.turns import Turns
-from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.process import this_process
+from blindtune.protocol.kernels.process import this_process
 
 __all__ = ["GrpcTransport", "StopRequest", "Transport", "TransportError", "transport_error"]
 

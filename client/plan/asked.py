@@ -16,9 +16,9 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.skeleton import FrozenLayer
-from blindtune.client.groups import trace_groups
+from blindtune.client.kit.groups import trace_groups
 from blindtune.client.training.checkpoints import RandomState
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.errors import BlindtuneError
 from blindtune.protocol.products import Product, backward_products, forward_products
 
 __all__ = ["Adapt", "Asked", "Step", "asked_products", "make_remote", "training_step"]

@@ -11,8 +11,8 @@ from blindtune.client.plan.measured_memory import measure_memory
 from blindtune.client.plan.measured_rounds import RoundRates, measure_rounds
 from blindtune.client.plan.processor import processor_name
 from blindtune.client.plan.profiles import ClientProfile, Profile, WorkerProfile
-from blindtune.protocol.allocator import keep_freed_memory
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
+from blindtune.protocol.kernels.allocator import keep_freed_memory
 
 __all__ = ["calibrate", "plausible"]
 

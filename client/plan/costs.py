@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from blindtune.client.hints import hint_bytes
+from blindtune.client.kit.hints import hint_bytes
 from blindtune.client.plan.profiles import Profile
 from blindtune.client.plan.schedule import LATENCY, Stage
 from blindtune.client.plan.traffic import WORD_BYTES
@@ -27,7 +27,7 @@ from blindtune.common.blocks import block_bytes
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import shared_rows
-from blindtune.protocol.product_methods import LIMBS
+from blindtune.protocol.multiplication.product_methods import LIMBS
 
 __all__ = [
     "ANSWERS_KEPT_BYTES",

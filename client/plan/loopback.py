@@ -12,16 +12,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.client.connect import connect
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.local_worker import SERVE, LocalWorker
-from blindtune.client.multiplier import RemoteMultiplier
-from blindtune.client.prepare import prepare
-from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model.layer_group import LayerGroup
+from blindtune.client.process.local_worker import SERVE, LocalWorker
+from blindtune.client.rounds.connect import connect
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import contraction_lengths
 
 __all__ = ["LAYER", "NARROW", "OPERATORS", "WIDE", "Loopback", "loopback"]

@@ -16,20 +16,20 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.kit.kit import Kit
+from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.plan.costs import Matrix
 from blindtune.client.plan.fitting import fit
 from blindtune.client.plan.loopback import LAYER, NARROW, OPERATORS, WIDE, Loopback
 from blindtune.client.plan.traffic import WORD_BYTES
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues

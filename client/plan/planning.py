@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
-from blindtune.client.groups import products_of
-from blindtune.client.head import Head
-from blindtune.client.kit import product_outputs
+from blindtune.client.kit.groups import products_of
+from blindtune.client.kit.head import Head
+from blindtune.client.kit.kit import product_outputs
 from blindtune.client.plan.asked import Asked, Step, asked_products
 from blindtune.client.plan.costs import (
     ANSWERS_KEPT_BYTES,
@@ -29,7 +29,7 @@ from blindtune.client.plan.profiles import Profile
 from blindtune.client.plan.schedule import Resource, Stage, schedule
 from blindtune.client.plan.skeleton import Skeleton, Task, config_folder, skeleton_of
 from blindtune.client.plan.traffic import WORD_BYTES, Traffic
-from blindtune.protocol.errors import ConfigurationError, UnsupportedError
+from blindtune.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.verification import VECTORS
 

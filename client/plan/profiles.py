@@ -12,8 +12,8 @@ from pathlib import Path
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.process.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.errors import ConfigurationError
 
 __all__ = [
     "CPU_CLIENT",

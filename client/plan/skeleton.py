@@ -16,8 +16,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_config
-from blindtune.client.head import Head, head_is_remote
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.client.kit.head import Head, head_is_remote
+from blindtune.errors import CheckpointError, UnsupportedError
 
 __all__ = ["Skeleton", "Task", "config_folder", "skeleton_of"]
 

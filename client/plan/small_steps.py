@@ -10,7 +10,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint.skeleton import frozen_layers
-from blindtune.client.groups import trace_groups
+from blindtune.client.kit.groups import trace_groups
 from blindtune.client.plan.asked import Step, make_remote, training_step
 
 __all__ = ["SmallModel", "small_step"]

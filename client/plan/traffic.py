@@ -7,7 +7,7 @@ number of examples in a layer that reads one token of each.
 
 from collections.abc import Sequence
 
-from blindtune.client.kit import product_outputs
+from blindtune.client.kit.kit import product_outputs
 from blindtune.client.plan.asked import Asked
 from blindtune.client.training.batches import padded_rows
 from blindtune.protocol.expansion import KEY_BYTES

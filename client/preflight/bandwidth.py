@@ -9,14 +9,14 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
+from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport, Transport, TransportError
 from blindtune.client.preflight.finding import Finding, problem_of
-from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError
+from blindtune.client.rounds.connect import expectations
+from blindtune.errors import IncompatibleWorkerError, OperatorUnavailableError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.masks import Share
 from blindtune.protocol.operands import SeededRows

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from cryptography import x509
 
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.preflight.finding import Finding
-from blindtune.client.tls_files import read_token, require_key_of
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.tls.files import read_token, require_key_of
+from blindtune.errors import ConfigurationError
 
 __all__ = ["check_files", "check_validity"]
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
 
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.errors import BlindtuneError
 
 __all__ = ["Finding", "Status", "problem_of", "until_a_problem"]
 

@@ -14,10 +14,10 @@ from huggingface_hub import constants
 from blindtune.client.preflight.disk import check_disk
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.libraries import check_libraries
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import KEY_BYTES, Seed
-from blindtune.protocol.product_methods import Method
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.products import MAX_CONTRACTION
 
 __all__ = ["check_core_dumps", "check_kernels", "check_randomness", "diagnose"]
@@ -127,7 +127,7 @@ def check_kernels() -> Finding:
 
 
 def _cache() -> Path:
-    """Where kits are made at first use, see `blindtune.client.prepare.cached_kit`."""
+    """Where kits are made at first use, see `blindtune.client.kit.prepare.cached_kit`."""
     return Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
 
 

@@ -12,19 +12,19 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.client.config import BlindConfig
+from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
+from blindtune.client.plan.estimate import Estimate, estimate, skeleton
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.weights import require_finite, require_shapes
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.effects import idle_arguments
-from blindtune.client.training.estimate import Estimate, estimate, skeleton
 from blindtune.client.training.fit import require_positions, require_rows
 from blindtune.client.training.folder import STATE, RunFolder
 from blindtune.client.training.models import base_folder, blind_config, load_tokenizer
 from blindtune.client.training.rehearsal import rehearse
 from blindtune.client.training.trainer import training_arguments
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["Known", "Step", "before_loading", "offline_steps"]
 

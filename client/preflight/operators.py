@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import grpc
 
-from blindtune.client.addresses import split_address
-from blindtune.client.config import BlindConfig, Operator
+from blindtune.client.config.addresses import split_address
+from blindtune.client.config.blind_config import BlindConfig, Operator
 from blindtune.client.operators.manifest import Expectations, check_manifest, shown
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
@@ -13,8 +13,8 @@ from blindtune.client.preflight.certificates import check_files
 from blindtune.client.preflight.finding import Finding, problem_of, until_a_problem
 from blindtune.client.preflight.network import check_address, check_connection
 from blindtune.client.preflight.tls import check_plaintext, check_tls
+from blindtune.errors import IncompatibleWorkerError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.errors import IncompatibleWorkerError
 from blindtune.protocol.parameters import Q31
 
 __all__ = ["check_operators"]

@@ -3,21 +3,21 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from blindtune.client.config import BlindConfig
-from blindtune.client.connect import expectations
-from blindtune.client.hints import hint_bytes, missing_hints
-from blindtune.client.kit import Kit
+from blindtune.client.config.blind_config import BlindConfig
+from blindtune.client.kit.hints import hint_bytes, missing_hints
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import kit_of
+from blindtune.client.model.quantizer import preparing
+from blindtune.client.plan.estimate import remote_products
 from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.disk import check_disk
 from blindtune.client.preflight.finding import Finding, problem_of
 from blindtune.client.preflight.offline import Known, Step, offline_steps
 from blindtune.client.preflight.operators import check_operators
-from blindtune.client.prepare import kit_of
-from blindtune.client.quantizer import preparing
 from blindtune.client.recipe import Recipe
+from blindtune.client.rounds.connect import expectations
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.estimate import remote_products
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 
 __all__ = ["check_recipe"]

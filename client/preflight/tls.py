@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cryptography import x509
 
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.preflight.certificates import check_validity
 from blindtune.client.preflight.finding import Finding
 

@@ -5,7 +5,7 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.skeleton import checkpoint_keys, row_ranges
-from blindtune.protocol.errors import CheckpointError
+from blindtune.errors import CheckpointError
 
 __all__ = ["require_finite", "require_shapes"]
 

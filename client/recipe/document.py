@@ -14,10 +14,10 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from blindtune.client.disk import file_written_at_once
+from blindtune.client.process.disk import file_written_at_once
 from blindtune.client.recipe.hf_arguments import refused
 from blindtune.client.recipe.schema import MaskingSection, OperatorSection, Recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["load_operators", "load_recipe", "parse_recipe", "write_recipe"]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from blindtune.client.head import Head
+from blindtune.client.kit.head import Head
 from blindtune.client.recipe.hf_arguments import TrainingSection
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import get_args
 
 from blindtune.client.recipe.schema import Task
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["starting_recipe", "write_starting_recipe"]
 

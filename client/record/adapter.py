@@ -5,12 +5,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from blindtune.protocol.errors import RecordError
+from blindtune.errors import RecordError
 
 __all__ = ["ADAPTER_FILES", "CHECKPOINT_FILES", "DIGESTS", "digests_of", "step_of"]
 
 DIGESTS = "digests.json"
-"""File of a checkpoint with the digests of all others; see `blindtune.client.training.digests`."""
+"""File of a checkpoint with the digests of all others; see `blindtune.client.record.digests`."""
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 CHECKPOINT_FILES = (*ADAPTER_FILES, DIGESTS)

@@ -7,7 +7,7 @@ from typing import Any
 
 from blindtune.client.record.entry import NOTHING_BEFORE, Entry, EntryError
 from blindtune.client.record.keys import VerificationKey
-from blindtune.protocol.errors import RecordError
+from blindtune.errors import RecordError
 
 __all__ = ["Chain", "parse_chain", "read_chain"]
 

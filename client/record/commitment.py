@@ -6,7 +6,7 @@ The salt is 32 bytes from the operating system, of one record alone. With HMAC-S
     tag key                            HMAC(salt, "blindtune record v1 tags")
     configuration key                  HMAC(salt, "blindtune record v1 configuration")
 
-and with the digests d_i of the records (see `blindtune.client.data.records.record_digest`)
+and with the digests d_i of the records (see `blindtune.client.data.reading.records.record_digest`)
 
     root         tree over  leaf salt_i || d_i           in the order of the file
     sorted root  tree over  HMAC(tag key, d_i)           in ascending order
@@ -26,8 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once, make_folder
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.process.disk import disk_errors_are_clear, file_written_at_once, make_folder
+from blindtune.errors import ConfigurationError
 
 __all__ = ["Salt", "Split", "leaf", "path_of", "root_of", "root_of_path", "tag", "tag_key_digest"]
 

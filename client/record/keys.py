@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once, make_folder
-from blindtune.client.settings import settings_folder
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.process.disk import disk_errors_are_clear, file_written_at_once, make_folder
+from blindtune.client.process.settings import settings_folder
+from blindtune.errors import ConfigurationError
 
 __all__ = ["RecordKey", "VerificationKey", "default_key"]
 

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.process.disk import disk_errors_are_clear
 from blindtune.client.record.chain import Chain, parse_chain
 from blindtune.client.record.entry import Entry
 from blindtune.client.record.keys import RecordKey
-from blindtune.protocol.errors import RecordError
+from blindtune.errors import RecordError
 
 __all__ = ["RecordLog", "Torn"]
 

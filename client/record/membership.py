@@ -26,7 +26,7 @@ from blindtune.client.record.commitment import (
     tag_key_digest,
 )
 from blindtune.client.record.verify import require_salt
-from blindtune.protocol.errors import RecordError
+from blindtune.errors import RecordError
 
 __all__ = ["Proof", "check_proof", "prove", "read_proof"]
 

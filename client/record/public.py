@@ -10,7 +10,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
-from blindtune.client.config import BlindConfig, Operator
+from blindtune.client.config.blind_config import BlindConfig, Operator
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.canonical import LARGEST

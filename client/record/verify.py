@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.data.records import read_records, record_digest
+from blindtune.client.data.reading.records import read_records, record_digest
 from blindtune.client.record.adapter import ADAPTER_FILES, CHECKPOINT_FILES, DIGESTS, digests_of, step_of
 from blindtune.client.record.chain import Chain
 from blindtune.client.record.commitment import Salt
-from blindtune.client.training.digests import differences
-from blindtune.protocol.errors import RecordError
+from blindtune.client.record.digests import differences
+from blindtune.errors import RecordError
 
 __all__ = [
     "Output",
@@ -185,8 +185,8 @@ def check_model(chain: Chain, model: str, revision: str | None) -> str:
     """
     from blindtune.checkpoint import Checkpoint
     from blindtune.checkpoint.files import resolve
-    from blindtune.client.kit import Kit, is_kit
-    from blindtune.client.prepare import fingerprint
+    from blindtune.client.kit.kit import Kit, is_kit
+    from blindtune.client.kit.prepare import fingerprint
 
     folder = resolve(model, revision)
     if is_kit(folder):

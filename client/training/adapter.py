@@ -15,9 +15,9 @@ from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
 
 from blindtune.checkpoint.skeleton import absent_parameters
+from blindtune.client.model.remote_linear import RemoteLinear
 from blindtune.client.recipe.schema import AdapterSection, Recipe
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import CheckpointError, ConfigurationError
+from blindtune.errors import CheckpointError, ConfigurationError
 
 __all__ = ["fresh_modules", "new_adapter"]
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from blindtune.client.disk import file_written_at_once, sync, sync_all
+from blindtune.client.process.disk import file_written_at_once, sync, sync_all
+from blindtune.client.process.finite import finite
 from blindtune.client.record.adapter import step_of
-from blindtune.client.training.digests import write_digests
-from blindtune.client.training.finite import finite
-from blindtune.protocol.errors import BlindtuneError, CheckpointError
+from blindtune.client.record.digests import write_digests
+from blindtune.errors import BlindtuneError, CheckpointError
 
 __all__ = [
     "RandomState",

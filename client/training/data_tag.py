@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from blindtune.client.data.prepared import PreparedData
-from blindtune.client.data.records import digest
-from blindtune.client.disk import disk_errors_are_clear, file_written_at_once
-from blindtune.client.settings import settings_folder
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.data.reading.records import digest
+from blindtune.client.process.disk import disk_errors_are_clear, file_written_at_once
+from blindtune.client.process.settings import settings_folder
+from blindtune.errors import ConfigurationError
 
 __all__ = ["DataTags", "data_key", "differing", "new_tags", "plain_digests"]
 

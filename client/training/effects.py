@@ -14,7 +14,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.optimization import get_scheduler
 
 from blindtune.client.recipe.hf_arguments import TrainingSection
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["idle_arguments", "require_effect"]
 

@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
-from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 
 __all__ = ["Figures", "Prices", "traffic"]
 

@@ -7,7 +7,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from blindtune.client.data.prepared import Split
 from blindtune.client.training.positions import positions
-from blindtune.protocol.errors import CheckpointError, ConfigurationError
+from blindtune.errors import CheckpointError, ConfigurationError
 
 __all__ = ["require_positions", "require_rows"]
 

@@ -22,9 +22,9 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from blindtune.client.data.prepared import PreparedData
-from blindtune.client.disk import disk_errors_are_clear, make_folder
-from blindtune.client.links import require_own_files
+from blindtune.client.process.disk import disk_errors_are_clear, make_folder
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
+from blindtune.client.record.digests import require_whole
 from blindtune.client.training.checkpoints import (
     damage_is_clear,
     forget_unfinished,
@@ -33,9 +33,9 @@ from blindtune.client.training.checkpoints import (
     write_json,
 )
 from blindtune.client.training.data_tag import differing, new_tags, plain_digests
-from blindtune.client.training.digests import require_whole
 from blindtune.client.training.trainer import CHECKPOINTS
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.trust.links import require_own_files
+from blindtune.errors import ConfigurationError
 
 __all__ = ["RECIPE", "STATE", "SUMMARY", "RunFolder"]
 

@@ -20,13 +20,13 @@ from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.checkpoint.joined import tensor_keys
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
-from blindtune.client.adapter_config import CONFIG
-from blindtune.client.kit import Kit, is_kit
-from blindtune.client.prepare import kit_of
-from blindtune.client.quantizer import preparing
+from blindtune.client.kit.kit import Kit, is_kit
+from blindtune.client.kit.prepare import kit_of
+from blindtune.client.model.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import damage_is_clear
-from blindtune.protocol.errors import CheckpointError, ConfigurationError
+from blindtune.client.trust.adapter_config import CONFIG
+from blindtune.errors import CheckpointError, ConfigurationError
 
 __all__ = [
     "base_fingerprint",

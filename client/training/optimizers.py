@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 from transformers.trainer_optimizer import _OPTIMIZER_HANDLERS, OptimizerContext, _parse_optim_args
 from transformers.training_args import OptimizerNames
 
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 __all__ = ["require_optimizer"]
 

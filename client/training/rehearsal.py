@@ -31,7 +31,7 @@ from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import RandomState
 from blindtune.client.training.effects import require_effect
 from blindtune.client.training.trainer import RecipeTrainer
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError
+from blindtune.errors import BlindtuneError, ConfigurationError
 
 __all__ = ["rehearse"]
 

@@ -13,9 +13,9 @@ from typing import Any
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from blindtune.client.data.chat import encode
-from blindtune.client.data.formats import Conversation
+from blindtune.client.data.reading.formats import Conversation
 from blindtune.client.training.checkpoints import damage_is_clear, read_json
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 __all__ = ["stop_tokens", "taught_stops", "write_stop_tokens"]
 

@@ -30,17 +30,17 @@ from transformers.training_args import OptimizerNames
 
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import Split
-from blindtune.client.disk import disk_errors_are_clear
+from blindtune.client.process.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
+from blindtune.client.record.digests import require_whole
 from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler, labelled_collator
-from blindtune.client.training.digests import require_whole
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
 from blindtune.client.training.metrics import metrics_of
 from blindtune.client.training.optimizers import require_optimizer
-from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
+from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
 
@@ -196,7 +196,7 @@ class RecipeTrainer(Trainer):
         When workers fail in the middle of a step, the state after the last complete step is saved first.
 
         Args:
-            checkpoint: one that is whole; see `blindtune.client.training.digests`.
+            checkpoint: one that is whole; see `blindtune.client.record.digests`.
 
         Raises:
             CheckpointError: the best checkpoint, which is the result, was damaged meanwhile.

@@ -12,8 +12,9 @@ Kernels read both packed: int32 [feature tile][rank][256][16], centred, the last
 
 import numpy as np
 
-from blindtune.protocol.compiled import kernel
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.row_blocks import for_row_blocks
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import Share
@@ -21,7 +22,6 @@ from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
-from blindtune.protocol.row_blocks import for_row_blocks
 
 __all__ = ["MOST_COLUMNS", "PublicMatrix", "hint_request", "pack_combination", "pack_rows", "packed_shape"]
 

@@ -23,20 +23,11 @@ import numpy as np
 from numba import int64, uint32
 from numpy.typing import NDArray
 
-from blindtune.protocol.compiled import kernel
 from blindtune.protocol.fixed_point import Float32, Float64, real_value, real_values
-from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.reals import floats, repeated_real, store_reals
-from blindtune.protocol.residues import (
-    Centred,
-    Residues,
-    centred_difference,
-    centred_differences,
-)
-from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
-from blindtune.protocol.vectors import (
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.reals import floats, repeated_real, store_reals
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks
+from blindtune.protocol.kernels.vectors import (
     LANES,
     add,
     aligned,
@@ -49,6 +40,15 @@ from blindtune.protocol.vectors import (
     repeated_half,
     store,
     store_aside,
+)
+from blindtune.protocol.lattice.parameters import DEGREE
+from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import (
+    Centred,
+    Residues,
+    centred_difference,
+    centred_differences,
 )
 
 __all__ = ["Scales", "add_operand", "mask_rows", "unmask_rows", "unmask_with"]

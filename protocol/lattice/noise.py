@@ -20,10 +20,10 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from blindtune.protocol.chacha20 import BLOCK_WORDS, KEY_BYTES, ask, batch, initial_state
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
-from blindtune.protocol.vectors import (
+from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, KEY_BYTES, ask, batch, initial_state
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks
+from blindtune.protocol.kernels.vectors import (
     LANES,
     add,
     bits_and,

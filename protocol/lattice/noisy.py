@@ -11,16 +11,16 @@ import numpy as np
 from numba import uint32
 from numpy.typing import NDArray
 
-from blindtune.protocol.chacha20 import BLOCK_WORDS, initial_state
-from blindtune.protocol.compiled import kernel
 from blindtune.protocol.fixed_point import Float32, Float64, not_finite, quantize_row, radius_of
+from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, initial_state
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.reals import total_of_half
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_rows_in_turn
+from blindtune.protocol.kernels.shared_rows import rows_at_once, take
+from blindtune.protocol.kernels.vectors import LANES, add, aligned, load, load_bytes, repeated_half, store
 from blindtune.protocol.lattice.noise import batches_of, sample_row
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.reals import total_of_half
 from blindtune.protocol.residues import Residues, dots_fit, residues_of, signed_products, sums_of
-from blindtune.protocol.row_blocks import DRAWN, for_rows_in_turn
-from blindtune.protocol.shared_rows import rows_at_once, take
-from blindtune.protocol.vectors import LANES, add, aligned, load, load_bytes, repeated_half, store
 
 __all__ = ["add_noisy_integers", "largest_budget", "noisy_dots_fit"]
 

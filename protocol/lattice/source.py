@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import RandomBytes
 from blindtune.protocol.fixed_point import Float32, Float64
+from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.lattice.hint import MOST_COLUMNS, PublicMatrix, pack_combination, packed_shape
 from blindtune.protocol.lattice.kernels import Scales, add_operand, mask_rows, unmask_rows, unmask_with
 from blindtune.protocol.lattice.noisy import add_noisy_integers, largest_budget, noisy_dots_fit
@@ -29,7 +30,6 @@ from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
-from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import Centred, Residues, require_centred
 
 __all__ = ["LatticeSource"]

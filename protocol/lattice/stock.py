@@ -23,10 +23,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, derive_key
+from blindtune.protocol.kernels.process import this_process
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import transformed
-from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 

@@ -27,11 +27,8 @@ import numpy as np
 from numba import int64, njit, uint32, uint64
 from numpy.typing import NDArray
 
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.residues import Centred
-from blindtune.protocol.vectors import (
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.vectors import (
     LANES,
     add,
     even_words,
@@ -48,6 +45,9 @@ from blindtune.protocol.vectors import (
     store,
     subtract,
 )
+from blindtune.protocol.lattice.parameters import DEGREE
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import Centred
 
 __all__ = ["ASKED", "LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
 

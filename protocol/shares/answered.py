@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from blindtune.protocol.fixed_point import Float32, Float64
 from blindtune.protocol.masks import MaskedOperand, Share
-from blindtune.protocol.one_pass import reveal_reals
 from blindtune.protocol.residues import Centred, Residues, centre, subtract, subtract_and_centre
+from blindtune.protocol.shares.one_pass import reveal_reals
 
 __all__ = ["SharedOperand"]
 

@@ -5,18 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into, expanded_dots
 from blindtune.protocol.fixed_point import Float32, Float64
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks
+from blindtune.protocol.kernels.shared_rows import rows_at_once
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
-from blindtune.protocol.one_pass import hide_reals
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, hide, require_centred
-from blindtune.protocol.row_blocks import DRAWN, for_row_blocks
-from blindtune.protocol.shared_rows import rows_at_once
 from blindtune.protocol.shares.answered import SharedOperand
+from blindtune.protocol.shares.masks_ahead import MasksAhead
+from blindtune.protocol.shares.one_pass import hide_reals
 
 __all__ = ["ShareSource"]
 

@@ -10,8 +10,8 @@ from blindtune.client.audit.lab import COLLUDING, PRIVATE, LabResult, run_lab
 from blindtune.client.audit.report import as_json, as_markdown, plot
 from blindtune.client.audit.weak_masks import WEAK_MASKS
 from blindtune.client.audit.workloads import Sizes
-from blindtune.client.config import BlindConfig
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.config.blind_config import BlindConfig
+from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 

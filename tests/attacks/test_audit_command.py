@@ -20,7 +20,7 @@ from blindtune.client.audit.weak_masks import (
     hide,
 )
 from blindtune.client.cli.main import main
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 from blindtune.protocol.expansion import Seed
 from blindtune.server.cli import main as serve
 

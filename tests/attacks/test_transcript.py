@@ -20,15 +20,15 @@ from support import full_recording
 from support.transcripts import write_transcript
 
 from blindtune.client.audit.transcript import Operand, Transcript, read_transcript
+from blindtune.errors import ConfigurationError, DataError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import ConfigurationError, DataError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.daemon import serve
 from blindtune.server.record import TranscriptRecorder, recording_folder
-from blindtune.server.refusals import CannotRecord
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint
 from blindtune.server.wire import Request

@@ -18,10 +18,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig
 from blindtune.client.cli import main
-from blindtune.client.exit_codes import ExitCode
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import prepare
-from blindtune.protocol.errors import (
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.process.exit_codes import ExitCode
+from blindtune.errors import (
     BlindtuneError,
     ConfigurationError,
     KitError,

@@ -18,10 +18,10 @@ from transformers import TrainerCallback
 
 from blindtune.client.recipe import Recipe
 from blindtune.client.recipe.schema import OperatorSection
+from blindtune.client.runs.run import train_recipe
+from blindtune.client.runs.stopping import StopRequest
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.run import train_recipe
-from blindtune.client.training.stopping import StopRequest
-from blindtune.protocol.errors import InterruptedRunError, UntrustworthyOperatorError
+from blindtune.errors import InterruptedRunError, UntrustworthyOperatorError
 
 pytestmark = pytest.mark.hf
 

@@ -30,11 +30,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Trainer
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, multiplier_of
-from blindtune.client import connect as connect_module
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import cached_kit
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import ConfigurationError, OperatorUnavailableError
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.client.rounds import connect as connect_module
+from blindtune.errors import ConfigurationError, OperatorUnavailableError
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource

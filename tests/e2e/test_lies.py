@@ -13,7 +13,7 @@ from support.training import training_step, with_adapter
 from transformers import PreTrainedModel
 
 from blindtune.client import multiplier_of
-from blindtune.protocol.errors import OperatorUnavailableError
+from blindtune.errors import OperatorUnavailableError
 
 pytestmark = pytest.mark.hf
 

@@ -18,9 +18,9 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from support.recipes import recipe_of, with_tokenizer, write_lines
 
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.client.recipe import write_recipe
-from blindtune.server.tokens import add_token
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.server.admission.tokens import add_token
 
 pytestmark = pytest.mark.hf
 

@@ -9,12 +9,12 @@ from support.recording import read_recording
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
 from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.operators import check_operators
-from blindtune.client.prepare import cached_kit
+from blindtune.client.rounds.connect import expectations
 
 pytestmark = pytest.mark.hf
 

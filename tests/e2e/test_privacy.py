@@ -30,8 +30,8 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, Operator, multiplier_of
-from blindtune.client.absent_weight import AbsentWeight
-from blindtune.client.prepare import prepare
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model.absent_weight import AbsentWeight
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues, centre, from_centred, subtract

@@ -11,9 +11,9 @@ from support.operators import RunningOperators
 from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
 
 from blindtune.client.cli import main
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
-from blindtune.client.training.run import train_recipe
+from blindtune.client.runs.run import train_recipe
 
 pytestmark = pytest.mark.hf
 

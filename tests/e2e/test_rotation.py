@@ -12,7 +12,7 @@ from support.training import training_step, with_adapter
 from transformers import PreTrainedModel
 
 from blindtune.client import multiplier_of
-from blindtune.client.certs import issue_operator_certificates
+from blindtune.client.tls.certs import issue_operator_certificates
 
 pytestmark = pytest.mark.hf
 

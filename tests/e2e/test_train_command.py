@@ -16,7 +16,7 @@ from support.operators import RunningOperators
 from support.recipes import operator_sections, recipe_of, with_tokenizer, write_lines
 
 from blindtune.client.cli import main
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 from blindtune.client.recipe import Recipe, write_recipe
 
 pytestmark = pytest.mark.hf

@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.parameters import MODULUS
 

@@ -12,8 +12,8 @@ from support.training import training_step, with_adapter
 from transformers import PreTrainedModel
 
 from blindtune.client import Operator
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError
+from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.errors import IncompatibleWorkerError, OperatorUnavailableError
 
 pytestmark = pytest.mark.hf
 

@@ -21,12 +21,12 @@ from transformers import PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import Operator, multiplier_of
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.client.prepare import prepare
-from blindtune.client.remote_linear import RemoteLinear
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import IncompatibleWorkerError, OperatorUnavailableError, UnsupportedError
 from blindtune.proto import worker_pb2, worker_pb2_grpc
-from blindtune.protocol.errors import IncompatibleWorkerError, OperatorUnavailableError, UnsupportedError
-from blindtune.server.limits import Limits
+from blindtune.server.admission.limits import Limits
 
 pytestmark = pytest.mark.hf
 

@@ -16,7 +16,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.errors import BlindtuneError
 
 __all__ = ["JSON", "dumped", "examples", "refused_or_fine", "require_plain", "spoiled", "spoiled_json"]
 

@@ -19,21 +19,21 @@ from hypothesis import strategies as st
 from support.transports import honest_multiplier, manifest_of
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.config import Operator
-from blindtune.client.kit import Kit
+from blindtune.client.config.blind_config import Operator
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
 from blindtune.client.operators.manifest import Expectations, check_manifest
 from blindtune.client.operators.messages import WorkRequest, read_rows
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
-from blindtune.client.prepare import cached_kit
-from blindtune.proto import PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.errors import (
+from blindtune.errors import (
     BlindtuneError,
     IncompatibleWorkerError,
     OperatorUnavailableError,
     VerificationError,
 )
+from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.shares.source import ShareSource

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.files import TensorFiles
-from blindtune.protocol.errors import CheckpointError, UnsupportedError
+from blindtune.errors import CheckpointError, UnsupportedError
 
 INDEX = "model.safetensors.index.json"
 

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from support.transports import honest_multiplier
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.hints import HintStore
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import cached_kit
-from blindtune.protocol.errors import KitError
+from blindtune.client.kit.hints import HintStore
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
+from blindtune.errors import KitError
 from blindtune.protocol.lattice.parameters import LatticeParameters
 from blindtune.protocol.products import forward_products
 

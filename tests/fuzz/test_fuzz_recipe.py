@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from blindtune.client.recipe.document import load_recipe, parse_recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 VALID = b"""\
 model: {name: /models/llama, dtype: float32}

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from support.recipes import character_tokenizer
 
 from blindtune.client.data.chat import encode
-from blindtune.client.data.formats import Conversation, Parsed, parse, recognise
-from blindtune.client.data.messages import texts_of
-from blindtune.client.data.records import read_records
+from blindtune.client.data.reading.formats import Conversation, Parsed, parse, recognise
+from blindtune.client.data.reading.messages import texts_of
+from blindtune.client.data.reading.records import read_records
 from blindtune.client.data.templates.template import ChatTemplate
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 RECORDS = [
     {"messages": [{"role": "user", "content": "Hé?"}, {"role": "assistant", "content": "Yes \u2028."}]},

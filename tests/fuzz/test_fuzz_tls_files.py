@@ -12,11 +12,11 @@ from fuzzing import examples, refused_or_fine, spoiled
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.preflight.certificates import check_files
-from blindtune.client.tls_files import public_keys, require_key_of
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.client.tls.files import public_keys, require_key_of
+from blindtune.errors import BlindtuneError, ConfigurationError
 
 
 @pytest.fixture(scope="module")

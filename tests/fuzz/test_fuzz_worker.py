@@ -18,8 +18,8 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.products import backward_products, forward_products
-from blindtune.server.limits import Limits
-from blindtune.server.places import Places, bounds_of
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.places import Places, bounds_of
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
 

@@ -14,13 +14,13 @@ import torch
 from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 
 from blindtune.checkpoint import Checkpoint
+from blindtune.client.kit.prepare import prepare
 from blindtune.client.merge.checkpoint import merge
-from blindtune.client.prepare import prepare
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.digests import write_digests
-from blindtune.client.training.evaluation import tuned_model
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import BlindtuneError, CheckpointError
+from blindtune.client.record.digests import write_digests
+from blindtune.client.runs.evaluation import tuned_model
+from blindtune.client.runs.run import train_recipe
+from blindtune.errors import BlindtuneError, CheckpointError
 from blindtune.server.store import LayerStore
 
 ROOT = Path(__file__).parents[2]

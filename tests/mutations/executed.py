@@ -125,8 +125,8 @@ def _train(folder: Path, lines: _Lines) -> None:
     from support.operators import running_operators
     from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
 
-    from blindtune.client.training.run import train_recipe
-    from blindtune.protocol.errors import UntrustworthyOperatorError
+    from blindtune.client.runs.run import train_recipe
+    from blindtune.errors import UntrustworthyOperatorError
 
     model = with_tokenizer(save_checkpoint("llama", folder / "made" / "llama"), folder)
     train = write_lines(folder / "train.jsonl", _RECORDS)

@@ -60,7 +60,7 @@ KEPT = (
     mutation(
         "checkpoint-without-digests-of-state",
         "digests are those of the adapter alone",
-        "client/training/digests.py",
+        "client/record/digests.py",
         "if path.is_dir() or name == DIGESTS:",
         'if path.is_dir() or not name.startswith("adapter"):',
         _DAMAGE,
@@ -68,7 +68,7 @@ KEPT = (
     mutation(
         "checkpoint-digests-of-beginnings",
         "a digest covers the first kilobyte of a file",
-        "client/training/digests.py",
+        "client/record/digests.py",
         'hashlib.file_digest(file, "sha256").hexdigest()',
         "hashlib.sha256(file.read(1024)).hexdigest()",
         _DAMAGE,
@@ -76,7 +76,7 @@ KEPT = (
     mutation(
         "checkpoint-with-other-files",
         "a file that was added to a checkpoint is read like the others",
-        "client/training/digests.py",
+        "client/record/digests.py",
         '            wrong.append(f"{name} was added")\n',
         "            pass\n",
         _DAMAGE,
@@ -85,7 +85,7 @@ KEPT = (
     mutation(
         "checkpoint-without-files",
         "a file that lacks in a checkpoint is not missed",
-        "client/training/digests.py",
+        "client/record/digests.py",
         '            wrong.append(f"{name} is missing")\n',
         "            pass\n",
         _DAMAGE,
@@ -94,7 +94,7 @@ KEPT = (
     mutation(
         "checkpoint-under-another-step",
         "a checkpoint may be that of another step than its name says",
-        "client/training/digests.py",
+        "client/record/digests.py",
         "wrong = [] if step == step_of(checkpoint) else",
         "wrong = [] if True else",
         _DAMAGE,
@@ -148,7 +148,7 @@ KEPT = (
     mutation(
         "stop-without-a-checkpoint",
         "a run that is asked to stop saves nothing",
-        "client/training/stopping.py",
+        "client/runs/stopping.py",
         "            control.should_save = True\n",
         "",
         f"{_RUN}::test_a_request_to_stop_ends_the_run_after_the_step_with_a_checkpoint",
@@ -166,7 +166,7 @@ KEPT = (
     mutation(
         "full-disk-of-torch-goes-unrecognised",
         "a disk that fills while torch writes is an unexpected error",
-        "client/disk.py",
+        "client/process/disk.py",
         'isinstance(error, RuntimeError) and _raised_in(error) == "torch.serialization"',
         "False",
         _FULL,
@@ -175,7 +175,7 @@ KEPT = (
     mutation(
         "full-disk-in-rust-goes-unrecognised",
         "what libraries in Rust report as text is an unexpected error",
-        "client/disk.py",
+        "client/process/disk.py",
         "        return int(found[1])\n",
         "        return None\n",
         _FULL,
@@ -192,7 +192,7 @@ KEPT = (
     mutation(
         "file-not-flushed",
         "a file has its name before its content is on the disk",
-        "client/disk.py",
+        "client/process/disk.py",
         "                os.fsync(file.fileno())\n",
         "",
         _CRASH,
@@ -200,7 +200,7 @@ KEPT = (
     mutation(
         "file-name-not-flushed",
         "a file that was written is gone after a loss of power, and what follows is not",
-        "client/disk.py",
+        "client/process/disk.py",
         "            sync(path.parent)\n",
         "",
         _CRASH,
@@ -208,7 +208,7 @@ KEPT = (
     mutation(
         "folder-not-flushed",
         "the folder that a run makes is gone after a loss of power",
-        "client/disk.py",
+        "client/process/disk.py",
         "            sync(folder.parent)\n",
         "",
         _CRASH,
@@ -216,7 +216,7 @@ KEPT = (
     mutation(
         "kit-not-flushed",
         "a kit has its name before its content is on the disk",
-        "client/disk.py",
+        "client/process/disk.py",
         "            sync_all(temporary)\n",
         "",
         f"{_KIT}::test_a_crash_while_a_kit_is_written_leaves_a_whole_one_or_none",
@@ -224,7 +224,7 @@ KEPT = (
     mutation(
         "kit-written-in-place",
         "a kit is copied to its place, file by file, and not renamed",
-        "client/disk.py",
+        "client/process/disk.py",
         "            os.replace(temporary, destination)\n",
         "            shutil.copytree(temporary, destination)\n            sync_all(destination)\n",
         f"{_KIT}::test_a_crash_while_a_kit_is_written_leaves_a_whole_one_or_none",
@@ -232,7 +232,7 @@ KEPT = (
     mutation(
         "adapter-not-flushed",
         "the summary says that all is there before the adapter is on the disk",
-        "client/training/run.py",
+        "client/runs/run.py",
         "sync(path)  # the summary, which says",
         "pass  # the summary, which says",
         _CRASH,
@@ -266,7 +266,7 @@ KEPT = (
     mutation(
         "record-of-the-adapter-alone",
         "an exchanged optimizer fits a record that names its checkpoint",
-        "client/record/running.py",
+        "client/runs/recording.py",
         "digests_of(folder, CHECKPOINT_FILES)",
         "digests_of(folder)",
         f"{_RECORD}::test_a_changed_adapter_checkpoint_data_configuration_or_model_is_refused",

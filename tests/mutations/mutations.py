@@ -29,9 +29,9 @@ _HINTS = "tests/unit/client/test_hints.py"
 _TRUST = "tests/unit/client/test_trust.py"
 _KIT = "tests/unit/client/test_kit.py"
 _CONFIG = "tests/unit/client/test_config.py"
-_SERVICE = "tests/unit/test_server_service.py"
-_TOKENS = "tests/unit/test_server_tokens.py"
-_TRANSPORT = "tests/unit/test_server_transport.py"
+_SERVICE = "tests/unit/server/test_server_service.py"
+_TOKENS = "tests/unit/server/test_server_tokens.py"
+_TRANSPORT = "tests/unit/server/test_server_transport.py"
 _RANDOMNESS = "tests/unit/client/test_randomness.py"
 _COMPARED = "tests/unit/client/test_secrets_compared.py"
 _UNHIDDEN = "tests/unit/protocol/test_unhidden_operands.py"
@@ -80,7 +80,7 @@ _SHARES = (
     _one(
         "shares-ahead-mask-stays",
         "a mask drawn ahead stays in stock and hides the next operand too",
-        "protocol/ahead.py",
+        "protocol/shares/masks_ahead.py",
         "                    del self._waiting[place]\n",
         "",
         f"{_AHEAD}::test_a_mask_drawn_ahead_hides_one_operand",
@@ -89,7 +89,7 @@ _SHARES = (
     _one(
         "shares-ahead-mask-of-any-product",
         "a mask drawn ahead for one product hides an operand of another",
-        "protocol/ahead.py",
+        "protocol/shares/masks_ahead.py",
         "if (its_product, its_rows) == (product, rows):",
         "if its_rows == rows:",
         f"{_AHEAD}::test_an_operand_of_another_product_or_number_of_rows_gets_another_mask",
@@ -97,7 +97,7 @@ _SHARES = (
     _one(
         "shares-ahead-mask-of-any-rows",
         "a mask drawn ahead for some rows hides an operand of others",
-        "protocol/ahead.py",
+        "protocol/shares/masks_ahead.py",
         "if (its_product, its_rows) == (product, rows):",
         "if its_product == product:",
         f"{_AHEAD}::test_an_operand_of_another_product_or_number_of_rows_gets_another_mask",
@@ -105,7 +105,7 @@ _SHARES = (
     _one(
         "shares-ahead-survives-a-fork",
         "a forked child hides an operand under a mask that its parent drew ahead",
-        "protocol/ahead.py",
+        "protocol/shares/masks_ahead.py",
         "return self if self._process is this_process() else MasksAhead(self._most)",
         "return self",
         f"{_AHEAD}::test_another_process_has_none_of_the_masks",
@@ -114,7 +114,7 @@ _SHARES = (
     _one(
         "shares-ahead-answer-of-any-share",
         "the answer to whatever share was asked for last is taken for this one's",
-        "client/ahead.py",
+        "client/rounds/answers_ahead.py",
         "return self._pending.pop(share, None)",
         "return self._pending.popitem()[1] if self._pending else None",
         f"{_ASKED_AHEAD}::test_a_mask_for_other_rows_waits_for_an_operand_that_has_as_many",
@@ -259,7 +259,7 @@ _ONE_PASS = (
     _one(
         "one-pass-narrow-mask",
         "from floating point, a mask covers the low 16 bits only",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "            row, expected = masked[r : r + 1], uint64(0)\n",
         "            row, expected = masked[r : r + 1], uint64(0)\n            masks[0] &= 0xFFFF\n",
         f"{_PASS}::test_shares_of_constant_rows_look_uniform",
@@ -277,7 +277,7 @@ _ONE_PASS = (
     _one(
         "one-pass-zeros-in-the-clear",
         "from floating point, rows of zeros get no mask",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "            row, expected = masked[r : r + 1], uint64(0)\n",
         "            row, expected = masked[r : r + 1], uint64(0)\n"
         "            masks[0] *= np.uint32(np.isfinite(scales[r]))\n",
@@ -286,7 +286,7 @@ _ONE_PASS = (
     _one(
         "one-pass-mask-of-the-first-rows",
         "from floating point, all rows that are expanded together begin at the mask's first row",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "expand_rows(states[0], uint64(r),",
         "expand_rows(states[0], uint64(0),",
         f"{_PASS}::test_many_rows_in_threads_give_the_same",
@@ -294,7 +294,7 @@ _ONE_PASS = (
     _one(
         "one-pass-expected-wraps-around",
         "from floating point, dot products are taken from int64 though it does not hold them",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "fits = dots_fit(budget, columns)",
         "fits = True",
         f"{_PASS}::test_numbers_are_exact_on_both_sides_of_where_int64_holds_them",
@@ -302,7 +302,7 @@ _ONE_PASS = (
     _one(
         "one-pass-beyond-q",
         "from floating point, a budget may allow for integers that no mask hides",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "if budget > (MODULUS // 2) ** 2:",
         "if budget < 0:",
         f"{_PASS}::test_a_budget_beyond_what_a_mask_hides_is_refused",
@@ -310,7 +310,7 @@ _ONE_PASS = (
     _one(
         "one-pass-memory-used-too-early",
         "memory of a matrix is used again while rows of it are still referred to",
-        "protocol/recycled.py",
+        "protocol/kernels/recycled.py",
         "weakref.finalize(array, _keep, memory)",
         "weakref.finalize(matrix := array.reshape(rows, columns), _keep, memory)",
         f"{_PASS}::test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to",
@@ -638,11 +638,11 @@ _LATTICE = (
         "nothing tells a forked child from its parent",
         (
             Edit(
-                "protocol/process.py",
+                "protocol/kernels/process.py",
                 "    os.register_at_fork(after_in_child=_become_another)\n",
                 "    pass\n",
             ),
-            Edit("protocol/process.py", "if os.getpid() != _number:", "if False:"),
+            Edit("protocol/kernels/process.py", "if os.getpid() != _number:", "if False:"),
         ),
         (f"{_ONCE}::test_a_forked_child_takes_nothing_from_its_parents_stock",),
     ),
@@ -697,7 +697,7 @@ _LATTICE = (
         "an operand that failed gives its rows back, though they were sent",
         (
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "            if errors:\n",
                 "            if errors:\n"
                 '                for run in getattr(masked, "_runs", None) or ():\n'
@@ -730,7 +730,7 @@ _RETRIES = (
     _one(
         "retry-with-a-new-mask",
         "an operand whose operators failed is masked again by the multiplier",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "                raise errors[0]\n",
         "                from blindtune.protocol.residues import centre, subtract\n\n"
         "                operand = masked.shares[-1].residues\n"
@@ -744,7 +744,7 @@ _RETRIES = (
     _one(
         "retry-quantized-again",
         "a product that failed is quantized with less of the range and asked for again",
-        "client/layer_group.py",
+        "client/model/layer_group.py",
         "        return self._multiplier.multiply_reals("
         "x, step.product, step.budget, operand_scale, output_scale)\n",
         "        ask, scales = self._multiplier.multiply_reals, (operand_scale, output_scale)\n"
@@ -770,7 +770,7 @@ _RETRIES = (
                 "client/operators/operator.py", "if share.recipient != self.index:", "if share.recipient < 0:"
             ),
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "self._operators[share.recipient].start",
                 "self._operators[-1 - share.recipient].start",
             ),
@@ -785,7 +785,7 @@ _RETRIES = (
                 "client/operators/operator.py", "if share.recipient != self.index:", "if share.recipient < 0:"
             ),
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "self._operators[share.recipient].start",
                 "self._operators[0].start",
             ),
@@ -800,7 +800,7 @@ _RETRIES = (
                 "client/operators/operator.py", "if share.recipient != self.index:", "if share.recipient < 0:"
             ),
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "            if errors:\n",
                 "            for place, share in enumerate(masked.shares):\n"
                 "                if answers[place].exception():\n"
@@ -816,7 +816,7 @@ _RETRIES = (
     _one(
         "unmasked-source-connected",
         "the source without masks can be connected to workers",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "if isinstance(source, UnmaskedSource):",
         "if source is None:",
         f"{_OPERATOR}::test_an_operand_without_a_mask_has_no_way_out",
@@ -826,7 +826,7 @@ _RETRIES = (
         "backward operands, which are small, are sent to one operator without a mask",
         (
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "        return self._ask(masked, product, lambda answers: masked.reveal(",
                 '        if product.direction.name == "BACKWARD":\n'
                 "            from blindtune.protocol.residues import from_centred\n\n"
@@ -845,7 +845,7 @@ _RETRIES = (
         "the rows' scales travel in a field that the worker does not know",
         (
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "        return self._ask(masked, product, lambda answers: masked.reveal(",
                 "        from blindtune.client.operators import messages\n\n"
                 "        messages.SCALES = scales.tobytes()\n"
@@ -864,7 +864,7 @@ _RETRIES = (
     _one(
         "scales-in-the-parameter-set",
         "what is expected of an answer is appended to a name that travels anyway",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "            self.source.parameters.name,",
         "            f'{self.source.parameters.name}:{share.expected[0]}',",
         f"{_WIRE}::test_a_request_says_what_the_contract_says_and_no_more",
@@ -906,7 +906,7 @@ _CHECKS = (
                 "            pass\n",
             ),
             Edit(
-                "client/multiplier.py",
+                "client/rounds/multiplier.py",
                 "        result = decode([answer.result() for answer in answers])\n",
                 "        result = decode([answer.result() for answer in answers])\n"
                 "        for share, answer in zip(masked.shares, answers, strict=True):\n"
@@ -990,7 +990,7 @@ _CHECKS = (
     _one(
         "one-vector-for-hints",
         "hints, which serve all of a run, are checked with one vector",
-        "client/connect.py",
+        "client/rounds/connect.py",
         "vectors=2)",
         "vectors=1)",
         f"{_HINTS}::test_a_wrong_hint_that_passes_one_vector_fails_at_the_other",
@@ -1006,7 +1006,7 @@ _CHECKS = (
     _one(
         "vectors-from-the-fingerprint",
         "the vectors follow from what the worker knows too",
-        "client/prepare.py",
+        "client/kit/prepare.py",
         "secret = os.urandom(KEY_BYTES)",
         "secret = hashlib.sha256(str(checkpoint.layers).encode()).digest()",
         f"{_KIT}::test_two_kits_of_one_checkpoint_have_different_secrets",
@@ -1014,7 +1014,7 @@ _CHECKS = (
     _one(
         "vectors-from-python-randomness",
         "the secret of the vectors comes from Python's Mersenne Twister",
-        "client/prepare.py",
+        "client/kit/prepare.py",
         "secret = os.urandom(KEY_BYTES)",
         'secret = __import__("random").randbytes(KEY_BYTES)',
         f"{_RANDOMNESS}::test_a_kits_secret_and_public_seed_come_from_the_operating_system",
@@ -1023,7 +1023,7 @@ _CHECKS = (
     _one(
         "public-seed-from-python-randomness",
         "the public seed comes from Python's Mersenne Twister",
-        "client/hints.py",
+        "client/kit/hints.py",
         "file.write(os.urandom(KEY_BYTES))",
         'file.write(__import__("random").randbytes(KEY_BYTES))',
         f"{_RANDOMNESS}::test_a_kits_secret_and_public_seed_come_from_the_operating_system",
@@ -1032,7 +1032,7 @@ _CHECKS = (
     _one(
         "public-seed-fixed",
         "all kits have one public seed, which somebody may have prepared for",
-        "client/hints.py",
+        "client/kit/hints.py",
         "file.write(os.urandom(KEY_BYTES))",
         "file.write(bytes(KEY_BYTES))",
         f"{_HINTS}::test_every_kit_and_parameter_set_has_a_public_seed_of_its_own",
@@ -1040,7 +1040,7 @@ _CHECKS = (
     _one(
         "hint-not-checked",
         "a hint is read from the disk without a look at its digest",
-        "client/hints.py",
+        "client/kit/hints.py",
         "if not (whole and hmac.compare_digest(header.keyed_digest.encode(), expected)):",
         "if not (whole and expected):",
         f"{_HINTS}::test_a_hint_that_rotted_on_disk_is_refused_with_what_to_do",
@@ -1050,12 +1050,12 @@ _CHECKS = (
         "a hint made with another public seed is used",
         (
             Edit(
-                "client/hints.py",
+                "client/kit/hints.py",
                 "if getattr(header.binding, name) != value]",
                 'if getattr(header.binding, name) != value and name != "public_seed"]',
             ),
             Edit(
-                "client/hints.py",
+                "client/kit/hints.py",
                 "expected = self._digest(binding, packed).encode()",
                 "expected = self._digest(header.binding, packed).encode()",
             ),
@@ -1065,7 +1065,7 @@ _CHECKS = (
     _one(
         "hint-digest-without-key",
         "the digest of a hint has a key that everyone knows",
-        "client/hints.py",
+        "client/kit/hints.py",
         'hmac.new(self._kit.derive_key("hint"), ',
         'hmac.new(b"hint", ',
         f"{_HINTS}::test_a_hint_of_a_kit_with_another_secret_is_refused",
@@ -1073,7 +1073,7 @@ _CHECKS = (
     _one(
         "kit-not-checked",
         "a kit's description can be changed unnoticed",
-        "client/kit.py",
+        "client/kit/kit.py",
         "if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):",
         "if not description.keyed_digest:",
         f"{_KIT}::test_no_changed_value_in_the_description_goes_unnoticed",
@@ -1081,7 +1081,7 @@ _CHECKS = (
     _one(
         "kit-digest-compared-byte-by-byte",
         "a kit's digest is compared in a time that depends on it",
-        "client/kit.py",
+        "client/kit/kit.py",
         "if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):",
         "if description.digest(secret) != description.keyed_digest:",
         f"{_COMPARED}::test_keyed_digests_are_compared_in_constant_time",
@@ -1089,7 +1089,7 @@ _CHECKS = (
     _one(
         "hint-digest-compared-byte-by-byte",
         "a hint's digest is compared in a time that depends on it",
-        "client/hints.py",
+        "client/kit/hints.py",
         "if not (whole and hmac.compare_digest(header.keyed_digest.encode(), expected)):",
         "if not (whole and header.keyed_digest.encode() == expected):",
         f"{_COMPARED}::test_keyed_digests_are_compared_in_constant_time",
@@ -1263,7 +1263,7 @@ _MESSAGES = (
     _one(
         "token-in-a-message",
         "a refusal shows the token",
-        "server/tokens.py",
+        "server/admission/tokens.py",
         '"this worker does not know the token: it was revoked, or is another\'s"',
         'f"this worker does not know the token {token}: it was revoked"',
         f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
@@ -1287,7 +1287,7 @@ _WORKER = (
         "server/rows.py",
         '        require_residues(rows, "the operand")\n',
         '        if len(chunk) == taken:\n            require_residues(rows, "the operand")\n',
-        "tests/unit/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
+        "tests/unit/server/test_server_rows.py::test_a_word_that_is_no_residue_is_refused_in_every_block",
         path="worker",
     ),
     _one(
@@ -1329,7 +1329,7 @@ _WORKER = (
     _one(
         "worker-without-tokens",
         "a call without a valid token is told to the metrics, and goes on",
-        "server/interceptors.py",
+        "server/admission/interceptors.py",
         "                return _refused(error)\n",
         "                pass\n",
         f"{_TOKENS}::test_without_a_valid_token_nothing_but_health_is_told",
@@ -1338,7 +1338,7 @@ _WORKER = (
     _one(
         "worker-with-any-token",
         "any token will do",
-        "server/tokens.py",
+        "server/admission/tokens.py",
         "if name is None or scheme.lower()",
         "if scheme.lower()",
         f"{_TOKENS}::test_only_one_whole_token_with_its_scheme_is_let_in",
@@ -1347,7 +1347,7 @@ _WORKER = (
     _one(
         "token-compared-byte-by-byte",
         "a token's hash is compared in a time that depends on it",
-        "server/tokens.py",
+        "server/admission/tokens.py",
         "if hmac.compare_digest(digest, expected):",
         "if digest == expected:",
         f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
@@ -1356,7 +1356,7 @@ _WORKER = (
     _one(
         "token-compared-until-found",
         "the time of a comparison tells whose token it is",
-        "server/tokens.py",
+        "server/admission/tokens.py",
         "                name = known\n",
         "                name = known\n                break\n",
         f"{_COMPARED}::test_a_token_is_compared_with_all_in_constant_time",
@@ -1365,7 +1365,7 @@ _WORKER = (
     _one(
         "token-stored",
         "the file of tokens holds the tokens",
-        "server/tokens.py",
+        "server/admission/tokens.py",
         "sha256:{_digest(token).hex()}\\n",
         "sha256:{_digest(token).hex()}\\n# {token}\\n",
         f"{_TOKENS}::test_a_token_is_made_once_and_only_its_hash_is_kept",
@@ -1379,7 +1379,7 @@ _WORKER = (
         "if tokens and tls and insecure:",
         f"{_TRANSPORT}::test_tls_and_plaintext_exclude_each_other_and_one_is_needed",
         f"{_TOKENS}::test_check_understands_tokens",
-        "tests/unit/test_server_cli.py::test_a_mistake_is_one_line_on_stderr",
+        "tests/unit/server/test_server_cli.py::test_a_mistake_is_one_line_on_stderr",
         path="worker",
     ),
     _one(
@@ -1406,13 +1406,13 @@ _WORKER = (
         "blindtune/common/listening.py",
         "return bool(found) and all(",
         "return bool(found) and any(",
-        "tests/unit/test_server_loopback.py::test_a_name_with_an_address_beyond_loopback_is_not_loopback",
+        "tests/unit/server/test_server_loopback.py::test_a_name_with_an_address_beyond_loopback_is_not_loopback",
         path="worker",
     ),
     _one(
         "client-in-plaintext-beyond-loopback",
         "a client sends in plaintext over a network",
-        "client/config.py",
+        "client/config/blind_config.py",
         "                    if not is_loopback(host):\n",
         "                    if not host:\n",
         f"{_CONFIG}::test_plaintext_beyond_this_machine_is_refused",
@@ -1421,7 +1421,7 @@ _WORKER = (
     _one(
         "client-with-dependent-operators",
         "operators that share an authority, certificate, token or address are accepted",
-        "client/config.py",
+        "client/config/blind_config.py",
         "            if len(operators) > 1:\n",
         "            if not operators:\n",
         f"{_CONFIG}::test_two_operators_with_one_ca_are_refused",
@@ -1430,7 +1430,7 @@ _WORKER = (
     _one(
         "client-with-one-operator",
         "shares are made for one operator",
-        "client/config.py",
+        "client/config/blind_config.py",
         'if self.masking == "shares" and len(self.operators) < 2:',
         'if self.masking == "shares" and len(self.operators) < 1:',
         f"{_CONFIG}::test_fewer_than_two_operators_are_refused",
@@ -1438,7 +1438,7 @@ _WORKER = (
     _one(
         "client-with-all-operators-on-one-machine",
         "two addresses of this machine pass for two machines",
-        "client/addresses.py",
+        "client/config/addresses.py",
         "return THIS_MACHINE if local else str(address)",
         "return str(address)",
         f"{_CONFIG}::test_two_operators_on_this_machine_are_refused",
@@ -1447,7 +1447,7 @@ _WORKER = (
     _one(
         "folder-chooses-operators",
         "operators that an output folder names are asked, whoever they are",
-        "client/trust.py",
+        "client/trust/choice.py",
         'if "operators" not in given and used:',
         'if "operators" in given and used:',
         f"{_TRUST}::test_whatever_of_trusted_operators_a_folder_changes_is_refused",
@@ -1456,7 +1456,7 @@ _WORKER = (
     _one(
         "folder-allows-one-machine",
         "an output folder says whether plaintext or one machine is allowed",
-        "client/trust.py",
+        "client/trust/choice.py",
         "flags = _flags(trusted)",
         "flags = _flags(recipe.masking)",
         f"{_TRUST}::test_a_permission_never_comes_from_a_folder",
@@ -1465,7 +1465,7 @@ _WORKER = (
     _one(
         "checkpoint-chooses-operators",
         "operators in a model's config.json take the place of the user's",
-        "client/quantizer.py",
+        "client/model/quantizer.py",
         'refuse_configuration_of_checkpoint(kwargs.get("pre_quantized", False))',
         "refuse_configuration_of_checkpoint(False)",
         "tests/unit/client/test_model.py::test_a_checkpoint_that_names_operators_is_refused",
@@ -1482,7 +1482,7 @@ _WORKER = (
     _one(
         "kit-without-its-embeddings",
         "a kit's embeddings, configuration and tokenizer are not compared",
-        "client/kit.py",
+        "client/kit/kit.py",
         "        _require_files(folder, description.files, again)\n",
         "",
         f"{_KIT}::test_a_kit_whose_model_is_damaged_is_refused",
@@ -1490,7 +1490,7 @@ _WORKER = (
     _one(
         "rows-tell-which-guesses-were-right",
         "no way to generate is refused, and row counts depend on the text",
-        "client/row_guard.py",
+        "client/model/row_guard.py",
         "        _require_known(self._model, given, options)\n",
         "",
         "tests/unit/client/test_row_guard.py::test_ways_to_generate_that_show_content_are_refused",
@@ -1507,7 +1507,7 @@ _WORKER = (
     _one(
         "keys-written-for-everyone",
         "private keys are written so that others can read them",
-        "client/certs.py",
+        "client/tls/certs.py",
         "mode = 0o600 if",
         "mode = 0o644 if",
         "tests/unit/test_certs.py::test_private_keys_are_private_from_the_moment_they_exist",
@@ -1516,7 +1516,7 @@ _WORKER = (
     _one(
         "kit-secret-written-for-everyone",
         "the secret of the verification vectors can be read by others",
-        "client/disk.py",
+        "client/process/disk.py",
         "os.O_EXCL, 0o600",
         "os.O_EXCL, 0o644",
         f"{_KIT}::test_the_verification_secret_is_readable_by_its_owner_only",

@@ -34,7 +34,7 @@ SLIPS_WITH_MASKS = (
     mutation(
         "one-pass-masks-of-four-operators",
         "from floating point, the second mask of an operand is added again in the place of the third",
-        "protocol/one_pass.py",
+        "protocol/shares/one_pass.py",
         "                add_rows(row, masks[k], row)",
         "                add_rows(row, masks[1], row)",
         f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
@@ -58,7 +58,7 @@ SLIPS_WITH_MASKS = (
     mutation(
         "lattice-budget-without-noise",
         "fixed point leaves no room for the noise of the masks",
-        "client/layer_group.py",
+        "client/model/layer_group.py",
         "square_budget(parameters, kit.column_square_sum(product), noise)",
         "square_budget(parameters, kit.column_square_sum(product))",
         f"{_LAYER_GROUP}::test_no_row_that_a_budget_allows_wraps_under_the_largest_noise",
@@ -74,7 +74,7 @@ SLIPS_WITH_MASKS = (
     mutation(
         "public-seed-replaced",
         "of two processes that make hints at once the second replaces the public seed of the first",
-        "client/hints.py",
+        "client/kit/hints.py",
         "file.write(os.urandom(KEY_BYTES)), replace=False)",
         "file.write(os.urandom(KEY_BYTES)))",
         f"{_HINTS}::test_runs_that_start_at_the_same_time_agree_on_a_public_seed",
@@ -131,7 +131,7 @@ SLIPS_WITH_MASKS = (
     mutation(
         "hint-digest-of-every-other-part",
         "the digest of a hint leaves out every other part of a large one",
-        "client/hints.py",
+        "client/kit/hints.py",
         "for start in range(0, flat.size, _HASHED_AT_ONCE):",
         "for start in range(0, flat.size, 2 * _HASHED_AT_ONCE):",
         f"{_HINTS}::test_no_flipped_bit_of_the_header_and_no_changed_word_of_the_array_goes_unnoticed",
@@ -139,7 +139,7 @@ SLIPS_WITH_MASKS = (
     mutation(
         "kit-digest-of-a-size",
         "a file of a kit counts as unchanged as long as it has the same size",
-        "client/kit.py",
+        "client/kit/kit.py",
         "return _sha256(path, state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)",
         "return _sha256(path, state.st_ino, state.st_size)",
         f"{_KIT}::test_a_kit_whose_model_is_damaged_is_refused",

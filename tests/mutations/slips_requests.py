@@ -17,8 +17,8 @@ _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
 _MASKS = "tests/unit/protocol/test_masks.py"
 _ONE_PASS = "tests/unit/protocol/test_one_pass.py"
 _OPERANDS = "tests/unit/protocol/test_operands.py"
-_SERVER_ROTATION = "tests/unit/test_server_rotation.py"
-_SERVER_ROWS = "tests/unit/test_server_rows.py"
+_SERVER_ROTATION = "tests/unit/server/test_server_rotation.py"
+_SERVER_ROWS = "tests/unit/server/test_server_rows.py"
 _IN_FLIGHT = "tests/unit/training/test_in_flight.py"
 
 SLIPS_WITH_REQUESTS = (
@@ -68,7 +68,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "scales-of-the-first-span",
         "gradients of a long product's later spans are multiplied by the scales of its first one",
-        "client/layer_group.py",
+        "client/model/layer_group.py",
         "self._multiply(part, step, self._scales[columns], None)",
         "self._multiply(part, step, self._scales[: part.shape[1]], None)",
         f"{_REMOTE_LINEAR}::test_a_head_wider_than_one_product_is_cut_and_added_up",
@@ -76,7 +76,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "bound-of-the-first-span",
         "all spans of a long layer are bounded by the columns of its first one",
-        "client/kit.py",
+        "client/kit/kit.py",
         'self._array(s.layer, f"column_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)',
         'self._array(s.layer, f"column_{what}")[0].astype(np.int64)',
         f"{_KIT}::test_the_bounds_are_those_of_the_columns_of_every_product",
@@ -137,7 +137,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "other-operators-not-awaited",
         "when one operator fails the others' requests are still under way as the caller goes on",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "                errors = [error for answer in answers if (error := answer.exception())]\n",
         "                errors = [next((e for answer in answers if (e := answer.exception())), None)]\n"
         "                errors = [error for error in errors if error]\n",
@@ -155,7 +155,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "failed-share-ahead-not-repeated",
         "a share that was asked for ahead and failed is not asked for again",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "                    if asked is not None and asked.exception():\n",
         "                    if asked is not None and asked.exception() and not place:\n",
         f"{_AHEAD}::test_what_failed_ahead_is_asked_for_again_with_the_same_bytes",
@@ -213,7 +213,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "answers-released-before-decoding",
         "memory of answers is handed back before they are decoded",
-        "client/multiplier.py",
+        "client/rounds/multiplier.py",
         "        result = decode([answer.result() for answer in answers])\n"
         "        for answer in answers:\n"
         "            answer.release()\n"
@@ -257,7 +257,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "stale-outputs-in-inference-mode",
         "in inference mode, outputs of a group are handed out though their input was changed meanwhile",
-        "client/remote_linear.py",
+        "client/model/remote_linear.py",
         "self._content = x.clone() if x.is_inference() else None",
         "self._content = x if x.is_inference() else None",
         f"{_REMOTE_LINEAR}::test_a_tensor_that_was_changed_in_place_is_asked_for_again",
@@ -265,7 +265,7 @@ SLIPS_WITH_REQUESTS = (
     mutation(
         "memory-of-views-used-again",
         "memory of a large matrix serves the next one while views of the matrix remain",
-        "protocol/recycled.py",
+        "protocol/kernels/recycled.py",
         "    array = np.frombuffer(memory.data, dtype, rows * columns, -memory.ctypes.data % _LINE)\n"
         "    weakref.finalize(array, _keep, memory).atexit = False\n"
         "    return array.reshape(rows, columns)\n",

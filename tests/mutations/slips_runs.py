@@ -66,7 +66,7 @@ SLIPS_WITH_RUNS = (
     mutation(
         "file-flushed-too-early",
         "a file is flushed to the disk before what Python holds back is written to it",
-        "client/disk.py",
+        "client/process/disk.py",
         "                file.flush()\n                os.fsync(file.fileno())\n",
         "                os.fsync(file.fileno())\n",
         f"{_CHECKPOINTS}::test_a_crash_at_any_moment_leaves_the_old_checkpoint_or_the_new_one_and_a_run_to_go_on_with",
@@ -74,7 +74,7 @@ SLIPS_WITH_RUNS = (
     mutation(
         "files-in-folders-not-flushed",
         "of what appears at once only the files that lie in no folder of it are flushed",
-        "client/disk.py",
+        "client/process/disk.py",
         '    for path in folder.rglob("*"):\n        sync(path)\n    sync(folder)\n',
         '    for path in folder.glob("*"):\n        sync(path)\n    sync(folder)\n',
         f"{_KIT}::test_a_crash_while_a_kit_is_written_leaves_a_whole_one_or_none",
@@ -101,7 +101,7 @@ SLIPS_WITH_RUNS = (
     mutation(
         "stop-before-the-epoch-is-measured",
         "a run that stops at the end of an epoch saves before the epoch is measured",
-        "client/training/stopping.py",
+        "client/runs/stopping.py",
         "        if not (state.epoch or 0.0).is_integer():\n            self._stop(state, control)\n",
         "        self._stop(state, control)\n",
         f"{_RUN}::test_a_stop_comes_after_what_belongs_to_the_end_of_an_epoch_and_not_after_the_last_step",
@@ -154,7 +154,7 @@ SLIPS_WITH_RUNS = (
     mutation(
         "figures-before-training-lost",
         "what was spent before the first checkpoint is lost when a run goes on",
-        "client/training/run.py",
+        "client/runs/run.py",
         "self._folder.keep(before=before, so_far=vars(self._this_process()))",
         "self._folder.keep(before=before)",
         f"{_RUN}::test_a_run_that_fails_in_the_middle_of_a_step_ends_as_if_it_had_not",

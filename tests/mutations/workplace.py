@@ -3,7 +3,7 @@
 The copy's packages are found before the installed ones: it has the links of the folder ``blindtune``, which
 lead to its own folders, and is first on the path. Compiled kernels are kept between mutations, because to
 compile them takes longer than most tests. Those that a mutation concerns, if only by what they import, are
-compiled anew: see `blindtune.protocol.compiled`.
+compiled anew: see `blindtune.protocol.kernels.compiled`.
 """
 
 import json

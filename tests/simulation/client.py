@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 from support.buffers import WatchedBuffers
 
-from blindtune.client.connect import expectations
-from blindtune.client.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.operators.operator import OperatorClient
+from blindtune.client.rounds.connect import expectations
+from blindtune.client.rounds.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred

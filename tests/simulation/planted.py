@@ -10,23 +10,23 @@ import grpc
 import numpy as np
 import pytest
 
-from blindtune.client import multiplier
 from blindtune.client.operators import operator, policy, transport
 from blindtune.client.operators.asking import Asking
 from blindtune.client.operators.decisions import Attempt, Failure
 from blindtune.client.operators.habits import Habits
 from blindtune.client.operators.policy import WorkerPolicy
+from blindtune.client.rounds import multiplier
+from blindtune.errors import OperatorUnavailableError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.ahead import MasksAhead
-from blindtune.protocol.errors import OperatorUnavailableError
 from blindtune.protocol.lattice.stock import Stock
 from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.shares.masks_ahead import MasksAhead
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors
 from blindtune.server import service
-from blindtune.server.places import Place, Places
-from blindtune.server.watchdog import Watchdog
+from blindtune.server.admission.places import Place, Places
+from blindtune.server.admission.watchdog import Watchdog
 from simulation.network import Damage
 from simulation.planting import Plant
 from simulation.schedules import Fault, Schedule

@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from blindtune.client import multiplier
-from blindtune.client.ahead import AnswersAhead
 from blindtune.client.operators import asking, lanes
 from blindtune.client.operators.asking import Asking, Question
 from blindtune.client.operators.buffers import Buffers
 from blindtune.client.operators.decisions import Attempt, Failure
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.policy import WorkerPolicy
+from blindtune.client.rounds import multiplier
+from blindtune.client.rounds.answers_ahead import AnswersAhead
 from blindtune.protocol.verification import CheckVectors
 from simulation.chosen import SPLIT, shape, wrong_row
 from simulation.planting import Plant

@@ -6,7 +6,7 @@ from typing import Literal
 
 from support.lies import LIES
 
-from blindtune.server.limits import Limits
+from blindtune.server.admission.limits import Limits
 from simulation.network import Damage
 from simulation.training import Job
 

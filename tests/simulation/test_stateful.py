@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from support.lies import LIES
 
-from blindtune.client.layer_group import LayerGroup
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.model.layer_group import LayerGroup
+from blindtune.errors import BlindtuneError
 from blindtune.protocol.products import Product
 from simulation.network import Damage
 from simulation.scheduler import Killed, Task

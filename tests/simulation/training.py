@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.kit.kit import Kit
+from blindtune.client.model.layer_group import LayerGroup
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 
 __all__ = ["GROUPS", "Job", "State", "train"]
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from blindtune.client.kit import Kit, KitDescription
+from blindtune.client.kit.kit import Kit, KitDescription
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.products import Product

@@ -6,17 +6,17 @@ from typing import Any, NoReturn
 import grpc
 from support.lies import Rogue
 
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
-from blindtune.server.limits import Limits
-from blindtune.server.places import Places, bounds_of
-from blindtune.server.rate import RateLimit
+from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.places import Places, bounds_of
+from blindtune.server.admission.rate import RateLimit
+from blindtune.server.admission.turns import TurnsOfConnections
+from blindtune.server.admission.watchdog import Watchdog
 from blindtune.server.service import WorkerService
 from blindtune.server.store import LayerStore
-from blindtune.server.turns import TurnsOfConnections
-from blindtune.server.watchdog import Watchdog
 from simulation.network import Broken, DeadlineExceeded, Link, Stream
 from simulation.scheduler import Scheduler, Signal, Task
 

@@ -14,15 +14,15 @@ import pytest
 from support.transports import manifest_of
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.hints import HintStore
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import ReferenceMultiplier
+from blindtune.client.kit.hints import HintStore
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import prepare
 from blindtune.client.operators import messages
 from blindtune.client.operators.decisions import Failure
-from blindtune.client.prepare import prepare
+from blindtune.client.rounds.multiplier import ReferenceMultiplier
 from blindtune.common import blocks
+from blindtune.errors import BlindtuneError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource, Share

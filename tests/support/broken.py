@@ -15,8 +15,8 @@ from blindtune.client.cli.dry_run import show_dry_run
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.recipe import check_recipe
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.runs.run import train_recipe
+from blindtune.errors import BlindtuneError
 from support.recipes import Silent, character_tokenizer, recipe_of, with_tokenizer, write_lines
 
 __all__ = [

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from blindtune.client.data.chat import IGNORED, Encoded
-from blindtune.client.data.formats import Conversation
+from blindtune.client.data.reading.formats import Conversation
 from support.recipes import CHAT, GENERATION
 
 __all__ = ["LONG", "MARKED", "WHERE", "conversation", "ids_of", "learned", "merging_tokenizer"]

@@ -16,8 +16,8 @@ import numpy as np
 
 from blindtune.client.audit.transcript import read_transcript
 from blindtune.protocol.products import Direction, Product, Span
+from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.record import TranscriptRecorder, recording_folder
-from blindtune.server.refusals import CannotRecord
 from blindtune.server.wire import Request
 
 PAGE = os.sysconf("SC_PAGESIZE")

@@ -13,8 +13,8 @@ import numpy as np
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
+from blindtune.server.admission.refusals import Busy, Draining
 from blindtune.server.hooks import Multiplying
-from blindtune.server.refusals import Busy, Draining
 
 __all__ = ["FAULTS", "LIES", "Rogue"]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from blindtune.client.certs import issue_operator_certificates
-from blindtune.client.config import Operator
-from blindtune.server.limits import Limits
+from blindtune.client.config.blind_config import Operator
+from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.server.admission.limits import Limits
 from support.worker import WorkerSpec, run_worker
 
 __all__ = [

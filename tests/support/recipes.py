@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import PreTrainedTokenizerFast, TrainerCallback
 
 from blindtune.client.data.prepared import PreparedData, prepare_data
-from blindtune.client.disk import make_folder
+from blindtune.client.process.disk import make_folder
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.figures import Figures

@@ -15,11 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.disk import make_folder
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import cached_kit, prepare
-from blindtune.client.training.digests import require_whole
-from blindtune.protocol.errors import BlindtuneError
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit, prepare
+from blindtune.client.process.disk import make_folder
+from blindtune.client.record.digests import require_whole
+from blindtune.errors import BlindtuneError
 from support.recipes import recipe_of, trained_one_step
 
 PAGE = os.sysconf("SC_PAGESIZE")

@@ -10,22 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.errors import VerificationError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.errors import VerificationError
-from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import SCHEME
+from blindtune.server.admission.limits import Limits
 from blindtune.server.hooks import Multiplying
-from blindtune.server.limits import Limits
 
 __all__ = ["LocalWorker", "VirtualTime", "honest_multiplier", "manifest_of", "remote_multiplier"]
 

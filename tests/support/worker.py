@@ -19,9 +19,9 @@ from transformers.models.llama import modeling_llama
 from transformers.models.qwen3 import modeling_qwen3
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.protocol.exactness import exact_method
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.server.admission.limits import Limits
 from blindtune.server.daemon import RunningWorker, serve
-from blindtune.server.limits import Limits
 from blindtune.server.log import configure_logging
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint, TlsFiles

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from cryptography.x509 import verification
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import ConfigurationError
 
 METHOD = "/certs.Echo/Echo"
 ROLES = ("ca", "worker", "client")

@@ -15,7 +15,7 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client.merge.checkpoint import merge
 from blindtune.client.training.models import load_tokenizer
-from blindtune.protocol.errors import CheckpointError
+from blindtune.errors import CheckpointError
 
 pytestmark = pytest.mark.hf
 

@@ -13,9 +13,9 @@ from prometheus_client.registry import Collector as PrometheusCollector
 from ruamel.yaml import YAML
 
 from blindtune.client.metrics import Collector
-from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
+from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier
+from blindtune.server.admission.refusals import Refusal
 from blindtune.server.metrics import WorkerMetrics
-from blindtune.server.refusals import Refusal
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 DASHBOARD = DEPLOY / "grafana" / "blindtune.json"

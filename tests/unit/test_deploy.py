@@ -17,11 +17,11 @@ from ruamel.yaml import YAML
 
 from blindtune.checkpoint import FrozenLayer
 from blindtune.client.cli.main import app as client_app
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 from blindtune.client.recipe import load_recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
+from blindtune.server.admission.limits import Limits
 from blindtune.server.cli import app as worker_app
-from blindtune.server.limits import Limits
 from blindtune.server.memory import memory_needed
 from blindtune.server.reference import BEGIN, END, PAGE, renewed, variables, write_reference
 from blindtune.server.rows import workspace_bytes

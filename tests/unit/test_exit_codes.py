@@ -2,8 +2,8 @@
 
 import signal
 
-from blindtune.client.exit_codes import ExitCode, exit_code
-from blindtune.protocol import errors
+from blindtune import errors
+from blindtune.client.process.exit_codes import ExitCode, exit_code
 
 ERRORS = {name: getattr(errors, name) for name in errors.__all__}
 

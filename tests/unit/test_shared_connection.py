@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from blindtune.client.config import Operator
+from blindtune.client.config.blind_config import Operator
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.proto.turns import Turns
@@ -14,10 +14,10 @@ from blindtune.protocol.masks import Share
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import IntegerLayer
+from blindtune.server.admission.turns import TurnsOfConnections
 from blindtune.server.daemon import serve
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint
-from blindtune.server.turns import TurnsOfConnections
 
 ROWS, INPUTS, OUTPUTS = 700, 600, 500
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blindtune.client.data.messages import Message, texts_of
+from blindtune.client.data.reading.messages import Message, texts_of
 
 __all__ = ["Ends", "end_of_turn", "ends_of"]
 

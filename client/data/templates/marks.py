@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from blindtune.client.data.messages import Message, is_shown, texts_of
+from blindtune.client.data.reading.messages import Message, is_shown, texts_of
 
 __all__ = ["Marks", "Place", "first_without_words", "forms"]
 

@@ -14,10 +14,10 @@ from typing import Any
 from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from blindtune.client.data.formats import Conversation
-from blindtune.client.data.messages import Message, texts_of
+from blindtune.client.data.reading.formats import Conversation
+from blindtune.client.data.reading.messages import Message, texts_of
 from blindtune.client.data.templates.marks import Marks, Place, first_without_words, forms
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 __all__ = ["ChatTemplate", "Written"]
 

@@ -6,9 +6,9 @@ import pytest
 from support.transports import honest_multiplier
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import cached_kit
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
+from blindtune.protocol.multiplication.modular_product import Multiplier
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch.overrides import get_overridable_functions, resolve_name
 
-from blindtune.client.absent_weight import AbsentWeight
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.client.model.absent_weight import AbsentWeight
+from blindtune.errors import UnsupportedError
 
 # Of all that torch can do with a tensor. Each of these answers without a number of the weight, or with the
 # weight again, which is as absent as before.

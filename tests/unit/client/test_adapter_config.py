@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from peft import LoraConfig
 
-from blindtune.client.adapter_config import read_plain_lora, require_plain_lora
-from blindtune.protocol.errors import BlindtuneError, CheckpointError, UnsupportedError
+from blindtune.client.trust.adapter_config import read_plain_lora, require_plain_lora
+from blindtune.errors import BlindtuneError, CheckpointError, UnsupportedError
 
 PLAIN: dict[str, Any] = {**LoraConfig(target_modules=["q_proj"]).to_dict(), "peft_type": "LORA"}
 

@@ -12,7 +12,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from support.checkpoints import CLASSES, batch
 from transformers import PreTrainedModel
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.errors import UnsupportedError
 
 pytestmark = pytest.mark.hf
 

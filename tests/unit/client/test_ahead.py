@@ -9,16 +9,16 @@ from numpy.typing import NDArray
 from support.transports import LocalWorker, manifest_of, remote_multiplier
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.ahead import AnswersAhead, ProductOrder
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import ReferenceMultiplier, RemoteMultiplier
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
-from blindtune.protocol.errors import OperatorUnavailableError
+from blindtune.client.rounds.answers_ahead import AnswersAhead, ProductOrder
+from blindtune.client.rounds.multiplier import ReferenceMultiplier, RemoteMultiplier
+from blindtune.errors import OperatorUnavailableError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.masks import Share
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products

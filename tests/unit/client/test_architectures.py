@@ -18,11 +18,11 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.skeleton import require_supported
 from blindtune.checkpoint.trace import trace
 from blindtune.client import BlindConfig, Operator
-from blindtune.client.kit import Kit, file_sha256
-from blindtune.client.prepare import prepare
-from blindtune.client.quantizer import BlindQuantizer
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import KitError, UnsupportedError
+from blindtune.client.kit.kit import Kit, file_sha256
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model.quantizer import BlindQuantizer
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.errors import KitError, UnsupportedError
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 
@@ -123,14 +123,14 @@ def test_what_the_client_computes_itself_is_said(
     name: str, settings: dict[str, Any], share: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     _load(_saved(name, tmp_path, **settings), tmp_path)
-    (said,) = [r.getMessage() for r in caplog.records if r.name == "blindtune.client.kept"]
+    (said,) = [r.getMessage() for r in caplog.records if r.name == "blindtune.client.model.kept"]
     assert "% of the frozen weights are computed here" in said and share in said
 
 
 def test_nothing_is_said_where_all_is_remote(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     _load(_saved("LlamaForCausalLM", tmp_path, num_key_value_heads=2), tmp_path)
-    assert not [r for r in caplog.records if r.name == "blindtune.client.kept"]
-    assert logging.getLogger("blindtune.client.kept").isEnabledFor(logging.WARNING)
+    assert not [r for r in caplog.records if r.name == "blindtune.client.model.kept"]
+    assert logging.getLogger("blindtune.client.model.kept").isEnabledFor(logging.WARNING)
 
 
 _DEEPSEEK = {

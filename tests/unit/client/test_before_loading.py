@@ -17,11 +17,11 @@ from support.broken import (
 )
 from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 
-from blindtune.client.exit_codes import ExitCode, exit_code
 from blindtune.client.preflight.offline import Known, offline_steps
-from blindtune.client.training.evaluation import tuned_model
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.process.exit_codes import ExitCode, exit_code
+from blindtune.client.runs.evaluation import tuned_model
+from blindtune.client.runs.run import train_recipe
+from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 

@@ -18,15 +18,15 @@ from support.lies import Rogue
 from support.transports import LocalWorker, remote_multiplier
 from torch import nn
 
-from blindtune.client.kit import Kit
-from blindtune.client.log import json_formatter
+from blindtune.client.kit.kit import Kit
 from blindtune.client.metrics import Collector
-from blindtune.client.multiplier import RemoteMultiplier
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
-from blindtune.client.training.monitoring import Monitor
-from blindtune.protocol.errors import ConfigurationError
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.process.log import json_formatter
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.client.runs.monitoring import Monitor
+from blindtune.errors import ConfigurationError
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import forward_products
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]

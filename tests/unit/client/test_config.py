@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import ConfigurationError
 
 Files = Callable[[str], OperatorCertificates]
 

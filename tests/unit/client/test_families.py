@@ -28,12 +28,12 @@ from transformers import (
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig
-from blindtune.client import quantizer as quantizer_module
-from blindtune.client.groups import all_products
-from blindtune.client.multiplier import ReferenceMultiplier
-from blindtune.client.prepare import prepare
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.client.kit.groups import all_products
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model import quantizer as quantizer_module
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.client.rounds.multiplier import ReferenceMultiplier
+from blindtune.errors import UnsupportedError
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import Centred
 

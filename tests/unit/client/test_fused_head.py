@@ -13,8 +13,8 @@ from trl.trainer.distillation_trainer import _chunked_divergence_loss
 from trl.trainer.utils import add_fused_lm_head
 
 from blindtune.client import multiplier_of
-from blindtune.client.fused_head import _fused_output, _request
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.client.model.fused_head import _fused_output, _request
+from blindtune.errors import UnsupportedError
 
 pytestmark = pytest.mark.hf
 

@@ -26,29 +26,29 @@ from support.lies import LIES, Rogue
 from support.transports import LocalWorker, manifest_of
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client import connect as connect_module
 from blindtune.client.cli import main
-from blindtune.client.config import BlindConfig, Operator
-from blindtune.client.connect import connect
-from blindtune.client.exit_codes import ExitCode
-from blindtune.client.hints import HintStore, hint_bytes
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.kit.hints import HintStore, hint_bytes
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
-from blindtune.client.prepare import cached_kit
-from blindtune.protocol.errors import BlindtuneError, KitError, OperatorUnavailableError, ResourceError
+from blindtune.client.process.exit_codes import ExitCode
+from blindtune.client.rounds import connect as connect_module
+from blindtune.client.rounds.connect import connect
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.errors import BlindtuneError, KitError, OperatorUnavailableError, ResourceError
 from blindtune.protocol.expansion import expand
 from blindtune.protocol.lattice.hint import pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.masks import Share
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
+from blindtune.server.admission.limits import Limits
 from blindtune.server.hooks import Multiplying
-from blindtune.server.limits import Limits
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 OTHER_ATTENTION = [name.replace("layers.0", "layers.1") for name in ATTENTION]
@@ -420,7 +420,7 @@ def test_no_flipped_bit_of_the_header_and_no_changed_word_of_the_array_goes_unno
 ) -> None:
     kit, content = hint_file
     # In many parts, the last one shorter, as a hint of a large layer is.
-    monkeypatch.setattr("blindtune.client.hints._HASHED_AT_ONCE", 1000)
+    monkeypatch.setattr("blindtune.client.kit.hints._HASHED_AT_ONCE", 1000)
     assert HintStore(kit, TOY, _not_asked).get(FORWARD).any(), "which make no difference"
     (path,) = _folder(kit, TOY).glob("*.hint")
     generator = np.random.default_rng(0)

@@ -34,21 +34,21 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.checkpoint.joined import Rows, split_rows, tensor_keys
 from blindtune.client import BlindConfig, Operator
-from blindtune.client import quantizer as quantizer_module
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit, prepare
 from blindtune.client.merge.checkpoint import merge
+from blindtune.client.model import quantizer as quantizer_module
+from blindtune.client.model.remote_linear import RemoteLinear
 from blindtune.client.operators.manifest import check_manifest
 from blindtune.client.preflight.weights import require_shapes
-from blindtune.client.prepare import cached_kit, prepare
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import (
+from blindtune.client.rounds.connect import expectations
+from blindtune.errors import (
     CheckpointError,
     IncompatibleWorkerError,
     UnsupportedError,
     UntrustworthyOperatorError,
 )
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, forward_products
 from blindtune.protocol.residues import Residues
@@ -163,7 +163,7 @@ def test_every_linear_layer_is_remote_and_all_else_is_loaded(
     state, expected = model.state_dict(), stock.state_dict()
     assert set(expected) - set(state) == {f"{name}.weight" for name in remote}
     assert all(torch.equal(value, expected[name]) for name, value in state.items())
-    assert not [x for x in caplog.records if x.name == "blindtune.client.kept"]
+    assert not [x for x in caplog.records if x.name == "blindtune.client.model.kept"]
     together = {id(x._group): len(x._group._singles) for x in model.modules() if isinstance(x, RemoteLinear)}
     assert sorted(x for x in together.values() if x > 1) == [2, 2, 3, 3]
 
@@ -318,7 +318,9 @@ def test_a_classifier_on_a_checkpoint_of_the_bare_model_has_the_same_layers_and_
     assert not info["unexpected_keys"]
     assert {x.split(".")[-2] for x in info["missing_keys"]} == {"dense", "classifier"}
     assert sum(isinstance(x, RemoteLinear) for x in model.modules()) == len(names)
-    assert not [x for x in caplog.records if x.name == "blindtune.client.kept"]  # of a pooler that is random
+    assert not [
+        x for x in caplog.records if x.name == "blindtune.client.model.kept"
+    ]  # of a pooler that is random
     targets = {"target_modules": ["q_proj", "up_proj"], "modules_to_save": ["pooler", "classifier"]}
     adapter = _adapter(family, tmp_path / "adapter", **targets)
     merge(adapter, family.folder, tmp_path / "out", labels=_labels(family))

@@ -17,10 +17,10 @@ from support.transports import honest_multiplier
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
-from blindtune.client.kit import Kit, is_kit
-from blindtune.client.prepare import cached_kit, prepare
-from blindtune.protocol.errors import ConfigurationError, KitError
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.kit.kit import Kit, is_kit
+from blindtune.client.kit.prepare import cached_kit, prepare
+from blindtune.errors import ConfigurationError, KitError
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import MAX_CONTRACTION, Product, backward_products, forward_products
 from blindtune.protocol.residues import from_centred
 

@@ -9,16 +9,16 @@ import pytest
 from support.lies import Rogue
 from support.transports import LocalWorker, remote_multiplier
 
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.multiplier import PrivateMultiplier
+from blindtune.client.kit.kit import Kit
+from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import TransportError
-from blindtune.protocol.errors import OperatorUnavailableError, UntrustworthyOperatorError
+from blindtune.client.rounds.multiplier import PrivateMultiplier
+from blindtune.errors import OperatorUnavailableError, UntrustworthyOperatorError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import Centred, Residues

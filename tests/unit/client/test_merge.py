@@ -25,7 +25,7 @@ from transformers import (
 
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.client.merge.checkpoint import Merged, merge
-from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError, UnsupportedError
+from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError, UnsupportedError
 
 pytestmark = pytest.mark.hf
 

@@ -20,10 +20,10 @@ from transformers import LlamaConfig, PhiConfig, PhiForCausalLM, PreTrainedModel
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client import BlindConfig, multiplier_of
-from blindtune.client.groups import trace_groups
-from blindtune.client.prepare import prepare
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError, UnsupportedError
+from blindtune.client.kit.groups import trace_groups
+from blindtune.client.kit.prepare import prepare
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.errors import BlindtuneError, ConfigurationError, UnsupportedError
 
 pytestmark = pytest.mark.hf
 
@@ -152,7 +152,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_warns_once(
     wrapped = with_adapter(model, family)
     assert training_step(wrapped, family) == plain
     assert training_step(wrapped, family) == plain
-    warnings = [r for r in caplog.records if r.name == "blindtune.client.guard"]
+    warnings = [r for r in caplog.records if r.name == "blindtune.client.model.guard"]
     assert [r.levelno for r in warnings] == [logging.WARNING]
     assert "gradient checkpointing is on" in warnings[0].getMessage()
 
@@ -163,7 +163,7 @@ def test_inference_does_not_warn_about_training(load: Load, caplog: pytest.LogCa
     with torch.no_grad():
         model.train()(**batch("llama"))
     model.eval()(**batch("llama"))
-    assert not [r for r in caplog.records if r.name == "blindtune.client.guard"]
+    assert not [r for r in caplog.records if r.name == "blindtune.client.model.guard"]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

@@ -13,21 +13,21 @@ from numpy.typing import NDArray
 from support.lies import LIES, Rogue
 from support.transports import LocalWorker, VirtualTime, manifest_of, remote_multiplier
 
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import Transport, TransportError
-from blindtune.protocol.errors import (
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.errors import (
     IncompatibleWorkerError,
     OperatorUnavailableError,
     ProtocolError,
     UntrustworthyOperatorError,
     VerificationError,
 )
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime, remote_multiplier
 
-from blindtune.client.kit import Kit
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.buffers import Buffers
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.lanes import cut
@@ -23,8 +23,8 @@ from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
-from blindtune.protocol.errors import OperatorUnavailableError
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.errors import OperatorUnavailableError
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import Centred, Residues

@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 from support.transports import LocalWorker, VirtualTime, manifest_of, remote_multiplier
 
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import Transport, TransportError
-from blindtune.protocol.errors import IncompatibleWorkerError
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.rounds.connect import expectations
+from blindtune.errors import IncompatibleWorkerError
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.residues import Centred
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.shares.unmasked import UnmaskedSource
-from blindtune.server.limits import Limits
+from blindtune.server.admission.limits import Limits
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime
 
-from blindtune.client.config import Operator
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
-from blindtune.client.multiplier import RemoteMultiplier
+from blindtune.client.config.blind_config import Operator
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators import habits, policy
 from blindtune.client.operators.decisions import Failure
 from blindtune.client.operators.manifest import Expectations
@@ -25,9 +23,11 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.timers import Timers
 from blindtune.client.operators.transport import GrpcTransport, StopRequest, Transport, TransportError
-from blindtune.protocol.errors import OperatorUnavailableError
+from blindtune.client.rounds.connect import expectations
+from blindtune.client.rounds.multiplier import RemoteMultiplier
+from blindtune.errors import OperatorUnavailableError
 from blindtune.protocol.masks import Share
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span, forward_products
 from blindtune.protocol.shares.source import ShareSource

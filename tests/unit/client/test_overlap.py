@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from blindtune.client.overlap import Baton, Dropped, waiting
+from blindtune.client.rounds.overlap import Baton, Dropped, waiting
 
 PATIENCE = 30
 

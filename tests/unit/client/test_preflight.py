@@ -16,13 +16,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, load_pem_priv
 from support.tiny_layer import tiny_store
 
 from blindtune.client import BlindConfig, Operator
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.client.operators.manifest import Expectations
 from blindtune.client.preflight.finding import Finding, problem_of, until_a_problem
 from blindtune.client.preflight.network import check_address, check_connection
 from blindtune.client.preflight.operators import check_operators
 from blindtune.client.preflight.tls import check_tls
-from blindtune.protocol.errors import IncompatibleWorkerError
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import IncompatibleWorkerError
 from blindtune.protocol.parameters import Q31
 from blindtune.server.daemon import serve
 from blindtune.server.store import LayerStore

@@ -7,13 +7,13 @@ from support.lies import LIES, Rogue
 from support.transports import LocalWorker, manifest_of
 
 from blindtune.client import BlindConfig, Operator
-from blindtune.client.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.client.connect import expectations
-from blindtune.client.kit import Kit
+from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.transport import Transport
 from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.finding import Finding
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.rounds.connect import expectations
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.protocol.multiplication.modular_product import Multiplier
 
 
 @pytest.fixture(scope="module")

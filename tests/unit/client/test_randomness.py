@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.hints import HintStore
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import prepare
+from blindtune.client.kit.hints import HintStore
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import prepare
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import Share
@@ -30,7 +30,7 @@ PLACES = [
 ]
 GENERATORS = {"random", "default_rng", "randbytes", "getrandbits", "randint", "rand", "randn", "manual_seed"}
 # Operands with which a worker tests its own hardware.
-HARMLESS = {"protocol/exactness.py"}
+HARMLESS = {"protocol/multiplication/exactness.py"}
 
 
 @pytest.mark.parametrize("source", [ShareSource, LatticeSource])

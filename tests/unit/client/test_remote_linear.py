@@ -13,14 +13,14 @@ import torch
 from support.transports import LocalWorker, honest_multiplier, remote_multiplier
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.absent_weight import AbsentWeight
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
-from blindtune.client.multiplier import PrivateMultiplier, ReferenceMultiplier
-from blindtune.client.prepare import cached_kit
-from blindtune.client.remote_linear import RemoteGroup, RemoteLinear
-from blindtune.protocol.errors import UnsupportedError
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import cached_kit
+from blindtune.client.model.absent_weight import AbsentWeight
+from blindtune.client.model.layer_group import LayerGroup
+from blindtune.client.model.remote_linear import RemoteGroup, RemoteLinear
+from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier
+from blindtune.errors import UnsupportedError
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import MAX_CONTRACTION, Product
 from blindtune.protocol.residues import Centred
 

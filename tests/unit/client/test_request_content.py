@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from support.transports import LocalWorker, remote_multiplier
 
-from blindtune.client.kit import Kit
-from blindtune.client.layer_group import LayerGroup
+from blindtune.client.kit.kit import Kit
+from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.operators.messages import request_messages
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import from_centred
 

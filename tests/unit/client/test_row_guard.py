@@ -13,9 +13,9 @@ from support.operators import RunningOperators
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from blindtune.client.remote_linear import RemoteLinear
-from blindtune.client.row_guard import guard_rows
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.client.model.remote_linear import RemoteLinear
+from blindtune.client.model.row_guard import guard_rows
+from blindtune.errors import UnsupportedError
 
 pytestmark = pytest.mark.hf
 

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from blindtune.checkpoint import Checkpoint
-from blindtune.client.hints import HintStore
-from blindtune.client.kit import Kit
-from blindtune.client.prepare import prepare
+from blindtune.client.kit.hints import HintStore
+from blindtune.client.kit.kit import Kit
+from blindtune.client.kit.prepare import prepare
 from blindtune.protocol.lattice.parameters import LatticeParameters
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.products import forward_products
-from blindtune.server.refusals import Unauthenticated
-from blindtune.server.tokens import Tokens, add_token
+from blindtune.server.admission.refusals import Unauthenticated
+from blindtune.server.admission.tokens import Tokens, add_token
 
 TOY = LatticeParameters(name="toy", rank=1, eta=1, security="none")
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from blindtune.client.operators.messages import WorkRequest, read_rows
+from blindtune.errors import VerificationError
 from blindtune.proto.rows import RESPONSE_ROWS
-from blindtune.protocol.errors import VerificationError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.products import forward_products
 

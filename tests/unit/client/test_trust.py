@@ -10,9 +10,9 @@ import pytest
 from support.recipes import recipe_of
 from typer.testing import CliRunner
 
-from blindtune.client.certs import issue_operator_certificates
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
-from blindtune.client.trust import (
+from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.client.trust.choice import (
     are_new,
     own_recipe,
     recipe_of_run,
@@ -20,7 +20,7 @@ from blindtune.client.trust import (
     trust_file,
     trust_named,
 )
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 NAMES = {"alpha": "203.0.113.1:7100", "beta": "198.51.100.1:7100"}
 Change = Callable[[dict[str, Any]], object]

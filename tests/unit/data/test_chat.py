@@ -10,8 +10,8 @@ from support.recipes import CHAT, GENERATION, character_tokenizer
 from transformers import AutoTokenizer
 
 from blindtune.client.data.chat import IGNORED, answer_text, encode, prompt_text
-from blindtune.client.data.formats import Completion, Conversation
-from blindtune.protocol.errors import DataError
+from blindtune.client.data.reading.formats import Completion, Conversation
+from blindtune.errors import DataError
 
 pytestmark = pytest.mark.hf
 MARK = "PLANTED-SECRET"

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from blindtune.client.data.fields import EmptyRecordError, unused_fields
-from blindtune.client.data.formats import Conversation, Labelled, Parsed, parse, recognise
-from blindtune.client.data.records import Record
+from blindtune.client.data.reading.fields import EmptyRecordError, unused_fields
+from blindtune.client.data.reading.formats import Conversation, Labelled, Parsed, parse, recognise
+from blindtune.client.data.reading.records import Record
 from blindtune.client.recipe.schema import Task
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 MARK = "PLANTED-SECRET"
 WHERE = "train.jsonl, line 317"

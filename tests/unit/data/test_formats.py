@@ -4,7 +4,7 @@ from typing import Any, get_args
 
 import pytest
 
-from blindtune.client.data.formats import (
+from blindtune.client.data.reading.formats import (
     Completion,
     Conversation,
     Labelled,
@@ -12,9 +12,9 @@ from blindtune.client.data.formats import (
     parse,
     recognise,
 )
-from blindtune.client.data.records import Record
+from blindtune.client.data.reading.records import Record
 from blindtune.client.recipe.schema import DataFormat, Task
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 MARK = "PLANTED-SECRET"
 WHERE = "train.jsonl, line 317"

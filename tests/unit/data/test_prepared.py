@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import PreparedData, prepare_data, read_questions
 from blindtune.client.recipe.schema import DataSection
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 pytestmark = pytest.mark.hf
 MARK = "PLANTED-SECRET"

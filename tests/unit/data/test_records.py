@@ -11,8 +11,8 @@ import fsspec
 import pytest
 from fsspec.spec import AbstractFileSystem
 
-from blindtune.client.data.records import digest, read_records, sample
-from blindtune.protocol.errors import DataError
+from blindtune.client.data.reading.records import digest, read_records, sample
+from blindtune.errors import DataError
 
 MARK = "PLANTED-SECRET"
 GOOD = json.dumps({"text": MARK, "label": MARK})

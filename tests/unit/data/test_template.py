@@ -14,10 +14,10 @@ from support.recipes import CHAT, GENERATION, character_tokenizer
 from transformers import AutoTokenizer
 
 from blindtune.client.data.chat import IGNORED, encode, prompt_text
-from blindtune.client.data.formats import Conversation, parse
-from blindtune.client.data.records import Record
+from blindtune.client.data.reading.formats import Conversation, parse
+from blindtune.client.data.reading.records import Record
 from blindtune.client.data.templates.template import ChatTemplate
-from blindtune.protocol.errors import DataError
+from blindtune.errors import DataError
 
 pytestmark = pytest.mark.hf
 MARK = "PLANTED-SECRET"

@@ -10,7 +10,7 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from blindtune.client.data.chat import encode
-from blindtune.client.data.formats import Completion, Conversation
+from blindtune.client.data.reading.formats import Completion, Conversation
 from blindtune.client.data.templates.borders import Borders
 
 pytestmark = pytest.mark.hf

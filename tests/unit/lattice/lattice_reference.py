@@ -11,9 +11,9 @@ from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shap
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import PSI
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import FloatProduct
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import FloatProduct
 from blindtune.protocol.products import Product, backward_products, forward_products
 
 HALF = (MODULUS - 1) // 2

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from blindtune.protocol.compiled import kernel
+from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource

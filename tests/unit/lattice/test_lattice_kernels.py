@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lattice_reference import HALF, by_fft, centred, evaluate, interpolate, schoolbook
 
+from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.lattice.hint import pack_rows
 from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows, unmask_with
 from blindtune.protocol.lattice.parameters import DEGREE, MAX_RANK
 from blindtune.protocol.lattice.transform import LANES, transformed
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.recycled import large_matrix
 
 NOTHING = np.empty((0, 0), np.uint32)
 

@@ -23,7 +23,7 @@ from lattice_reference import (
 )
 from support.forked import in_a_child
 
-from blindtune.protocol import process
+from blindtune.protocol.kernels import process
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.lattice.stock import shared_rows

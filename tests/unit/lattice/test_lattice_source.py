@@ -23,7 +23,7 @@ from lattice_reference import (
 )
 from scipy.stats import chi2
 
-from blindtune.protocol.errors import UnsupportedError, VerificationError
+from blindtune.errors import UnsupportedError, VerificationError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
 from blindtune.protocol.lattice.hint import PublicMatrix
 from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lattice_reference import EXTREMES, HALF, by_fft, evaluate, interpolate, schoolbook
 from numba import njit
 
+from blindtune.protocol.kernels.vectors import load_halves, store
 from blindtune.protocol.lattice.parameters import DEGREE, MAX_RANK
 from blindtune.protocol.lattice.transform import (
     LANES,
@@ -18,7 +19,6 @@ from blindtune.protocol.lattice.transform import (
     transformed,
 )
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.vectors import load_halves, store
 
 
 @njit

@@ -10,7 +10,7 @@ from blindtune.client.plan.calibration import calibrate, plausible
 from blindtune.client.plan.measured_local import LocalRates, measure_local
 from blindtune.client.plan.measured_memory import measure_memory
 from blindtune.client.plan.profiles import load_profile, save_profile
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 

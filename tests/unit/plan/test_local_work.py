@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional
 
 from blindtune.client.plan.local_work import LARGE_BYTES, LocalWork, counted
-from blindtune.protocol import allocator
+from blindtune.protocol.kernels import allocator
 
 ROWS, WIDTH, OUT = 6, 8, 10
 

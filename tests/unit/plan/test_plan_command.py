@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from blindtune.client.cli import console, main
-from blindtune.client.exit_codes import ExitCode
 from blindtune.client.plan.profiles import CPU_CLIENT
+from blindtune.client.process.exit_codes import ExitCode
 
 pytestmark = pytest.mark.hf
 

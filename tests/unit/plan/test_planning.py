@@ -21,15 +21,15 @@ from transformers import (
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.data.prepared import prepare_data
-from blindtune.client.groups import all_products
-from blindtune.client.hints import hint_bytes
-from blindtune.client.kit import product_outputs
+from blindtune.client.kit.groups import all_products
+from blindtune.client.kit.hints import hint_bytes
+from blindtune.client.kit.kit import product_outputs
 from blindtune.client.plan.costs import Link
+from blindtune.client.plan.estimate import estimate
 from blindtune.client.plan.planning import Plan, Settings, make_plan
 from blindtune.client.plan.profiles import CPU_CLIENT, SHIPPED, Profile
-from blindtune.client.training.estimate import estimate
 from blindtune.client.training.models import load_tokenizer
-from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
+from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
 from blindtune.protocol.lattice.parameters import MLWE1280, MLWE1536
 
 pytestmark = pytest.mark.hf

@@ -26,7 +26,7 @@ from blindtune.client.plan.profiles import (
     profile_for,
     save_profile,
 )
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 

@@ -7,11 +7,11 @@ fraction of a second for each tile, so that operands are small.
 import numpy as np
 import torch
 
-from blindtune.protocol import cuda_product
-from blindtune.protocol.cuda_product import TritonInt8Product
-from blindtune.protocol.exactness import expand_on_host_unless_exact
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication import cuda_product
+from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
+from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import backward_products, forward_products

@@ -12,7 +12,7 @@ _ROUNDS = 5
 _PROGRAM = f"""
 import resource, sys
 import numpy as np
-from blindtune.protocol.allocator import keep_freed_memory
+from blindtune.protocol.kernels.allocator import keep_freed_memory
 
 most, count = sys.argv[1], int(sys.argv[2])
 if most != "nothing":

@@ -8,8 +8,8 @@ from chacha20_reference import COUNTING_KEY, PUBLISHED, chacha20_block, library_
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol import chacha20
-from blindtune.protocol.chacha20 import batch, initial_state, key_stream
+from blindtune.protocol.kernels import chacha20
+from blindtune.protocol.kernels.chacha20 import batch, initial_state, key_stream
 
 WITH_IDS = pytest.mark.parametrize(
     ("key", "counter", "nonce", "keystream"), [v[1:] for v in PUBLISHED], ids=[v[0] for v in PUBLISHED]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 PROGRAM = "import kept.kernels as k; print(k.twice(1), sum(k.twice.stats.cache_hits.values()))"
 KERNELS = """
-from blindtune.protocol.compiled import kernel
+from blindtune.protocol.kernels.compiled import kernel
 from kept.inlined import FACTOR
 
 @kernel

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.product_methods import Method
 from blindtune.protocol.products import backward_products, forward_products
 
 KEY = bytes(range(32))
@@ -41,7 +41,7 @@ import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from blindtune.protocol import cuda_product
-from blindtune.protocol.cuda_expansion import LANES
+from blindtune.protocol.multiplication.cuda_expansion import LANES
 from blindtune.protocol.parameters import MODULUS
 
 integers = dict.fromkeys(["rows", "columns", "first", "padded", "plane"], "i32")
@@ -68,7 +68,7 @@ def test_the_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_pa
 
 @pytest.fixture(scope="module")
 def method() -> Iterator[Method]:
-    from blindtune.protocol.cuda_product import TritonInt8Product
+    from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
     yield TritonInt8Product(torch.device("cuda"))
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 from chacha20_reference import library_stream
 
-from blindtune.protocol import exactness
-from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.expansion_probes import PROBES
+from blindtune.protocol.multiplication import exactness
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.expansion_probes import PROBES
+from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import FloatProduct, Method
 
 WORD = 0x7FFFFFFF
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import _quantize, dequantize_rows, quantize_rows, square_budget
 from blindtune.protocol.parameters import MODULUS, Q31
 

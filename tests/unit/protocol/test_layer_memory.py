@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from blindtune.protocol import layer_memory
-from blindtune.protocol.layer_memory import LayerMemory, joined, row_bytes
+from blindtune.protocol.multiplication import layer_memory
+from blindtune.protocol.multiplication.layer_memory import LayerMemory, joined, row_bytes
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

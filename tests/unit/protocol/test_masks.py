@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.forked import in_a_child
 
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.masks import MaskedOperand
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import FloatProduct
 from blindtune.protocol.parameters import MODULUS, Q31
-from blindtune.protocol.product_methods import FloatProduct
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.shares.unmasked import UnmaskedSource

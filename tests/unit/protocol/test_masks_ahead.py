@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from support.forked import in_a_child
 
-from blindtune.protocol.ahead import MasksAhead
 from blindtune.protocol.expansion import expand, expanded_dots
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
+from blindtune.protocol.kernels.process import this_process
 from blindtune.protocol.parameters import MODULUS, Q31
-from blindtune.protocol.process import this_process
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import dot
+from blindtune.protocol.shares.masks_ahead import MasksAhead
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.shares.unmasked import UnmaskedSource
 
@@ -132,7 +132,7 @@ def test_another_process_has_none_of_the_masks(monkeypatch: pytest.MonkeyPatch) 
     stock: MasksAhead[str] = MasksAhead()
     stock.put(FIRST, 2, "mask")
     assert stock.of_this_process() is stock
-    monkeypatch.setattr("blindtune.protocol.process._process", object())
+    monkeypatch.setattr("blindtune.protocol.kernels.process._process", object())
     assert stock._process is not this_process()
     child = stock.of_this_process()
     assert child is not stock and child.take(FIRST, 2) is None

@@ -12,12 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol import exactness, modular_product
-from blindtune.protocol.exactness import _test_operands, exact_method, is_exact
-from blindtune.protocol.layer_memory import LayerMemory
-from blindtune.protocol.modular_product import Multiplier
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import (
+from blindtune.protocol.kernels.tiles import are_usable
+from blindtune.protocol.multiplication import exactness, modular_product
+from blindtune.protocol.multiplication.exactness import _test_operands, exact_method, is_exact
+from blindtune.protocol.multiplication.layer_memory import LayerMemory
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import (
     FloatProduct,
     Int8Product,
     Method,
@@ -25,6 +25,8 @@ from blindtune.protocol.product_methods import (
     _recombine,
     _split,
 )
+from blindtune.protocol.multiplication.tile_product import TileProduct
+from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import (
     MAX_CONTRACTION,
     Direction,
@@ -33,8 +35,6 @@ from blindtune.protocol.products import (
     backward_products,
     forward_products,
 )
-from blindtune.protocol.tile_product import TileProduct
-from blindtune.protocol.tiles import are_usable
 
 HALF = (MODULUS - 1) // 2
 CPU = torch.device("cpu")
@@ -61,7 +61,7 @@ METHODS = [
 if are_usable():
     METHODS.append(pytest.param(TileProduct(), id="int8-amx"))
 if torch.cuda.is_available():
-    from blindtune.protocol.cuda_product import TritonInt8Product
+    from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
     METHODS += [
         pytest.param(TritonInt8Product(torch.device("cuda")), id="int8-triton", marks=pytest.mark.cuda),
@@ -821,8 +821,8 @@ def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPat
 WITHOUT_VNNI = """
 import numpy as np, torch
 from blindtune.protocol import exactness
-from blindtune.protocol.exactness import exact_method
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import backward_products, forward_products
 

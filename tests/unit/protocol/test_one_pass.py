@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from blindtune.protocol import recycled
-from blindtune.protocol.errors import UnsupportedError
+from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows
+from blindtune.protocol.kernels import recycled
+from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Product, forward_products
-from blindtune.protocol.recycled import large_matrix
 from blindtune.protocol.residues import dots_fit
 from blindtune.protocol.shares.source import ShareSource
 

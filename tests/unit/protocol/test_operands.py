@@ -6,12 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.exactness import exact_method
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.modular_product import Multiplier
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import FloatProduct, Method
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 

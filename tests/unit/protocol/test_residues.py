@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS, PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.residues import (
     add,

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blindtune.protocol import row_blocks
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.row_blocks import for_row_blocks, for_rows_in_turn
-from blindtune.protocol.shared_rows import rows_at_once, take
+from blindtune.protocol.kernels import row_blocks
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.row_blocks import for_row_blocks, for_rows_in_turn
+from blindtune.protocol.kernels.shared_rows import rows_at_once, take
 
 LARGE = 1 << 20
 

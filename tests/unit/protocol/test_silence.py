@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import from_centred, require_residues
 from blindtune.protocol.verification import CheckVectors

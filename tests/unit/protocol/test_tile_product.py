@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from blindtune.protocol import exactness, tile_product
-from blindtune.protocol.compiled import kernel
-from blindtune.protocol.exactness import exact_method, int8_methods
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.tiles import are_usable
+from blindtune.protocol.kernels.vectors import load, store
+from blindtune.protocol.multiplication import exactness, tile_product
+from blindtune.protocol.multiplication.exactness import exact_method, int8_methods
+from blindtune.protocol.multiplication.product_methods import Int8Product
+from blindtune.protocol.multiplication.tile_product import TileProduct, _residues_of_sums, _split
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.product_methods import Int8Product
-from blindtune.protocol.tile_product import TileProduct, _residues_of_sums, _split
-from blindtune.protocol.tiles import are_usable
-from blindtune.protocol.vectors import load, store
 
 HALF = (MODULUS - 1) // 2
 MOST = 32 * 64 * 128 * 127  # of a sum's magnitude
@@ -116,7 +116,7 @@ AT_THE_END = """
 import ctypes, mmap
 import numpy as np, torch
 from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.tile_product import TileProduct
+from blindtune.protocol.multiplication.tile_product import TileProduct
 
 libc = ctypes.CDLL(None, use_errno=True)
 kept = []
@@ -180,7 +180,7 @@ def test_where_tiles_are_usable_they_come_first() -> None:
     [("NUMBA_CPU_NAME", "generic"), ("NUMBA_CPU_FEATURES", "+amx-tile,+avx512f,+avx512bw")],
 )
 def test_tiles_are_not_used_where_the_compiler_was_told_of_another_processor(name: str, value: str) -> None:
-    program = "from blindtune.protocol.tiles import are_usable; print(are_usable())"
+    program = "from blindtune.protocol.kernels.tiles import are_usable; print(are_usable())"
     run = subprocess.run(
         [sys.executable, "-c", program],
         env=os.environ | {name: value}, capture_output=True, text=True, timeout=300, check=True,

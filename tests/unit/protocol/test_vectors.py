@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numba import int64, njit, uint8, uint32
 
-from blindtune.protocol import vectors as v
+from blindtune.protocol.kernels import vectors as v
 
 EDGES = np.array([0, 1, 2, 2**31 - 1, 2**31, 2**31 + 1, 2**32 - 2, 2**32 - 1], np.uint32)
 

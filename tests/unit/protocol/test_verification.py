@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.errors import VerificationError
+from blindtune.errors import VerificationError
 from blindtune.protocol.expansion import derive_key
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Direction

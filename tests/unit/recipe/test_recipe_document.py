@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.recipe.document import parse_recipe
 from blindtune.client.recipe.starting import starting_recipe, write_starting_recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 NAME = "run.yaml"
 BASE = """model:

@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 from ruamel.yaml import YAML
 
-from blindtune.client.exit_codes import ExitCode
+from blindtune.client.process.exit_codes import ExitCode
 from blindtune.client.recipe import Recipe, load_recipe
 from blindtune.client.recipe.hf_arguments import DEFAULTS, REFUSED
 from blindtune.client.recipe.reference import FILES, configuration_page, json_schema, write_reference

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.training_records import DIGESTS, RECORD, start
 
-from blindtune.client.data.records import Record, record_digest
+from blindtune.client.data.reading.records import Record, record_digest
 from blindtune.client.record.chain import Chain
 from blindtune.client.record.commitment import Salt, leaf, path_of, root_of, root_of_path
 from blindtune.client.record.entry import Entry
 from blindtune.client.record.keys import RecordKey
 from blindtune.client.record.membership import Proof, check_proof, prove
 from blindtune.client.record.verify import gaps
-from blindtune.protocol.errors import ConfigurationError, RecordError
+from blindtune.errors import ConfigurationError, RecordError
 
 
 def recursive_root(entries: list[bytes]) -> bytes:

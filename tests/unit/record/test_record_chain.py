@@ -19,7 +19,7 @@ from blindtune.client.record.entry import DOMAIN, Entry
 from blindtune.client.record.keys import RecordKey, VerificationKey
 from blindtune.client.record.log import RecordLog
 from blindtune.client.record.verify import check_head
-from blindtune.protocol.errors import ConfigurationError, RecordError
+from blindtune.errors import ConfigurationError, RecordError
 
 ROOT = Path(__file__).parents[3]
 OTHER = "cd" * 16

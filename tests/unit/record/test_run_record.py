@@ -10,19 +10,19 @@ import pytest
 from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 from transformers import TrainerCallback
 
-from blindtune.client.config import BlindConfig
+from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.recipe import Recipe
 from blindtune.client.record import verify
 from blindtune.client.record.canonical import canonical
 from blindtune.client.record.chain import Chain, read_chain
 from blindtune.client.record.commitment import Salt
+from blindtune.client.record.digests import write_digests
 from blindtune.client.record.keys import VerificationKey
 from blindtune.client.record.public import described_run
-from blindtune.client.training.digests import write_digests
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import (
+from blindtune.errors import (
     CheckpointError,
     ConfigurationError,
     OperatorUnavailableError,

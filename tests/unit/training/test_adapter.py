@@ -35,12 +35,12 @@ from blindtune.checkpoint.skeleton import absent_parameters
 from blindtune.client import BlindConfig, multiplier_of
 from blindtune.client.data.prepared import prepare_data
 from blindtune.client.merge.checkpoint import merge
+from blindtune.client.plan.estimate import estimate
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.adapter import new_adapter
-from blindtune.client.training.estimate import estimate
 from blindtune.client.training.models import load_base, load_tokenizer, stored_keys
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import BlindtuneError, CheckpointError, ConfigurationError
+from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 pytestmark = pytest.mark.hf
 
@@ -284,7 +284,7 @@ def test_a_stock_script_is_told_once_what_stays_random(
     lora: dict[str, Any], named: list[str], classifier: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     model = get_peft_model(classifier, LoraConfig(**{"task_type": "SEQ_CLS"} | lora))
-    caplog.set_level(logging.WARNING, "blindtune.client.guard")
+    caplog.set_level(logging.WARNING, "blindtune.client.model.guard")
     for training in (False, True, True):
         model.train(training)(input_ids=torch.tensor([[5, 6]]), labels=torch.tensor([1]))
     said = [x.getMessage() for x in caplog.records if "not in the checkpoint" in x.getMessage()]

@@ -11,13 +11,13 @@ import pytest
 from support.recipes import CHAT, Silent, character_tokenizer, recipe_of, with_tokenizer, write_lines
 from transformers import AutoTokenizer, GenerationConfig, TextStreamer, TrainerCallback
 
-from blindtune.client.data.formats import Conversation
+from blindtune.client.data.reading.formats import Conversation
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.evaluation import Tuned, exact_match, tuned_model
+from blindtune.client.runs.evaluation import Tuned, exact_match, tuned_model
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.run import train_recipe
 from blindtune.client.training.stops import taught_stops
-from blindtune.protocol.errors import CheckpointError, DataError, OperatorUnavailableError
+from blindtune.errors import CheckpointError, DataError, OperatorUnavailableError
 
 pytestmark = pytest.mark.hf
 

@@ -24,10 +24,10 @@ from transformers import (
 
 from blindtune.client.data.prepared import prepare_data
 from blindtune.client.preflight.offline import before_loading
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.models import load_tokenizer
 from blindtune.client.training.positions import positions
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import CheckpointError, ConfigurationError
+from blindtune.errors import CheckpointError, ConfigurationError
 
 pytestmark = pytest.mark.hf
 

@@ -8,7 +8,7 @@ import pytest
 from transformers import TrainerControl, TrainerState
 
 from blindtune.client.training.trainer import _AfterStep
-from blindtune.protocol.errors import CheckpointError
+from blindtune.errors import CheckpointError
 
 pytestmark = pytest.mark.hf
 

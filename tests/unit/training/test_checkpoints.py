@@ -16,13 +16,13 @@ from transformers import TrainerCallback
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.chain import parse_chain
 from blindtune.client.record.commitment import Salt
+from blindtune.client.record.digests import require_whole
 from blindtune.client.record.keys import RecordKey, VerificationKey
 from blindtune.client.record.verify import check_output
-from blindtune.client.training.digests import require_whole
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.folder import RunFolder
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import CheckpointError, ResourceError
+from blindtune.errors import CheckpointError, ResourceError
 
 pytestmark = pytest.mark.hf
 
@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_model_is_read(
     state = json.loads((checkpoints / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 1, "the newest is not the best one"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blindtune.client.training.run.load_base", _no_model_is_read)
+        patch.setattr("blindtune.client.runs.run.load_base", _no_model_is_read)
         for name in ("checkpoint-2/optimizer.pt", "checkpoint-1/adapter_model.safetensors"):
             step, _, file = name.partition("/")
             content = (checkpoints / name).read_bytes()

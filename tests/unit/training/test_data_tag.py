@@ -10,11 +10,11 @@ import pytest
 from support.recipes import recipe_of
 
 from blindtune.client.data.prepared import PreparedData, Split
-from blindtune.client.data.records import digest
+from blindtune.client.data.reading.records import digest
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.data_tag import data_key
 from blindtune.client.training.folder import RunFolder
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 NOW = datetime(2026, 3, 1)
 ROWS = [{"input_ids": [1, 2, 3], "labels": [-100, 2, 3]}]

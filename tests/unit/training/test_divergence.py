@@ -8,8 +8,8 @@ import pytest
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from blindtune.client.cli.console import emit
-from blindtune.client.training.divergence import DivergenceWarning
-from blindtune.client.training.finite import finite
+from blindtune.client.process.finite import finite
+from blindtune.client.runs.divergence import DivergenceWarning
 
 
 def test_numbers_that_json_lacks_become_null_wherever_they_are() -> None:

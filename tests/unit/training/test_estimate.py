@@ -8,11 +8,11 @@ from support.operators import RunningOperators
 from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
 
 from blindtune.client.data.prepared import prepare_data
+from blindtune.client.plan.estimate import Estimate, estimate
 from blindtune.client.recipe import Recipe
-from blindtune.client.training.estimate import Estimate, estimate
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.models import base_folder, load_tokenizer
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 

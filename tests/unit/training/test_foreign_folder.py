@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from support.recipes import recipe_of
 
-from blindtune.client.links import require_inside, require_own_files
 from blindtune.client.merge.files import copy_tokenizer
 from blindtune.client.recipe import write_recipe
-from blindtune.client.training.evaluation import tuned_model
+from blindtune.client.runs.evaluation import tuned_model
 from blindtune.client.training.folder import RunFolder
 from blindtune.client.training.models import base_folder
-from blindtune.protocol.errors import CheckpointError, ConfigurationError, UnsupportedError
+from blindtune.client.trust.links import require_inside, require_own_files
+from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
 
 pytestmark = pytest.mark.hf
 

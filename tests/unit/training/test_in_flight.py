@@ -13,7 +13,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import set_seed
 
-from blindtune.client.overlap import waiting
+from blindtune.client.rounds.overlap import waiting
 from blindtune.client.training.checkpoints import RandomState
 from blindtune.client.training.in_flight import MicroBatches
 

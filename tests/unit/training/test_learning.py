@@ -12,8 +12,8 @@ import torch
 from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 from torch import nn
 
-from blindtune.client.training.learning import learning_warnings
-from blindtune.client.training.run import train_recipe
+from blindtune.client.runs.learning import learning_warnings
+from blindtune.client.runs.run import train_recipe
 
 pytestmark = pytest.mark.hf
 

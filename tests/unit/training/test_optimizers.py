@@ -7,7 +7,7 @@ import pytest
 from support.recipes import recipe_of
 
 from blindtune.client.training.trainer import training_arguments
-from blindtune.protocol.errors import ConfigurationError
+from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
 

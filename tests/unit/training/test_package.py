@@ -13,12 +13,12 @@ from support.recipes import Silent, recipe_of, with_tokenizer, write_lines
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from typer.testing import CliRunner
 
-from blindtune.client.package import package
 from blindtune.client.record.chain import read_chain
 from blindtune.client.record.keys import VerificationKey
+from blindtune.client.record.package import package
 from blindtune.client.record.verify import check_output
-from blindtune.client.training.run import train_recipe
-from blindtune.protocol.errors import BlindtuneError, ConfigurationError, RecordError
+from blindtune.client.runs.run import train_recipe
+from blindtune.errors import BlindtuneError, ConfigurationError, RecordError
 
 pytestmark = pytest.mark.hf
 

@@ -12,8 +12,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLNe
 
 from blindtune.client.data.prepared import read_split
 from blindtune.client.merge.checkpoint import merge
+from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.models import load_base, load_tokenizer
-from blindtune.client.training.run import train_recipe
 from blindtune.client.training.trainer import RecipeTrainer
 
 pytestmark = pytest.mark.hf

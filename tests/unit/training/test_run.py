@@ -17,13 +17,13 @@ from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer
 from transformers import TrainerCallback, TrainerControl, TrainerState
 
 from blindtune.client.recipe import Recipe, load_recipe
-from blindtune.client.training.evaluation import tuned_model
+from blindtune.client.runs.evaluation import tuned_model
+from blindtune.client.runs.run import train_recipe
+from blindtune.client.runs.stopping import StopRequest
 from blindtune.client.training.figures import Figures, Prices
 from blindtune.client.training.folder import RunFolder
-from blindtune.client.training.run import train_recipe
-from blindtune.client.training.stopping import StopRequest
 from blindtune.client.training.trainer import RecipeTrainer
-from blindtune.protocol.errors import (
+from blindtune.errors import (
     BlindtuneError,
     CheckpointError,
     ConfigurationError,

@@ -1,0 +1,1 @@
+"""A Hugging Face model whose linear layers are elsewhere."""

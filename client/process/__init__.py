@@ -1,0 +1,1 @@
+"""This process and its machine: what it writes, and how it ends."""

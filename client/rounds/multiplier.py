@@ -1,0 +1,289 @@
+"""operand . M for the client: privately through operators, or in this process as the reference."""
+
+import logging
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import NoReturn, Self, TypeVar
+
+from blindtune.checkpoint import Checkpoint
+from blindtune.client.kit.kit import Kit
+from blindtune.client.operators.messages import WorkRequest
+from blindtune.client.operators.operator import OperatorClient, OperatorStatistics, Pending
+from blindtune.client.rounds.answers_ahead import AnswersAhead, ProductOrder
+from blindtune.client.rounds.overlap import waiting
+from blindtune.errors import BlindtuneError
+from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.products import Product, contraction_lengths
+from blindtune.protocol.residues import Centred, Residues
+from blindtune.protocol.shares.unmasked import UnmaskedSource
+
+__all__ = ["PrivateMultiplier", "ReferenceMultiplier", "RemoteMultiplier", "Rounds"]
+
+_logger = logging.getLogger(__name__)
+Decoded = TypeVar("Decoded")
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """Round trips of a multiplier.
+
+    Attributes:
+        count: products that were asked for, each of all operators at once.
+        seconds: time in which a round was under way, from asking to the last verified answer. While several
+            are, it counts once.
+    """
+
+    count: int = 0
+    seconds: float = 0.0
+
+
+class _RoundClock:
+    """Takes the time of rounds, which may overlap."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._done = Rounds()
+        self._under_way = 0
+        self._since = 0.0
+
+    @contextmanager
+    def round(self) -> Iterator[None]:
+        """The block is a round; one that fails takes its time, and does not count."""
+        with self._lock:
+            if not self._under_way:
+                self._since = time.monotonic()
+            self._under_way += 1
+        count = 0
+        try:
+            yield
+            count = 1
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                seconds = 0.0 if self._under_way else time.monotonic() - self._since
+                self._done = Rounds(self._done.count + count, self._done.seconds + seconds)
+
+    def only_one(self) -> bool:
+        """Whether a single round is under way."""
+        with self._lock:
+            return self._under_way == 1
+
+    def rounds(self) -> Rounds:
+        """Those so far, and the time of those that are under way."""
+        with self._lock:
+            under_way = time.monotonic() - self._since if self._under_way else 0.0
+            return Rounds(self._done.count, self._done.seconds + under_way)
+
+
+class PrivateMultiplier(ABC):
+    """Multiplies integer operands by frozen layers.
+
+    Attributes:
+        source: draws the masks.
+    """
+
+    source: MaskSource
+
+    @abstractmethod
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        """operand . M, exact but for the noise of the mask source.
+
+        Args:
+            operand: int32 [rows, product.contraction], within the product's budget.
+
+        Returns:
+            int32 [rows, outputs].
+        """
+
+    def multiply_reals(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        output_scale: Float32 | None = None,
+    ) -> Float32:
+        """(x . column scale) M . output scale, by way of the integers that `quantize_rows` makes of x.
+
+        Args:
+            x: float32 [rows, product.contraction].
+            budget: of a row's sum of squares, for the product and the noise of the mask source.
+            column_scale: float32 [product.contraction], ones by default.
+            output_scale: float32 [outputs], likewise.
+
+        Returns:
+            float32 [rows, outputs].
+
+        Raises:
+            UnsupportedError: a value is not finite, or the rows are too wide for the budget.
+        """
+        operand, scales = quantize_rows(x, budget, column_scale)
+        return dequantize_rows(self.multiply(operand, product), scales, output_scale)
+
+    def ready(self, products: Sequence[Product]) -> None:  # noqa: B027 - most need nothing
+        """Obtains whatever these products need before the first of them is asked for."""
+
+    def statistics(self) -> dict[str, OperatorStatistics]:
+        """Figures for each operator by name."""
+        return {}
+
+    def rounds(self) -> Rounds:
+        """How often workers were asked, and how long for."""
+        return Rounds()
+
+    def close(self) -> None:  # noqa: B027 - not every multiplier has connections
+        """Lets go of all connections."""
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a model with remote layers cannot be pickled: save its adapter with save_pretrained instead"
+        )
+
+
+class RemoteMultiplier(PrivateMultiplier):
+    """Sends masked operands to operators, verifies each answer, and unmasks.
+
+    Args:
+        source: needs as many operators as are given.
+        operators: in the order of the shares.
+        kit: gives the verification vectors.
+        ready: obtains what the source needs for some products.
+        ask_ahead: whether to ask for shares before their operand is known, where the source can draw them.
+    """
+
+    def __init__(
+        self,
+        source: MaskSource,
+        operators: Sequence[OperatorClient],
+        kit: Kit,
+        ready: Callable[[Sequence[Product]], None] = lambda products: None,
+        *,
+        ask_ahead: bool = False,
+    ) -> None:
+        if isinstance(source, UnmaskedSource):
+            raise ValueError("operands without a mask must not leave this process")
+        if [x.index for x in operators] != list(range(source.operators)):
+            raise ValueError(f"the mask source needs operators 0 ... {source.operators - 1} in order")
+        self.source = source
+        self._operators = operators
+        self._kit = kit
+        self._check_vectors = cache(kit.check_vectors)
+        self._ready = ready
+        self._clock = _RoundClock()
+        self._order = ProductOrder()
+        self._ahead = AnswersAhead() if ask_ahead else None
+
+    def ready(self, products: Sequence[Product]) -> None:
+        self._ready(products)
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        masked = self.source.mask(operand, product)
+        return self._ask(masked, product, masked.unmask)
+
+    def multiply_reals(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        output_scale: Float32 | None = None,
+    ) -> Float32:
+        v = self._check_vectors(product).v[0]
+        masked, scales = self.source.hide(x, product, budget, column_scale, v)
+        return self._ask(masked, product, lambda answers: masked.reveal(answers, scales, output_scale))
+
+    def _ask(
+        self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
+    ) -> Decoded:
+        """Sends a masked operand to the operators, and decodes their verified answers."""
+        with waiting(), self._clock.round():
+            early = [self._ahead.take(share) if self._ahead else None for share in masked.shares]
+            answers: list[Pending] = []
+            try:
+                for share, asked in zip(masked.shares, early, strict=True):
+                    answers.append(asked or self._start(product, share))
+                self._start_next(product, masked.shares[-1].shape[0])
+                # What failed before anybody waited for it is asked for again, and tried for as long as any.
+                for place, (share, asked) in enumerate(zip(masked.shares, early, strict=True)):
+                    if asked is not None and asked.exception():
+                        answers[place] = self._start(product, share)
+            finally:
+                # Verified answers only. All are awaited before any error is raised, so that no request of
+                # this operand is still under way when the caller goes on.
+                errors = [error for answer in answers if (error := answer.exception())]
+            if errors:
+                raise errors[0]
+        result = decode([answer.result() for answer in answers])
+        for answer in answers:
+            answer.release()
+        return result
+
+    def _start(self, product: Product, share: Share) -> Pending:
+        """Asks the share's operator."""
+        check = self._check_vectors(product)
+        request = WorkRequest(
+            self._kit.description.fingerprint,
+            self.source.parameters.name,
+            product,
+            share,
+            outputs=check.s.shape[1],
+        )
+        return self._operators[share.recipient].start(request, check)
+
+    def _start_next(self, product: Product, rows: int) -> None:
+        """Asks for the shares of the next operand that do not depend on it, if that is wanted."""
+        if self._ahead is None:
+            return
+        following = self._order.following(product, rows)
+        # Next to other rounds it would take bandwidth from answers that somebody waits for.
+        if following is None or not self._clock.only_one():
+            return
+        try:
+            v = self._check_vectors(following).v[0]
+            for share in self.source.draw_ahead(following, rows, v):
+                self._ahead.put(share, self._start(following, share))
+        except (MemoryError, BlindtuneError) as error:
+            # It is for the next operand to fail, if it must.
+            _logger.debug("nothing was asked ahead for %s: %s", following.label, error)
+
+    def statistics(self) -> dict[str, OperatorStatistics]:
+        return {operator.name: operator.statistics for operator in self._operators}
+
+    def rounds(self) -> Rounds:
+        return self._clock.rounds()
+
+    def close(self) -> None:
+        for operator in self._operators:
+            operator.close()
+        if self._ahead is not None:
+            self._ahead.clear()
+
+
+class ReferenceMultiplier(PrivateMultiplier):
+    """The same integers, in this process: no mask, no network, and the whole model in memory.
+
+    What `RemoteMultiplier` with shares must equal bit for bit.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, parameters: ParameterSet = Q31) -> None:
+        self.source = UnmaskedSource(parameters)
+        with checkpoint.reader() as reader:
+            layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
+        lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
+        self._multiplier = Multiplier(layers, exact_method(lengths, log=_logger.warning))
+
+    def multiply(self, operand: Centred, product: Product) -> Centred:
+        masked = self.source.mask(operand, product)
+        return masked.unmask([self._multiplier.multiply(product, masked.shares[0].residues)])

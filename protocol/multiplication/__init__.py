@@ -1,0 +1,1 @@
+"""operand . M mod q, as fast as a machine does it exactly."""

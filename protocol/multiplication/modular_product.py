@@ -1,0 +1,153 @@
+"""operand . M mod q for products of layers: in blocks of rows, and layer by layer or as one matrix."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from blindtune.protocol.kernels.recycled import large_matrix
+from blindtune.protocol.multiplication.exactness import is_exact
+from blindtune.protocol.multiplication.layer_memory import joined
+from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.operands import Operand, SeededRows
+from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
+from blindtune.protocol.residues import Residues
+
+__all__ = ["Multiplier"]
+
+_ROWS_AT_ONCE = 1024
+# Products of few rows, or of this many features, are as fast layer by layer as after layers have been copied,
+# which is necessary where they are no neighbours.
+_FEW_ROWS = 256
+_LONG_SPAN = 4096
+# Each takes up to seconds to check, and who asks chooses them.
+_MOST_CHECKED_LENGTHS = 16
+# Bytes that are copied for a product at most, since they may also name one layer many times.
+_MOST_STACKED = 1 << 27
+
+
+class Multiplier:
+    """Multiplies operands by products of a set of layers.
+
+    It trusts its method: the layers' contraction lengths are those the method was checked at. Where it is
+    faster to multiply several layers as one, it first checks the method at their length together.
+
+    Args:
+        layers: int8 [out, in] of each layer, on the method's device.
+        method: from `exact_method`.
+    """
+
+    def __init__(self, layers: Mapping[str, torch.Tensor], method: Method) -> None:
+        self._layers = layers
+        self.method = method
+        self._exact_at: dict[int, bool] = {}
+
+    def outputs(self, product: Product) -> int:
+        """Columns of the result.
+
+        Raises:
+            KeyError: a layer is not held.
+            ValueError: a span does not fit its layer, or the spans do not fit together.
+        """
+        forward = product.direction is Direction.FORWARD
+        if not product.spans:
+            raise ValueError("a product names no layers")
+        widths = []
+        for span in product.spans:
+            out_features, in_features = self._layers[span.layer].shape
+            contraction, width = (in_features, out_features) if forward else (out_features, in_features)
+            if not 0 <= span.start < span.stop <= contraction:
+                raise ValueError(
+                    f"span {span.start}:{span.stop} does not lie within the {contraction} "
+                    f"{'input' if forward else 'output'} features of layer {span.layer}"
+                )
+            if len(span) > MAX_CONTRACTION:
+                raise ValueError(f"a span has {len(span)} features, more than {MAX_CONTRACTION}")
+            widths.append(width)
+        same = {(s.start, s.stop) for s in product.spans} if forward else set(widths)
+        if len(same) > 1:
+            raise ValueError("the layers of a product do not read the same features")
+        return sum(widths) if forward else widths[0]
+
+    def multiply(self, product: Product, operand: Operand) -> Residues:
+        """operand . M mod q, for the product's matrix M.
+
+        Args:
+            operand: uint32 [rows, product.contraction], all below q; or rows of a seed, of that shape.
+
+        Returns:
+            uint32 [rows, outputs].
+        """
+        outputs = self.outputs(product)
+        if operand.shape[1] != product.contraction:
+            raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
+        matrices = self._matrices(product)
+        if len(matrices) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
+            return self.method.multiply(self._prepared(operand), matrices[0])
+        out = large_matrix(len(operand), outputs, np.uint32)
+        for start in range(0, len(operand), _ROWS_AT_ONCE):
+            rows = slice(start, start + _ROWS_AT_ONCE)
+            self._multiply_rows(product.direction, matrices, operand[rows], out[rows])
+        return out
+
+    def _matrices(self, product: Product) -> list[torch.Tensor]:
+        """The product's matrix in parts, int8 [features, outputs]: one for each span, or one for all.
+
+        Backward, neighbours are one contraction only where that is exact.
+        """
+        spans = [(self._layers[span.layer], slice(span.start, span.stop)) for span in product.spans]
+        if product.direction is Direction.FORWARD:
+            return [part.t() for part in joined([layer[:, features] for layer, features in spans])]
+        parts = [layer[features] for layer, features in spans]
+        together = joined(parts)
+        return together if len(together) == len(parts) or self._is_exact_as_one(parts) else parts
+
+    def _prepared(self, operand: Operand) -> Any:
+        if not isinstance(operand, SeededRows):
+            return self.method.prepare(operand)
+        if self.method.expand is None:
+            return self.method.prepare(operand.residues())
+        return self.method.expand(operand)
+
+    def _multiply_rows(
+        self, direction: Direction, matrices: list[torch.Tensor], operand: Operand, out: Residues
+    ) -> None:
+        if isinstance(operand, SeededRows) and self.method.expand is None:
+            operand = operand.residues()  # once for all layers
+        if direction is Direction.FORWARD:
+            prepared = self._prepared(operand)
+            column = 0
+            for matrix in matrices:
+                self.method.multiply_into(out, column, prepared, matrix)
+                column += matrix.shape[1]
+        elif len(matrices) == 1 or (len(operand) >= _FEW_ROWS and self._should_stack(matrices)):
+            self.method.multiply_into(out, 0, self._prepared(operand), *matrices)
+        else:
+            column = 0
+            for index, matrix in enumerate(matrices):
+                prepared = self._prepared(operand[:, column : column + len(matrix)])
+                self.method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
+                column += len(matrix)
+
+    def _should_stack(self, matrices: list[torch.Tensor]) -> bool:
+        """Whether matrices are faster as one contraction although they must be copied for it, and exact."""
+        if min(map(len, matrices)) >= _LONG_SPAN or sum(map(torch.numel, matrices)) > _MOST_STACKED:
+            return False
+        return self._is_exact_as_one(matrices)
+
+    def _is_exact_as_one(self, matrices: list[torch.Tensor]) -> bool:
+        """Whether the method is exact at the length of all of them together, checked the first time."""
+        length = sum(map(len, matrices))
+        if length > MAX_CONTRACTION:
+            return False
+        if length not in self._exact_at:
+            if len(self._exact_at) >= _MOST_CHECKED_LENGTHS:
+                return False
+            try:
+                self._exact_at[length] = is_exact(self.method, length, matrices[0].device)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError:  # the library refuses that length; layer by layer, it was seen to run
+                self._exact_at[length] = False
+        return self._exact_at[length]

@@ -1,0 +1,172 @@
+"""Floating point to shares, and answers to floating point, in one pass over each matrix.
+
+    up      z_t = round(a_t x_t),   R_i = expand(seed_i),   C = z + sum R_i mod q,   R_i . v,   C . v
+    down    y = ((Y - sum_i R_i M  mod q, centred) / a_t) * column scale
+
+with C . v = z . v + sum R_i . v mod q, of which z . v is a sum of small integers. These are `fixed_point`,
+`expansion`, `residues` and `verification`, row by row: what one step makes is still in the first cache when
+the next one reads it. Matrices are far larger than caches, and reading and writing them takes as long as the
+arithmetic.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numba import uint32, uint64
+from numpy.typing import NDArray
+
+from blindtune.protocol.expansion import expand_rows
+from blindtune.protocol.fixed_point import (
+    Float32,
+    Float64,
+    not_finite,
+    quantize_row,
+    radius_of,
+    real_value,
+    real_values,
+)
+from blindtune.protocol.kernels.chacha20 import initial_state
+from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.reals import repeated_real, store_reals
+from blindtune.protocol.kernels.recycled import large_matrix
+from blindtune.protocol.kernels.row_blocks import DRAWN, for_rows_in_turn
+from blindtune.protocol.kernels.shared_rows import rows_at_once, take
+from blindtune.protocol.kernels.vectors import AHEAD, LANES, aligned, load, prefetch
+from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.residues import (
+    Residues,
+    add_rows,
+    centred_difference,
+    centred_differences,
+    dot,
+    dots_fit,
+    hide_row,
+    hide_rows,
+)
+
+__all__ = ["hide_reals", "reveal_reals"]
+
+
+@kernel
+def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
+    rows, columns = x.shape
+    step, count = rows_at_once(columns), len(states)
+    integers = aligned(columns).view(np.int32).reshape((1, columns))
+    values = aligned(2 * (columns + LANES)).view(np.float64)
+    masks = aligned(count * columns).reshape((count, 1, columns))
+    while True:
+        start = take(turn, step)
+        if start >= rows:
+            return -1
+        for r in range(start, min(start + step, rows)):
+            expand_rows(states[0], uint64(r), masks[0], x, masked)
+            for k in range(1, count):
+                expand_rows(states[k], uint64(r), masks[k])
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], values)
+            if np.isnan(scales[r]):
+                return r
+            row, expected = masked[r : r + 1], uint64(0)
+            if v is None:
+                hide_rows(integers, masks[0], row)
+            else:
+                dots[0, r], small = hide_row(integers[0], masks[0, 0], v, row[0])
+                expected = uint64(small % np.int64(MODULUS)) + uint64(dots[0, r])
+            for k in range(1, count):
+                add_rows(row, masks[k], row)
+                if v is not None:
+                    dots[k, r] = dot(masks[k, 0], v)
+                    expected += uint64(dots[k, r])
+            if v is not None:
+                dots[count, r] = uint32(expected % uint64(MODULUS)) if fits else dot(row[0], v)
+
+
+def hide_reals(
+    x: Float32, budget: int, column_scale: Float32 | None, keys: Sequence[bytes], v: Residues | None
+) -> tuple[Residues, Float64, Residues | None]:
+    """Quantizes rows and adds the masks that keys expand to.
+
+    Args:
+        x: float32 [rows, columns].
+        budget, column_scale: as for `quantize_rows`.
+        keys: one or more, each used for nothing else.
+        v: uint32 [columns], verification vector.
+
+    Returns:
+        The masked residues, uint32 [rows, columns]; the scales, float64 [rows]; and with ``v`` the dot
+        products of the rows of all masks, and then of the masked residues, with v, uint32 [keys + 1, rows].
+
+    Raises:
+        UnsupportedError, ValueError: as `quantize_rows` does, or a budget allows for integers that are no
+            centred residues, which a mask would not hide.
+    """
+    rows, columns = x.shape
+    radius = radius_of(x, budget, column_scale)
+    if budget > (MODULUS // 2) ** 2:
+        raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
+    if x.dtype != np.float32 or (v is not None and (v.shape != (columns,) or v.dtype != np.uint32)):
+        raise ValueError(f"the rows are not float32, or the vector is not {columns} words")
+    x = np.ascontiguousarray(x)
+    column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
+    v = None if v is None else np.ascontiguousarray(v)
+    states = np.stack([initial_state(key) for key in keys])
+    masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
+    dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
+    fits = dots_fit(budget, columns)
+    failed: list[int] = []
+
+    def some(turn: NDArray[np.int64]) -> None:
+        bad = _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn)
+        if bad >= 0:
+            failed.append(bad)
+
+    for_rows_in_turn(rows, columns, some, DRAWN)
+    if failed:
+        raise not_finite(min(failed), rows)
+    return masked, scales, dots
+
+
+@kernel
+def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-untyped-def]
+    rows, columns = result.shape
+    # Several at once, because memory is read fastest in order.
+    whole, some = columns - columns % LANES, 8 * rows_at_once(columns)
+    while True:
+        start = take(turn, some)
+        if start >= rows:
+            return
+        for r in range(start, min(start + some, rows)):
+            y, m, to = result[r], mask[r], out[r]
+            inverse = 1.0 / scales[r]
+            factor = repeated_real(inverse)
+            for j in range(0, whole, LANES):
+                prefetch(y, j + AHEAD)
+                prefetch(m, j + AHEAD)
+                prefetch(to, j + AHEAD)
+                integers = centred_differences(load(y, j), load(m, j))
+                store_reals(to, j, real_values(integers, factor, column_scale, j))
+            for j in range(whole, columns):
+                to[j] = real_value(centred_difference(y[j], m[j]), inverse, column_scale[j])
+
+
+def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None) -> Float32:
+    """Real values of the answer to a masked operand, less its mask's.
+
+    Args:
+        result, mask: uint32 [rows, outputs], verified.
+        scales, column_scale: as for `dequantize_rows`.
+
+    Returns:
+        float32 [rows, outputs].
+
+    Raises:
+        ValueError: shapes don't fit.
+    """
+    rows, columns = result.shape
+    if column_scale is None:
+        column_scale = np.ones(columns, np.float32)
+    if mask.shape != result.shape or scales.shape != (rows,) or column_scale.shape != (columns,):
+        raise ValueError(f"the mask's answer or the scales do not fit a matrix of shape {result.shape}")
+    arrays = [np.ascontiguousarray(array) for array in (result, mask, scales, column_scale)]
+    out = large_matrix(rows, columns, np.float32)
+    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, out, turn))
+    return out
