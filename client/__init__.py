@@ -1,4 +1,23 @@
-"""The client: everything private happens here."""
+"""The client: everything private happens here.
+
+From the ground up; a room imports only what stands above it:
+
+    process, tls         this process, and certificates
+    kit                  what is known of layers that are elsewhere
+    config               what users write
+    operators            workers: asked, verified, and asked again
+    rounds               masked products
+    model                a Hugging Face model that asks for them
+    recipe, data         what a run is, and its tokens
+    trust                whose word counts
+    record               the signed record of a run
+    training             the trainer, and all that decides what a step computes
+    plan                 what it will cost
+    preflight            what would go wrong
+    runs                 from a recipe to an adapter
+    merge, audit, demo   an adapter in its base model; attacks; the demonstration
+    cli                  the command
+"""
 
 if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
     raise ImportError(f"import this as blindtune.{__name__}")

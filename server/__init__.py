@@ -1,15 +1,16 @@
 """The worker daemon: holds a model's frozen layers and multiplies operands by them.
 
-    store       the frozen layers as integers, in the memory of a device
-    wire        what a request's header must say
-    rows        operands coming in and results going out, in blocks of rows
-    identity    who sends a request: by certificate, by token, or anybody on loopback
-    gate        how many requests run at once, in all and of one client, and when no more are let in
-    watchdog    an end for requests whose clients stall
-    service     the two calls of the contract
-    transport   the listening socket: TLS, or plaintext on loopback
-    daemon      all of it as a running server
-    cli         the command ``blindtune-worker``
+    admission/   who gets in, when, and for how long
+    store        the frozen layers as integers, in the memory of a device
+    wire         what a request's header must say
+    rows         operands coming in and results going out, in blocks of rows
+    service      the two calls of the contract
+    threads      which threads products run in
+    transport    the listening socket: TLS, or plaintext on loopback
+    daemon       all of it as a running server
+    metrics      what it counts; health, probe and log are how else it shows itself
+    hooks        where tests and demonstrations look in
+    cli          the command ``blindtune-worker``
 
 A worker is trusted with nothing: it sees masked operands and public weights, and keeps neither
 operands nor results.

@@ -12,7 +12,7 @@ __all__ = ["Multiplying", "Observer"]
 
 
 class Multiplying(Protocol):
-    """What a service needs of a multiplier: `blindtune.protocol.multiplication.modular_product.Multiplier` has it.
+    """What a service needs of a multiplier: that of `blindtune.protocol.multiplication` has it.
 
     A worker that lies is a wrapper around one.
     """

@@ -41,7 +41,7 @@ _BLOCK_QUERIES = 32
 _SHARED_ELEMENTS = 32768
 
 LARGE_BYTES = 32 << 20
-"""From here on, the memory of arrays is not kept for the next ones, see `blindtune.protocol.kernels.allocator`."""
+"""From here on, memory of arrays is not kept for others, see `blindtune.protocol.kernels.allocator`."""
 
 
 @dataclass

@@ -2,8 +2,8 @@
 
 Each micro-batch is a chain: the client computes, residues go up, workers multiply, answers come down, and
 so on. Of micro-batches in flight, the client computes one at a time, of those that are ready the oldest,
-as `blindtune.client.rounds.overlap` does; whatever else is shared serves those first that come first. The chains
-are followed event by event. With one in flight a step takes the sum of its parts; with many, what the
+as `blindtune.client.rounds.overlap` does; whatever else is shared serves those first that come first. The
+chains are followed event by event. With one in flight a step takes the sum of its parts; with many, what the
 busiest part takes, and the time in which the others fill and drain.
 """
 

@@ -198,7 +198,7 @@ def tuned_model(
     operators: Path | None = None,
     say: Callable[[str], None] = _logger.info,
 ) -> Iterator[Tuned]:
-    """Opens a run's result. Who gets requests is the user's word, not the folder's: `blindtune.client.trust.choice`.
+    """Opens a run's result. Who gets requests is the user's word: see `blindtune.client.trust.choice`.
 
     Args:
         folder: output folder of a run.

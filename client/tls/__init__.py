@@ -1,1 +1,7 @@
-"""Certificates: the files that show an operator who a client is, and authorities for trials."""
+"""Certificates.
+
+In this room:
+
+    files    those that show an operator who a client is, read as a whole
+    certs    an authority for each operator, for trials
+"""

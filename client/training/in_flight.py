@@ -1,7 +1,7 @@
 """Several micro-batches of one optimizer step in flight, with the result of one after the other.
 
-Only the waiting for workers overlaps: micro-batches compute one at a time (`blindtune.client.rounds.overlap`). What
-is one for the whole process, the random number generators and the parameters' ``grad``, is exchanged when
+Only waiting for workers overlaps: micro-batches compute one at a time (`blindtune.client.rounds.overlap`).
+What is one for the whole process, random number generators and the parameters' ``grad``, is exchanged when
 another micro-batch goes on, so that each finds its own. Each draws from generators of its own from the
 start, seeded by the global one, and gradients are added in the order of the micro-batches, since
 floating-point sums depend on it:

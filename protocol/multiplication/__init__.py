@@ -1,1 +1,12 @@
-"""operand . M mod q, as fast as a machine does it exactly."""
+"""operand . M mod q, as fast as a machine does it exactly.
+
+In this room:
+
+    modular_product     products of layers, in blocks of rows, each in the way that is exact here
+    product_methods     the ways: four int8 products, or one in float64
+    tile_product        the int8 products in tile registers (Intel AMX)
+    cuda_product        those on NVIDIA GPUs; cuda_expansion expands seeds there
+    exactness           which way is exact on this machine: each is tried, and none is believed
+    expansion_probes    the same for expansion
+    layer_memory        where matrices lie, which decides how fast they are read
+"""

@@ -29,14 +29,14 @@ class Limits:
     Attributes:
         max_rows: rows of one operand.
         max_operand_bytes: rows times columns times 4, whether the rows are sent or expanded.
-        max_concurrent: requests that run at the same time; more wait, see `blindtune.server.admission.fair_queue`.
+        max_concurrent: requests that run at the same time; more wait, see `fair_queue`.
         max_concurrent_per_client: the same for those of one client.
         max_waiting: requests that wait for their turn; more are turned away.
         max_waiting_per_client: the same for those of one client.
         max_waiting_bytes: memory that those that wait hold: of each operand up to 4 MiB.
         max_waiting_bytes_per_client: the same for those of one client.
         max_requests_per_second: of one client, on average; up to twice as many at once.
-        patience_seconds: how long a request may wait for its client, see `blindtune.server.admission.watchdog`.
+        patience_seconds: how long a request may wait for its client, see `watchdog`.
         min_bytes_per_second: what a client must move for its request to wait no longer than that.
         handshake_seconds: how long a connection may take to become one.
 

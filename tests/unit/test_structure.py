@@ -5,18 +5,61 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
-# What each package may import of the others, and of the libraries that say what it is for.
+# What each package may import of the others.
 MAY_IMPORT = {
-    "protocol": {"protocol"},
+    "protocol": {"protocol", "errors"},
     "proto": {"proto"},
-    "checkpoint": {"checkpoint", "protocol"},
-    "client": {"client", "checkpoint", "protocol", "proto"},
-    "server": {"server", "checkpoint", "protocol", "proto"},
+    "common": {"common", "errors"},
+    "checkpoint": {"checkpoint", "protocol", "errors"},
+    "client": {"client", "checkpoint", "protocol", "proto", "common", "errors"},
+    "server": {"server", "checkpoint", "protocol", "proto", "common", "errors"},
 }
+# Rooms from the ground up. A room imports only what stands above it in this list.
+ROOMS = """
+    errors
+    protocol.kernels protocol protocol.multiplication protocol.shares protocol.lattice
+    proto checkpoint common
+    server.admission server
+    client.process client.tls client.kit client.config client.operators client.rounds client.model client
+    client.recipe client.data.reading client.data.templates client.data
+    client.trust client.record client.training client.plan client.preflight client.runs
+    client.merge client.demo client.audit client.cli
+""".split()
+MOST_LINES = 450
 NO_NETWORK_NO_FILES = {"grpc", "transformers", "peft", "huggingface_hub", "socket", "pathlib", "requests"}
+
+
+def modules() -> dict[str, Path]:
+    """Files of the package by their names without ``blindtune.``; folders by theirs."""
+    found = {"errors": ROOT / "blindtune" / "errors.py"}
+    for package in MAY_IMPORT:
+        folder = (ROOT / "blindtune" / package).resolve()
+        for path in folder.rglob("*.py"):
+            inside = path.relative_to(folder).with_suffix("").parts
+            found[".".join((package, *inside)).removesuffix(".__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def room(module: str) -> str:
+    """Where a module stands: its folder, unless it is one itself."""
+    is_room = MODULES[module].name == "__init__.py" or module == "errors"
+    return module if is_room else module.rpartition(".")[0]
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, without ``blindtune.``"""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    ours = {name.removeprefix("blindtune.") for name in names if name.startswith("blindtune.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in ours} & MODULES.keys()
 
 
 def imports(path: Path) -> set[str]:
@@ -30,16 +73,43 @@ def imports(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("package", MAY_IMPORT)
-def test_dependencies_point_one_way(package: str) -> None:
+def test_packages_import_what_they_may_alone() -> None:
     found = {}
-    for path in (ROOT / package).rglob("*.py"):
-        if path.is_relative_to(ROOT / "client" / "demo"):
-            continue  # the demo starts both sides
-        ours = {name.split(".")[1] for name in imports(path) if name.startswith("blindtune.")}
-        if wrong := ours - MAY_IMPORT[package] - {"common"}:
-            found[str(path.relative_to(ROOT))] = wrong
-    assert not found
+    for name, path in MODULES.items():
+        package = name.partition(".")[0]
+        if package != "errors" and not name.startswith("client.demo."):  # the demo starts both sides
+            found[name] = {x.partition(".")[0] for x in imported(path)} - MAY_IMPORT[package]
+    assert not {name: wrong for name, wrong in found.items() if wrong}
+
+
+def test_no_room_imports_one_that_stands_higher() -> None:
+    assert {room(name) for name in MODULES} == set(ROOMS), "a room is missing from the list, or gone"
+    assert not {
+        (name, other)
+        for name, path in MODULES.items()
+        for other in imported(path)
+        if ROOMS.index(room(other)) > ROOMS.index(room(name))
+    }
+
+
+def test_every_room_says_what_it_is() -> None:
+    for name, path in MODULES.items():
+        if path.name == "__init__.py":
+            assert ast.get_docstring(ast.parse(path.read_text())), name
+
+
+def test_files_are_short() -> None:
+    written = {name: path for name, path in MODULES.items() if not name.startswith("proto.worker_pb2")}
+    lines = {name: len(path.read_text().splitlines()) for name, path in written.items()}
+    assert not {name: count for name, count in lines.items() if count > MOST_LINES}
+
+
+def test_a_package_is_not_imported_under_another_name() -> None:
+    """Loaded twice, there would be two stocks of masks."""
+    for package in ("checkpoint", "client", "proto", "protocol", "server"):
+        command = [sys.executable, "-c", f"import {package}"]
+        ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        assert ended.returncode and f"import this as blindtune.{package}" in ended.stderr
 
 
 def test_the_protocol_touches_no_network_no_files_and_no_models() -> None:
