@@ -1,4 +1,8 @@
-"""The page that Prometheus reads: ``/metrics`` and nothing else."""
+"""The page that Prometheus reads: ``/metrics`` and nothing else.
+
+The server of ``prometheus_client`` answers every path, has a thread for whoever comes, and waits for one
+reader's TLS handshake before it takes the next.
+"""
 
 import logging
 import socket

@@ -5,12 +5,11 @@ depart from it by far more than most do (Huber's loss, by reweighted least squar
 never negative, since no work takes less than no time.
 """
 
-from itertools import combinations
-
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import nnls
 
-__all__ = ["fit", "nonnegative_least_squares"]
+__all__ = ["fit"]
 
 _Array = NDArray[np.float64]
 
@@ -28,8 +27,7 @@ def fit(amounts: _Array, seconds: _Array) -> _Array:
     should be right, and yet the small ones tell what is fixed.
 
     Args:
-        amounts: [measurements, kinds of work], of units that differ by orders of magnitude. There are few
-            kinds: the time doubles with each.
+        amounts: [measurements, kinds of work], of units that differ by orders of magnitude.
         seconds: [measurements], positive.
 
     Returns:
@@ -40,30 +38,12 @@ def fit(amounts: _Array, seconds: _Array) -> _Array:
     # Columns of like size, so that the solution does not depend on the units.
     size = np.maximum(np.abs(weighted).max(axis=0), np.finfo(np.float64).tiny)
     columns = weighted / size
-    found = nonnegative_least_squares(columns, target)
+    found, _ = nnls(columns, target)
     for _ in range(_ROUNDS):
         errors = np.abs(columns @ found - target)
         usual = _USUAL * _NORMAL * float(np.median(errors))
         if not usual:
             break
         trust = np.sqrt(usual / np.maximum(errors, usual))
-        found = nonnegative_least_squares(columns * trust[:, None], target * trust)
+        found, _ = nnls(columns * trust[:, None], target * trust)
     return found / size
-
-
-def nonnegative_least_squares(columns: _Array, target: _Array) -> _Array:
-    """The coefficients, none of them negative, with the least sum of squared errors.
-
-    The best solution is that of the columns which have a positive coefficient in it, taken alone; so the best
-    of all subsets' solutions that are not negative is the one.
-    """
-    count = columns.shape[1]
-    best, least = np.zeros(count), np.inf
-    for size in range(1, count + 1):
-        for kinds in map(list, combinations(range(count), size)):
-            solution = np.linalg.lstsq(columns[:, kinds], target, rcond=None)[0]
-            error = float(np.sum((columns[:, kinds] @ solution - target) ** 2))
-            if solution.min() >= 0 and error < least:
-                best, least = np.zeros(count), error
-                best[kinds] = solution
-    return best

@@ -2,7 +2,8 @@
 
 The values are those of which Python's ``json`` writes what RFC 8785 asks for: objects whose names are ASCII,
 lists, texts, booleans, null, and whole numbers that every JSON reader keeps exactly. Floating-point numbers
-are refused, since their digits are where implementations differ; a record holds them as texts.
+are refused, since their digits are where implementations differ; a record holds them as texts. The package
+``rfc8785`` writes them, and reads nothing: what is left for it to do here is one call of ``json``.
 """
 
 import json

@@ -8,6 +8,9 @@ Not guaranteed: separation of operators. Whoever runs this holds every key, the 
 unencrypted on one disk, and nothing can be revoked before it expires. Between real operators use an
 existing PKI, or let each operator make its CA on its own machine, keep ``ca-key.pem`` and
 ``worker-key.pem`` there, and give the client only ``ca.pem`` and a client certificate.
+
+The library ``trustme`` makes certificates for tests: each serves clients, servers and signatures of code
+alike, until the year 3000.
 """
 
 import ipaddress

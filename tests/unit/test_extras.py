@@ -8,8 +8,8 @@ from support import incomplete
 
 from blindtune.common import extras
 
-CLIENT = "accelerate datasets peft prometheus-client ruamel.yaml scikit-learn structlog".split()
-MODULES = "accelerate,datasets,peft,prometheus_client,ruamel.yaml,sklearn,structlog"
+CLIENT = "accelerate datasets peft prometheus-client ruamel.yaml scikit-learn scipy structlog".split()
+MODULES = "accelerate,datasets,peft,prometheus_client,ruamel.yaml,sklearn,scipy,structlog"
 
 
 def run(modules: str, *command: str) -> tuple[int, list[str]]:

@@ -5,9 +5,8 @@ from itertools import product
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from scipy.optimize import nnls
 
-from blindtune.client.plan.fitting import fit, nonnegative_least_squares
+from blindtune.client.plan.fitting import fit
 
 Array = NDArray[np.float64]
 
@@ -34,15 +33,6 @@ def test_no_constant_is_negative_and_the_others_make_the_best_of_it() -> None:
     amounts = generator.uniform(1, 2, (12, 3)) * np.array([1e12, 1e6, 1.0])
     found = fit(amounts, amounts @ np.array([1e-12, 3e-7, -0.1]))
     assert found[2] == 0 and (found[:2] > 0).all()
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_least_squares_without_negative_coefficients_are_those_of_scipy(seed: int) -> None:
-    generator = np.random.default_rng(seed)
-    # Columns that are much alike, so that most solutions have some coefficient at 0.
-    columns = generator.uniform(0, 1, (12, 1)) + 0.2 * generator.uniform(0, 1, (12, 5))
-    target = generator.uniform(0, 1, 12)
-    assert nonnegative_least_squares(columns, target) == pytest.approx(nnls(columns, target)[0], abs=1e-9)
 
 
 @pytest.mark.parametrize("seed", range(20))
