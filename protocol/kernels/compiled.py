@@ -15,7 +15,7 @@ from functools import cache
 from typing import Any
 
 from numba import njit
-from numba.core.caching import FunctionCache
+from numba.core.caching import FunctionCache, IndexDataCacheFile
 
 __all__ = ["kernel"]
 
@@ -45,12 +45,27 @@ def _sources(module: str) -> bytes:
     return digest.digest()
 
 
+class _Index(IndexDataCacheFile):
+    """numba's list of what it keeps of a kernel; an empty one where it can't be read.
+
+    It names classes by their modules, of which an earlier release may have had others.
+    """
+
+    def _load_index(self) -> Any:
+        try:
+            return super()._load_index()
+        except Exception:  # whatever unpickling raises: the kernel is compiled anew
+            return {}
+
+
 class _Cache(FunctionCache):
     """numba's, with the sources of a kernel's module in the key."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
         self._sources = _sources(function.__module__)
+        stamp = self._impl.locator.get_source_stamp()
+        self._cache_file = _Index(self._cache_path, self._impl.filename_base, stamp)
 
     def _index_key(self, sig: Any, codegen: Any) -> Any:
         return super()._index_key(sig, codegen), self._sources

@@ -49,7 +49,8 @@ def _layouts(matrix: torch.Tensor, device: torch.device) -> Iterable[torch.Tenso
     wide[8 : 8 + rows, 8 : 8 + columns] = matrix
     for stored, view in (
         (matrix, lambda m: m),
-        (matrix.t().contiguous(), lambda m: m.t()),
+        # A copy, for strides as a layer has them: of one column they are ambiguous, and torch errs.
+        (matrix.t().clone(memory_format=torch.contiguous_format), lambda m: m.t()),
         (wide, lambda m: m[8 : 8 + rows, 8 : 8 + columns]),
         (wide.t().contiguous(), lambda m: m.t()[8 : 8 + rows, 8 : 8 + columns]),
     ):

@@ -204,6 +204,9 @@ class Int8Product(Method):
         rows, _, contraction = prepared.shape
         limbs = prepared.view(rows * LIMBS, contraction)
         matrix = stacked(matrices)
+        if contraction == 1:
+            # Of a layer with one input feature both strides are 1, and torch multiplies by nothing at all.
+            matrix = matrix.clone(memory_format=torch.contiguous_format)
         outputs = matrix.shape[1]
         most = _SUMS_AT_ONCE if contraction < _LONG_CONTRACTION else 2 * _SUMS_AT_ONCE
         step = min(outputs, row_bytes(_INT32 * most // (rows * LIMBS)) // _INT32)

@@ -796,7 +796,8 @@ from functools import partial
 import torch
 from support.checkpoints import CLASSES, batch
 
-from blindtune.client import BlindConfig, connect, multiplier_of
+from blindtune.client import BlindConfig, multiplier_of
+from blindtune.client.rounds import connect
 from blindtune.protocol.lattice.source import LatticeSource
 
 settings = json.loads(sys.argv[1])

@@ -1,9 +1,12 @@
 """What numba keeps on disk is used as long as all that went into it is unchanged, and no longer."""
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
+
+import numba
 
 PROGRAM = "import kept.kernels as k; print(k.twice(1), sum(k.twice.stats.cache_hits.values()))"
 KERNELS = """
@@ -39,4 +42,13 @@ def test_an_edit_of_what_a_kernel_imports_is_noticed(tmp_path: Path) -> None:
     assert run(tmp_path, "FACTOR = 2") == "2 0"
     assert run(tmp_path, "FACTOR = 2") == "2 1"
     assert run(tmp_path, "FACTOR = 3") == "3 0"
+    assert run(tmp_path, "FACTOR = 2") == "2 1"
+
+
+def test_what_an_earlier_release_left_in_the_same_place_is_replaced(tmp_path: Path) -> None:
+    """Its index names a class of a module that is no more."""
+    assert run(tmp_path, "FACTOR = 2") == "2 0"
+    (index,) = (tmp_path / "numba").rglob("*.nbi")
+    index.write_bytes(pickle.dumps(numba.__version__) + b"cblindtune.gone\nLanes\n.")
+    assert run(tmp_path, "FACTOR = 2") == "2 0"
     assert run(tmp_path, "FACTOR = 2") == "2 1"

@@ -40,7 +40,7 @@ COMPILED = """
 import sys, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from blindtune.protocol import cuda_product
+from blindtune.protocol.multiplication import cuda_product
 from blindtune.protocol.multiplication.cuda_expansion import LANES
 from blindtune.protocol.parameters import MODULUS
 

@@ -820,7 +820,7 @@ def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPat
 
 WITHOUT_VNNI = """
 import numpy as np, torch
-from blindtune.protocol import exactness
+from blindtune.protocol.multiplication import exactness
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import MODULUS
