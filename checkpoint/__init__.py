@@ -1,6 +1,7 @@
 """Reading the public base model, the same way on both sides."""
 
-if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+# Loaded twice, every class and every stock of masks would be there twice.
+if not __name__.startswith("blindtune."):
     raise ImportError(f"import this as blindtune.{__name__}")
 
 from blindtune.checkpoint.frozen import Checkpoint

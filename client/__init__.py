@@ -19,7 +19,8 @@ From the ground up; a room imports only what stands above it:
     cli                  the command
 """
 
-if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+# Loaded twice, every class and every stock of masks would be there twice.
+if not __name__.startswith("blindtune."):
     raise ImportError(f"import this as blindtune.{__name__}")
 
 from importlib import import_module

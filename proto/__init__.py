@@ -5,7 +5,8 @@ bytes would mean something else. `MAX_MESSAGE_BYTES` bounds every gRPC message i
 operands and results travel in chunks far below it.
 """
 
-if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+# Loaded twice, every class and every stock of masks would be there twice.
+if not __name__.startswith("blindtune."):
     raise ImportError(f"import this as blindtune.{__name__}")
 
 __all__ = ["MAX_MESSAGE_BYTES", "PROTOCOL_VERSION"]

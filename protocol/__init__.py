@@ -1,38 +1,53 @@
-"""The protocol: how a client has a matrix multiplied by a worker that learns nothing of it and cannot cheat.
+"""The protocol: a client has rows multiplied by workers that learn only how many there are, and by what.
 
-One product, ``Y = X M``, of private rows X and a public matrix M that workers hold:
+One product, y = x M, of private real rows x_t (t numbers them) and a public integer matrix M that workers
+hold:
 
-    1 quantize   z_t = round(a_t x_t), so short that no sum wraps around the modulus q     `fixed_point`
-    2 hide       C = z + R mod q, with a mask R that is used once and never written down   `masks`
-    3 multiply   C M mod q, which is all that a worker ever does                           `multiplication`
+    1 quantize   z_t = round(a_t x_t), so small that no sum wraps around, noise included   `fixed_point`
+    2 hide       C = z + R mod q, with a mask R that serves once, and lives in memory      `masks`
+    3 multiply   C M mod q, or the same of what a seed expands to: a worker's only job     `multiplication`
     4 verify     C_t . v = (C M)_t . s mod q, for a secret s and v = M s                   `verification`
-    5 reveal     y_t = (C M - R M)_t / a_t, only of what was verified                      `masks`
+    5 reveal     y_t = centred(C M - R M mod q)_t / a_t                                    `masks`
 
-Where R M comes from is what a mask source decides:
+The scales of M go with step 1 backward, and with step 5 forward. `masks` says what steps 2 and 5 promise.
+Where R and R M come from is what a mask source decides:
 
-    shares/      R is a sum of expanded seeds. Each of all operators but the last gets a seed and multiplies
-                 what it expands to; the last multiplies C. Exact, and private as long as one of the
-                 operators, whichever, does not share what it sees.
-    lattice/     R = A S + E is a sample of learning with errors, its columns ring elements. The hint A M is
-                 obtained once and verified, and (A M) S is what is subtracted in step 5. E M stays as a
-                 small noise. One operator is enough, and nobody needs to trust it.
+    shares/      Every operator but the last gets a seed, and multiplies what it expands to; the last one
+                 multiplies C, z and the sum of these. Exact. Private as long as any one operator keeps what
+                 it sees to itself. Seeds may be sent before x is known.
+    lattice/     R = A S + E: a column of 256 rows of it is a ring element, a sample of learning with errors.
+                 M combines columns and S acts within each, so (A S) M = (A M) S. The hint A M is obtained
+                 once for a kit and verified; (A M) S is subtracted; E M stays, a noise of known bound. One
+                 operator is enough, and nobody needs to trust it.
 
-Guaranteed, whatever workers answer: what each of them sees is the same for all operands of a shape, or cannot
-be told apart if ChaCha20 and HKDF-SHA256 are pseudorandom (`shares`) and Module-LWE is hard (`lattice`). A
-wrong row is accepted with probability 1/q, whatever was sent before. Not hidden: which product is asked for,
-when, and how many rows it has. Not guaranteed: that there is an answer.
+An operator is a party, with one worker or several: what one of these sees, all see. A kit is what a client
+makes once of a model, from its own copy: it draws s and computes v.
 
-    client   sends to each operator its share, C or a seed, with the name of M and the number of rows. Checks
-             the answer's shape, that its words are below q, and step 4. Keeps x, a, R, s, v and the
-             scales of M. It made s and v once, from its own copy of M, when the kit was made.
-    worker   checks that a request fits what it holds, and that words are below q. Sends the product. Keeps
-             nothing, and holds nothing but the integers of M and their fingerprint.
+Guaranteed, whatever workers answer: seeds do not depend on the operand, and C of one operand cannot be told
+from C of another of its shape if ChaCha20 and HKDF-SHA256 are pseudorandom (`shares`) and Module-LWE is hard
+(`lattice`). In `lattice`, results carry noise; that whatever depends on results and reaches others tells
+nothing of it is one more assumption, see `lattice.source`. Of n wrong rows, however chosen, one is accepted
+with probability n/q at most.
 
-To be read in this order: `parameters` (q), `residues` (arithmetic mod q), `weights` (the integers of M),
-`products` (which M there are), `fixed_point`, `expansion` (from a seed to residues), `masks`, `shares`,
-`verification`, `lattice`. `operands` is what a worker is given. The rooms `multiplication` and `kernels` are
-about speed: they compute what is defined elsewhere, and are compared with it. Proofs are in docs/protocol.md.
+Not hidden: which products are asked for, when, and for how many rows; that a hint is obtained, an answer
+rejected, or no more asked for. Not guaranteed: an answer.
+
+When something goes wrong: a wrong answer is an error before anything of it is decoded. Decoded, it would
+tell its sender about the mask by what the client does next, so privacy rests on step 4, too. To verify
+before revealing is up to the caller, and so is asking again: at the same operator, with the same bytes. A
+forked child uses no mask that its parent drew; a mask source is never copied or pickled. Not covered is a
+machine that is copied while it runs.
+
+    client   sends shares, each to its own operator, with the name of M. Never sends x, a, s, v, the scales
+             of M, or what R is made of, but for each seed to its operator.
+    worker   answers with products, and if it is honest keeps nothing. It holds the integers of M.
+
+To be read in this order: `parameters` (q), `weights` (the integers of M), `products` (which M there are),
+`fixed_point`, `expansion` (from a seed to residues), `operands`, `verification`, `masks`, `shares`,
+`lattice`; of `residues` (arithmetic mod q) the names suffice. `multiplication` and `kernels` make it fast: a
+worker compares its products with plain integers before it serves. Proofs are in docs/protocol.md.
 """
 
-if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+# Loaded twice, every class and every stock of masks would be there twice.
+if not __name__.startswith("blindtune."):
     raise ImportError(f"import this as blindtune.{__name__}")

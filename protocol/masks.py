@@ -34,8 +34,8 @@ class Share:
     Args:
         recipient: index of the only operator that may see this share.
         operand: [rows, contraction]: residues that are sent, or rows of a seed that is sent in their place.
-        expected: C_t . v for each row C_t, uint32 [rows], if it is known; see `verification`. It is a
-            secret as v is, and stays here.
+        expected: the dot product of v with each row of the operand, uint32 [rows], if it is known; see
+            `verification`. It is a secret as v is, and stays here.
     """
 
     def __init__(self, recipient: int, operand: Operand, *, expected: Residues | None = None) -> None:

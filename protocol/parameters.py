@@ -22,7 +22,7 @@ class ParameterSet:
         name: what a manifest and a request call it.
         modulus: the prime q; residues are the integers 0 ... q - 1.
         limbs: balanced base-256 digits of a centred residue.
-        security: what confidentiality rests on, in words.
+        security: what confidentiality rests on in `shares`, in words; `lattice.parameters` has its own.
     """
 
     name: str

@@ -10,7 +10,7 @@ the worker. The check needs only what that one operator saw, so whether it passe
 the data; and one rejection excludes at most 1/q of the candidates for s, so s serves again.
 
 s is expanded from the kit's secret: forward one vector for each layer (outputs of a group stand side by
-side, and vectors that repeated would let two outputs swap unseen), backward one for all layers
+side: if two layers had one vector, their outputs could be swapped unseen), backward one for all layers
 (input gradients of a group add up). v is computed once, in a pass over the client's own copy of
 the public checkpoint.
 """

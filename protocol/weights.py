@@ -1,6 +1,6 @@
 """Integer weights: int8 with one float32 scale for each output feature, and their fingerprints.
 
-    W[j, :] ~ scale[j] * integers[j, :],   scale[j] = max |W[j, :]| / 127   (1 where the row is zero)
+    W[j, :] ~ scale[j] * integers[j, :],   scale[j] = max |W[j, :]| / 127   (1 where that is zero)
     integers = round-half-even(W / scale), clipped to +-127
 
 All of it in float32, and in this order: ``W * (127 / max)`` gives other bits. The largest magnitude in

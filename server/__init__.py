@@ -16,5 +16,6 @@ A worker is trusted with nothing: it sees masked operands and public weights, an
 operands nor results.
 """
 
-if not __name__.startswith("blindtune."):  # loaded twice, there would be two stocks of masks
+# Loaded twice, every class and every stock of masks would be there twice.
+if not __name__.startswith("blindtune."):
     raise ImportError(f"import this as blindtune.{__name__}")

@@ -6,7 +6,7 @@
 A row of the operand is one coefficient of the ring elements. A and H come packed, int32
 [feature tile][rank][256][16], transformed and centred, and S as `transformed` makes it. A product of
 two centred residues is at most ((q - 1)/2)^2 < 2^60 in magnitude, so a sum of rank <= 7 of them stays
-below 7 * 2^60 < 2^63, which fits the accumulator, and below 2^32 q, which `reduce_sum` asks for.
+below 7 * 2^60 < 2^63, which fits the accumulator, and below 2^32 q, which `reduce_sums` asks for.
 
 A tile gets its pointwise sums, one reduction each, and the inverse transform within the first cache.
 Then tiles side by side become rows, so that those, which lie far apart, are read and written 1 KiB at a

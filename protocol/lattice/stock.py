@@ -1,9 +1,10 @@
 """Blocks of masks, whose 256 rows are handed out in order, each once.
 
 A block holds what its rows can be computed from: S, transformed, and the key of E. Whole blocks of an
-operand are its own. So is the one of its last rows where few are left over, which are then given up: at most
-an eighth of the operand's rows. Other last rows come out of a block that is shared with other operands of the
-same product, so that short operands do not pay for 256 rows. Nothing is sent but real rows.
+operand are its own. So is the block of its last rows, if what is left of that block is at most an eighth of
+the operand's rows: that rest is given up. Otherwise the last rows come out of a block that is shared with
+other operands of the same product, so that short operands do not pay for 256 rows. Nothing is sent but real
+rows.
 
 The inverse transform yields all 256 rows of A S and H S at once. Those of a shared block that are not handed
 out yet are kept, 4 bytes an element, as long as all kept rows together fit a limit. Beyond it they are

@@ -187,7 +187,7 @@ def _scaled_and_centred(tile, out):  # type: ignore[no-untyped-def]
 
 
 def transformed(polynomials: NDArray[np.int8]) -> Centred:
-    """The factors of a pointwise product that `reduce_sum` and `inverse` turn into a product in the ring.
+    """The factors of a pointwise product that `reduce_sums` and `inverse` turn into a product in the ring.
 
     They carry the factors 2^32 and 1/n that those two leave out.
 

@@ -105,7 +105,7 @@ def test_files_are_short() -> None:
 
 
 def test_a_package_is_not_imported_under_another_name() -> None:
-    """Loaded twice, there would be two stocks of masks."""
+    """Loaded twice, every stock of masks would be there twice."""
     for package in ("checkpoint", "client", "proto", "protocol", "server"):
         command = [sys.executable, "-c", f"import {package}"]
         ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
