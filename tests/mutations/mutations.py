@@ -623,7 +623,6 @@ _LATTICE = (
         "row_offset=self.seed.row_offset + (start if stop > start else 0)",
         "row_offset=self.seed.row_offset",
         f"{_SERVICE}::test_4097_rows_of_a_seed_are_those_of_one_expansion",
-        path="worker",
     ),
     _one(
         "lattice-stock-survives-a-fork",
