@@ -88,7 +88,6 @@ SLIPS_WITH_REQUESTS = (
         "and i not in request.failed and request.rows <= request.most[i]:",
         "and i not in request.failed:",
         f"{_POLICY_SILENCE}::test_a_replica_that_is_busy_out_silent_pausing_or_too_small_is_not_asked_early",
-        path="failures",
     ),
     mutation(
         "gradients-added-as-they-come",
@@ -106,7 +105,6 @@ SLIPS_WITH_REQUESTS = (
         "first_column=self.first_column + left",
         "first_column=left",
         f"{_OPERANDS}::test_a_part_of_a_part_is_that_of_the_array",
-        path="worker",
     ),
     mutation(
         "failed-hedge-accepted",
@@ -115,7 +113,6 @@ SLIPS_WITH_REQUESTS = (
         "            if not answered and hedge.answered:\n",
         "            if not answered:\n",
         f"{_OPERATOR_SILENCE}::test_when_both_of_the_two_fail_nothing_of_their_answers_is_used",
-        path="failures",
     ),
     mutation(
         "hedge-after-the-end",
@@ -124,7 +121,6 @@ SLIPS_WITH_REQUESTS = (
         "            if running.has_ended:\n                return\n",
         "",
         f"{_OPERATOR_SILENCE}::test_a_look_that_is_due_as_its_attempt_ends_neither_repeats_it_nor_looks_again",
-        path="failures",
     ),
     mutation(
         "stop-before-the-call-lost",
@@ -150,7 +146,6 @@ SLIPS_WITH_REQUESTS = (
         "        self._workers[attempt.worker].in_flight -= 1\n        return None if attempt.acknowledged",
         "        return None if attempt.acknowledged",
         f"{_POLICY_SILENCE}::test_who_is_overtaken_counts_as_silent_only_if_it_said_nothing",
-        path="failures",
     ),
     mutation(
         "failed-share-ahead-not-repeated",
@@ -252,7 +247,6 @@ SLIPS_WITH_REQUESTS = (
             ),
         ),
         (f"{_OPERATOR_SILENCE}::test_a_replica_answers_the_same_bytes_while_the_first_worker_is_silent",),
-        "failures",
     ),
     mutation(
         "stale-outputs-in-inference-mode",
@@ -321,6 +315,5 @@ SLIPS_WITH_REQUESTS = (
             ),
         ),
         (f"{_OPERATOR_SILENCE}::test_the_first_worker_wins_if_it_answers_before_its_replica",),
-        "failures",
     ),
 )
