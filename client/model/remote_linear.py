@@ -27,7 +27,9 @@ class _GroupProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, group: LayerGroup, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         ctx.group = group
         ctx.set_materialize_grads(False)
-        ctx.shape, ctx.dtype = x.shape, x.dtype
+        # Gradients lie in memory as x does, as those of any linear layer: where the two differ, torch is known
+        # to err (batch norm in eval mode, torch 2.13).
+        ctx.like = torch.empty_like(x, device="meta")
         outputs = group.forward(_rows(x))
         return tuple(_tensor(y, (*x.shape[:-1], y.shape[1])).to(x.device, dtype) for y in outputs)
 
@@ -38,11 +40,10 @@ class _GroupProduct(torch.autograd.Function):
         if not ctx.needs_input_grad[0] or not given:
             return None, None, None
         gradient = ctx.group.backward([None if g is None else _rows(g) for g in gradients])
-        return (
-            _tensor(gradient, ctx.shape).to(given[0].device, ctx.dtype),
-            None,
-            None,
-        )
+        found = _tensor(gradient, ctx.like.shape).to(given[0].device, ctx.like.dtype)
+        if found.stride() != ctx.like.stride():
+            found = torch.empty_like(ctx.like, device=found.device).copy_(found)
+        return found, None, None
 
 
 def _rows(x: torch.Tensor) -> Any:

@@ -375,6 +375,20 @@ def test_a_weight_that_is_put_in_place_of_the_absent_one_is_refused(layers: Laye
         layers.remote[0](_random(2, 3, IN))
 
 
+def test_a_gradient_lies_in_memory_as_the_input_does(layers: Layers) -> None:
+    """Where it does not, batch norm in eval mode sums the wrong numbers up (torch 2.13)."""
+    for made in (_random(2, IN, 5, 4), _random(2, 5, 4, IN).permute(0, 3, 1, 2)):
+        image = made.requires_grad_()
+        norm = torch.nn.BatchNorm2d(IN).eval()
+        x = norm(image).flatten(2).transpose(1, 2)
+        strides = []
+        x.register_hook(lambda gradient: strides.append(gradient.stride()))  # noqa: B023
+        layers.remote[0](x).sum().backward()
+        assert strides == [x.stride()]
+        expected = layers.weights[0].sum(0) * 2 * 5 * 4
+        assert norm.bias.grad is not None and _error(norm.bias.grad[None], expected[None]) < CLOSE
+
+
 def test_outputs_can_be_changed_in_place_and_gradients_stay_right(layers: Layers) -> None:
     x = _random(2, 3, IN).requires_grad_()
     a, b = (layers.remote[member](x) for member in (1, 2))
