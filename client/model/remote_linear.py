@@ -27,8 +27,8 @@ class _GroupProduct(torch.autograd.Function):
     def forward(ctx: Any, x: torch.Tensor, group: LayerGroup, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
         ctx.group = group
         ctx.set_materialize_grads(False)
-        # Gradients lie in memory as x does, as those of any linear layer: where the two differ, torch is known
-        # to err (batch norm in eval mode, torch 2.13).
+        # Gradients lie in memory as x does, as those of any linear layer: where the two differ, torch is
+        # known to err (batch norm in eval mode, torch 2.13).
         ctx.like = torch.empty_like(x, device="meta")
         outputs = group.forward(_rows(x))
         return tuple(_tensor(y, (*x.shape[:-1], y.shape[1])).to(x.device, dtype) for y in outputs)
