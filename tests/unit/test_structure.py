@@ -50,27 +50,21 @@ def room(module: str) -> str:
     return module if is_room else module.rpartition(".")[0]
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of ours that a file imports, without ``blindtune.``"""
+def imports(path: Path) -> set[str]:
+    """Full names of everything a file imports, ``module.name`` where it takes a name out of a module."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = {name.removeprefix("blindtune.") for name in names if name.startswith("blindtune.")}
-    return {name if name in MODULES else name.rpartition(".")[0] for name in ours} & MODULES.keys()
-
-
-def imports(path: Path) -> set[str]:
-    """Full names of everything a file imports."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
     return names
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of ours that a file imports, without ``blindtune.``"""
+    ours = {name.removeprefix("blindtune.") for name in imports(path) if name.startswith("blindtune.")}
+    return {name if name in MODULES else name.rpartition(".")[0] for name in ours} & MODULES.keys()
 
 
 def test_packages_import_what_they_may_alone() -> None:
