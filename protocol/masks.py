@@ -39,6 +39,8 @@ class Share:
     """
 
     def __init__(self, recipient: int, operand: Operand, *, expected: Residues | None = None) -> None:
+        if isinstance(operand, SeededRows) and operand.first_column:
+            raise ValueError("a share is all columns of its seed's rows: no request says where others begin")
         # Every attempt sends the same bytes, and the check reads them again.
         for array in (operand, expected):
             if isinstance(array, np.ndarray):
@@ -84,7 +86,7 @@ class Share:
     def residues(self) -> Residues:
         """uint32 [rows, contraction], read-only: expanded from the seed when they are first asked for."""
         if self._residues is None:
-            residues = cast(SeededRows, self._operand).residues()
+            residues = cast(SeededRows, self._operand).seed.expand(*self.shape)
             residues.flags.writeable = False
             self._residues = residues
         return self._residues

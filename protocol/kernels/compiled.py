@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from pickle import UnpicklingError
 from typing import Any
 
 from numba import njit
@@ -54,7 +55,7 @@ class _Index(IndexDataCacheFile):
     def _load_index(self) -> Any:
         try:
             return super()._load_index()
-        except Exception:  # whatever unpickling raises: the kernel is compiled anew
+        except (ImportError, AttributeError, UnpicklingError, EOFError):  # the kernel is compiled anew
             return {}
 
 

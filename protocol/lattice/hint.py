@@ -85,7 +85,9 @@ def hint_request(public_seed: bytes, product: Product, first_row: int, rows: int
         rows: number of rows.
     """
     seed = Seed(public_seed, first_row)
-    return Share(0, SeededRows(seed, rows, product.contraction))
+    share = Share(0, SeededRows(seed, rows, product.contraction))
+    _ = share.residues  # expanded once, and not by each of its parts
+    return share
 
 
 class PublicMatrix:

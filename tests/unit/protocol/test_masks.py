@@ -16,9 +16,10 @@ from support.forked import in_a_child
 from blindtune.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
-from blindtune.protocol.masks import MaskedOperand
+from blindtune.protocol.masks import MaskedOperand, Share
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import FloatProduct
+from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.shares.source import ShareSource
@@ -265,6 +266,13 @@ def test_whatever_all_operators_but_one_add_up_stays_uniform(operators: int) -> 
 
 
 # One mask for one operand.
+
+
+def test_a_share_of_some_of_a_seeds_columns_is_refused() -> None:
+    rows = SeededRows(Seed(bytes(32)), 3, 8)
+    assert not Share(0, rows).residues.flags.writeable
+    with pytest.raises(ValueError, match="all columns"):
+        Share(0, rows[:, 2:])
 
 
 @OPERATORS
