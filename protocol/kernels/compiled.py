@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable
 from functools import cache
-from pickle import UnpicklingError
 from typing import Any
 
 from numba import njit
@@ -46,30 +45,17 @@ def _sources(module: str) -> bytes:
     return digest.digest()
 
 
-class _Index(IndexDataCacheFile):
-    """numba's list of what it keeps of a kernel; an empty one where it can't be read.
-
-    It names classes by their modules, of which an earlier release may have had others.
-    """
-
-    def _load_index(self) -> Any:
-        try:
-            return super()._load_index()
-        except (ImportError, AttributeError, UnpicklingError, EOFError):  # the kernel is compiled anew
-            return {}
-
-
 class _Cache(FunctionCache):
-    """numba's, with the sources of a kernel's module in the key."""
+    """numba's, with the sources of a kernel's module in the names of its files.
+
+    So what another release left in the same place is never read: neither its kernels nor its index, which
+    names classes by their modules. Of two processes that write at once, each writes what the other would.
+    """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         super().__init__(function)
-        self._sources = _sources(function.__module__)
-        stamp = self._impl.locator.get_source_stamp()
-        self._cache_file = _Index(self._cache_path, self._impl.filename_base, stamp)
-
-    def _index_key(self, sig: Any, codegen: Any) -> Any:
-        return super()._index_key(sig, codegen), self._sources
+        name = f"{self._impl.filename_base}.{_sources(function.__module__).hex()[:32]}"
+        self._cache_file = IndexDataCacheFile(self._cache_path, name, self._impl.locator.get_source_stamp())
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
