@@ -18,7 +18,7 @@ MAY_IMPORT = {
 # Rooms from the ground up. A room imports only what stands above it in this list.
 ROOMS = """
     errors
-    protocol.kernels protocol protocol.multiplication protocol.shares protocol.lattice
+    protocol.kernels protocol protocol.certificate protocol.multiplication protocol.shares protocol.lattice
     proto checkpoint common
     server.admission server
     client.process client.tls client.kit client.config client.operators client.rounds client.model client
