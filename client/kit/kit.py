@@ -1,9 +1,9 @@
 """The client kit: what the client must know about layers that it does not hold.
 
 For each frozen layer: its shape, fingerprint and scales; the sums of squares and of magnitudes that bound
-its products (see `blindtune.protocol.fixed_point`); and the verification vectors. All of it follows
-from the public checkpoint, but for the verification secret, which is random, belongs to this kit and
-is readable by its owner only. It protects integrity, not privacy.
+its products (see `blindtune.protocol.fixed_point`); the verification vectors, and the images of certificate
+words. All of it follows from the public checkpoint, but for the verification secret, which is random, belongs
+to this kit and is readable by its owner only. It protects integrity, not privacy.
 
     KIT/blindtune/kit.json              what this is, of which model, and digests
     KIT/blindtune/layers.safetensors    arrays of each layer
@@ -20,9 +20,9 @@ import hmac
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +30,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from blindtune.errors import KitError
+from blindtune.protocol.certificate.words import CertificateWords
+from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES, derive_key
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
@@ -49,8 +51,9 @@ __all__ = [
 ]
 
 KIT_FOLDER = "blindtune"
-KIT_VERSION = 2
+KIT_VERSION = 3
 DESCRIPTION, ARRAYS, SECRET = "kit.json", "layers.safetensors", "verification.key"
+_WORDS = np.uint32, np.uint64
 
 
 class LayerDescription(BaseModel):
@@ -69,7 +72,7 @@ class KitDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     model: str
     revision: str | None
     scheme: str
@@ -228,15 +231,16 @@ class Kit:
         return self._largest_column(product, "magnitudes")
 
     def _largest_column(self, product: Product, what: str) -> int:
-        if product.direction is Direction.FORWARD:
-            return max(
-                int(self._array(s.layer, f"row_{what}")[s.start // MAX_CONTRACTION]) for s in product.spans
-            )
-        columns = sum(
-            self._array(s.layer, f"column_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)
+        return int(max(np.max(x) for x in self._columns(product, what)))
+
+    def _columns(self, product: Product, what: str) -> list[NDArray[np.int64]]:
+        """Sums over the columns of the product's matrix, of one side by side part after the other."""
+        name = "row" if product.direction is Direction.FORWARD else "column"
+        parts = [
+            self._array(s.layer, f"{name}_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)
             for s in product.spans
-        )
-        return int(np.max(columns))
+        ]
+        return parts if product.direction is Direction.FORWARD else [np.sum(parts, axis=0)]
 
     def outputs(self, product: Product) -> int:
         """Columns of the product's results."""
@@ -267,3 +271,24 @@ class Kit:
         s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features)
         parts = [self._array(x.layer, "backward")[:, x.start : x.stop] for x in product.spans]
         return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32))
+
+    def certificate(self, product: Product) -> CertificateWords:
+        """The secret words that tell whether results of a product wrapped."""
+        if product.direction is Direction.FORWARD:
+            of_layers = [
+                certificate_words(self._secret, x.layer, Direction.FORWARD, self.layers[x.layer].out_features)
+                for x in product.spans
+            ]
+            u, long_u = (np.concatenate(words) for words in zip(*of_layers, strict=True))
+            image, long_image = (reduce(np.add, self._images(product, x)) for x in _WORDS)
+        else:
+            in_features = self.layers[product.spans[0].layer].in_features
+            u, long_u = certificate_words(self._secret, "", Direction.BACKWARD, in_features)
+            image, long_image = (np.concatenate(self._images(product, x)) for x in _WORDS)
+        squares = np.concatenate(self._columns(product, "squares"))
+        return CertificateWords(u, image, long_u, long_image, squares)
+
+    def _images(self, product: Product, words: type[np.unsignedinteger]) -> list[NDArray[Any]]:
+        """M u of each span, for words of this type."""
+        name = f"{product.direction.name.lower()}_{words.__name__}"
+        return [self._array(x.layer, name)[x.start : x.stop] for x in product.spans]

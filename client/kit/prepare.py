@@ -33,6 +33,8 @@ from blindtune.client.kit.kit import (
 )
 from blindtune.client.process.disk import folder_written_at_once, write_private
 from blindtune.errors import ConfigurationError, KitError
+from blindtune.protocol.certificate.words import images
+from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
@@ -88,7 +90,7 @@ def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:
     remote = _not_in_the_kit(checkpoint, head)
     with TensorFiles(checkpoint.folder) as tensors:
         stay = sum(tensors.get(key).nbytes for key in tensors if key not in remote)
-    vectors = sum(4 * 3 * x.out_features + 8 * 3 * x.in_features for x in checkpoint.layers)
+    vectors = sum((24 + 4) * x.out_features + (24 + 12) * x.in_features for x in checkpoint.layers)
     return stay + vectors
 
 
@@ -155,23 +157,23 @@ def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 @dataclass(frozen=True)
 class _Bounds:
-    """Largest or whole sums of a layer's integers, for each span of the contraction."""
+    """Sums of a layer's integers, for each span of the contraction."""
 
-    row: NDArray[np.int64]  # forward: [input spans], the largest over the rows of W
+    row: NDArray[np.int32]  # forward: [input spans, out]
     column: NDArray[np.int64]  # backward: [output spans, in]
 
 
 def _bounds(integers: torch.Tensor, power: int) -> _Bounds:
     """Sums of magnitudes (power 1) or squares (power 2), exact: 127^2 * 2^17 terms fit int32."""
     out_features, in_features = integers.shape
-    rows = np.zeros(-(-in_features // MAX_CONTRACTION), np.int64)
+    rows = np.zeros((-(-in_features // MAX_CONTRACTION), out_features), np.int32)
     columns = np.zeros((-(-out_features // MAX_CONTRACTION), in_features), np.int64)
     step = max(1, (1 << 24) // in_features)
     for start in range(0, out_features, step):
         block = integers[start : start + step].to(torch.int32).abs_().pow_(power)
         for i in range(len(rows)):
             span = block[:, i * MAX_CONTRACTION : (i + 1) * MAX_CONTRACTION]
-            rows[i] = max(rows[i], int(span.sum(dim=1).max()))
+            rows[i, start : start + len(block)] = span.sum(dim=1).numpy()
         first, last = start // MAX_CONTRACTION, (start + len(block) - 1) // MAX_CONTRACTION
         for o in range(first, last + 1):
             span = block[max(0, o * MAX_CONTRACTION - start) : (o + 1) * MAX_CONTRACTION - start]
@@ -187,11 +189,16 @@ def _layer_arrays(name: str, layer: IntegerLayer, secret: bytes) -> dict[str, np
         "scales": layer.scales,
         "row_squares": squares.row,
         "column_squares": squares.column,
-        "row_magnitudes": magnitudes.row,
+        "row_magnitudes": magnitudes.row.max(axis=1),
         "column_magnitudes": magnitudes.column,
         "forward": check_vectors(layer.integers, forward, Direction.FORWARD),
         "backward": check_vectors(layer.integers, backward, Direction.BACKWARD),
     }
+    for direction in Direction:
+        features = layer.out_features if direction is Direction.FORWARD else layer.in_features
+        words = certificate_words(secret, name, direction, features)
+        for image in images(layer.integers, words, direction):
+            arrays[f"{direction.name.lower()}_{image.dtype.name}"] = image
     return {f"{name}:{what}": array for what, array in arrays.items()}
 
 

@@ -77,8 +77,8 @@ SLIPS_WITH_REQUESTS = (
         "bound-of-the-first-span",
         "all spans of a long layer are bounded by the columns of its first one",
         "client/kit/kit.py",
-        'self._array(s.layer, f"column_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)',
-        'self._array(s.layer, f"column_{what}")[0].astype(np.int64)',
+        'self._array(s.layer, f"{name}_{what}")[s.start // MAX_CONTRACTION].astype(np.int64)',
+        'self._array(s.layer, f"{name}_{what}")[0].astype(np.int64)',
         f"{_KIT}::test_the_bounds_are_those_of_the_columns_of_every_product",
     ),
     mutation(

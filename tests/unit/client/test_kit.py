@@ -184,6 +184,24 @@ def test_the_check_vectors_accept_the_right_product_and_no_other(
             check.verify(operand, answer)
 
 
+@pytest.mark.parametrize("size", ["tiny", "wide"])
+def test_certificate_words_of_a_product_are_those_of_its_matrix(
+    checkpoint: Checkpoint, wide: Checkpoint, size: str
+) -> None:
+    checkpoint = {"tiny": checkpoint, "wide": wide}[size]
+    kit, multiplier = cached_kit(checkpoint), honest_multiplier(checkpoint)
+    for product in _products(checkpoint):
+        matrix, words = (
+            _matrix(multiplier, product).astype(np.int64).view(np.uint64),
+            kit.certificate(product),
+        )
+        assert np.array_equal((matrix * words.u).sum(axis=1).astype(np.uint32), words.image)
+        assert np.array_equal((matrix * words.long_u).sum(axis=1), words.long_image)
+        assert np.array_equal((matrix * matrix).sum(axis=0), words.column_squares)
+        assert len({*words.u.tolist()}) > 0.99 * len(words.u)
+        assert kit.column_square_sum(product) == max(words.column_squares)
+
+
 def test_an_output_folder_with_files_in_it_is_refused_and_left_alone(
     checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
@@ -309,7 +327,7 @@ def test_a_kit_that_an_earlier_release_made_is_to_be_made_again(prepared: Path, 
     file = folder / "blindtune" / "kit.json"
     earlier = {k: v for k, v in json.loads(file.read_text()).items() if k != "files"} | {"version": 1}
     file.write_text(json.dumps(earlier))
-    with pytest.raises(KitError, match=r"another release \(version 1, this one reads 2\).*blindtune prepare"):
+    with pytest.raises(KitError, match=r"another release \(version 1, this one reads 3\).*blindtune prepare"):
         Kit.open(folder)
 
 
@@ -353,7 +371,7 @@ def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 3, "version"),
+        ("version", 4, "version"),
         ("version", "x", "version"),
         ("scheme", "nf4-v1", "is for nf4-v1, this is int8"),
         ("extra", 1, "extra"),
