@@ -16,7 +16,7 @@ from blindtune.checkpoint.skeleton import (
     supported_config,
 )
 from blindtune.errors import CheckpointError, UnsupportedError
-from blindtune.protocol.weights import IntegerLayer, quantize_int8
+from blindtune.protocol.weights import INT8, IntegerLayer, Scheme
 
 __all__ = ["Checkpoint"]
 
@@ -31,6 +31,7 @@ class Checkpoint:
         revision: the revision that the user gave.
         config: its configuration.
         layers: its frozen linear layers, each weight once.
+        scheme: how their weights become integers.
     """
 
     folder: Path
@@ -38,9 +39,10 @@ class Checkpoint:
     revision: str | None
     config: PretrainedConfig
     layers: tuple[FrozenLayer, ...]
+    scheme: Scheme
 
     @classmethod
-    def open(cls, model: str | Path, revision: str | None = None) -> "Checkpoint":
+    def open(cls, model: str | Path, revision: str | None = None, scheme: Scheme = INT8) -> "Checkpoint":
         """Finds a checkpoint and its layers, without reading a weight.
 
         Raises:
@@ -56,13 +58,13 @@ class Checkpoint:
         if not found:
             raise UnsupportedError(f"{model} ({config.model_type}) has no frozen linear layers")
         layers = {layer.name: layer for layer in reversed(found)}
-        return cls(folder, str(model), revision, config, tuple(reversed(layers.values())))
+        return cls(folder, str(model), revision, config, tuple(reversed(layers.values())), scheme)
 
     @contextmanager
     def reader(self) -> Iterator["LayerReader"]:
         """Opens the weight files."""
         with TensorFiles(self.folder) as tensors:
-            yield LayerReader(tensors)
+            yield LayerReader(tensors, self.scheme)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class LayerReader:
     """Reads layers out of open weight files."""
 
     tensors: TensorFiles
+    scheme: Scheme
 
     def read(self, layer: FrozenLayer) -> IntegerLayer:
         """A layer's integers and scales, quantized from the type that the checkpoint stores.
@@ -87,6 +90,6 @@ class LayerReader:
         if layer.rows:
             weight = weight[layer.rows.start : layer.rows.stop]
         try:
-            return quantize_int8(weight)
+            return self.scheme.quantize(weight)
         except ValueError as error:
             raise CheckpointError(f"{where}: {error}") from error

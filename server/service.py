@@ -18,7 +18,6 @@ from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
-from blindtune.protocol.weights import SCHEME
 from blindtune.server.admission.identity import Identify, by_certificate
 from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.places import LeftError, Places
@@ -309,7 +308,7 @@ def _manifest(store: LayerStore, limits: Limits) -> worker_pb2.Manifest:
         software_version=software_version(),
         model=store.model,
         revision=store.revision,
-        scheme=SCHEME,
+        scheme=store.scheme.identifier,
         fingerprint=store.fingerprint,
         layers=[
             worker_pb2.Layer(

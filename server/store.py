@@ -14,7 +14,7 @@ from blindtune.protocol.multiplication.layer_memory import LayerMemory
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.products import contraction_lengths
-from blindtune.protocol.weights import IntegerLayer, model_fingerprint
+from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
 from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory
 
 __all__ = ["LayerStore", "StoredLayer", "layer_fingerprints"]
@@ -53,6 +53,7 @@ class LayerStore:
         fingerprint: of the whole checkpoint, also when only some of its layers are held.
         layers: those that are held, by name.
         method: how products are computed on this device.
+        scheme: how the weights became integers.
         contractions: the contraction lengths at which `method` was checked; no others are served.
     """
 
@@ -62,6 +63,7 @@ class LayerStore:
     layers: Mapping[str, StoredLayer]
     method: Method
     contractions: frozenset[int]
+    scheme: Scheme
 
     @classmethod
     def load(
@@ -100,6 +102,7 @@ class LayerStore:
             model=checkpoint.folder.resolve().name if local else checkpoint.model,
             revision="" if local else checkpoint.revision or "main",
             held=held,
+            scheme=checkpoint.scheme,
         )
 
     @classmethod
@@ -111,6 +114,7 @@ class LayerStore:
         model: str,
         revision: str = "",
         held: Collection[str] | None = None,
+        scheme: Scheme = INT8,
     ) -> "LayerStore":
         """Keeps integer layers as they come by; ``layers`` must be all of the model's.
 
@@ -141,7 +145,7 @@ class LayerStore:
             "products are exact",
             extra={"method": method.name, "device": str(device), "contractions": len(contractions)},
         )
-        return cls(model, revision, model_fingerprint(fingerprints), stored, method, contractions)
+        return cls(model, revision, model_fingerprint(fingerprints), stored, method, contractions, scheme)
 
     def multiplier(self) -> Multiplier:
         """Multiplies by the layers that are held."""

@@ -43,7 +43,7 @@ class PublicModel:
     @cached_property
     def kit(self) -> Kit:
         """Bounds of the products, which decide on the integers' size."""
-        return kit_of(self.checkpoint.folder)
+        return kit_of(self.checkpoint.folder, scheme=self.checkpoint.scheme)
 
     @cached_property
     def positional(self) -> bool:

@@ -23,6 +23,9 @@ def prepare(
             "embedding)."
         ),
     ] = "auto",
+    quantization: Annotated[
+        str, typer.Option(help="How weights become integers, as at the workers: int8, nf4 or nf4-double.")
+    ] = "int8",
     estimate: Annotated[
         bool, typer.Option("--estimate", help="Only show the sizes of the kit and of its hints.")
     ] = False,
@@ -57,13 +60,16 @@ def prepare(
     from blindtune.client.rounds.connect import connect
     from blindtune.errors import ConfigurationError
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
+    from blindtune.protocol.weights import SCHEMES
 
     if parameter_set not in LATTICE_PARAMETER_SETS:
         raise ConfigurationError(
             f"--parameter-set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {parameter_set}"
         )
     chosen = checked_head(head)
-    checkpoint = Checkpoint.open(model, revision)
+    if quantization not in SCHEMES:
+        raise ConfigurationError(f"--quantization is one of {', '.join(SCHEMES)}, not {quantization}")
+    checkpoint = Checkpoint.open(model, revision, SCHEMES[quantization])
     if estimate:
         products = all_products(checkpoint, chosen)
         shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
@@ -79,7 +85,7 @@ def prepare(
         if not worker:
             raise ConfigurationError("--hints needs a --worker to obtain them from")
         operator = Operator("operator", worker, ca, cert, key, token)
-        config = BlindConfig([operator], "lattice", parameter_set, chosen, insecure=insecure)
+        config = BlindConfig([operator], "lattice", parameter_set, quantization, chosen, insecure=insecure)
 
     def reading(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
         return track(layers, "Reading layers", console=messages, transient=True)

@@ -15,6 +15,7 @@ from blindtune.client.kit.head import Head, checked_head
 from blindtune.client.tls.files import public_keys, read_files, read_token
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
+from blindtune.protocol.weights import INT8, SCHEMES
 
 __all__ = ["METHOD", "BlindConfig", "Masking", "Operator", "refuse_configuration_of_checkpoint"]
 
@@ -64,6 +65,8 @@ class BlindConfig(QuantizationConfigMixin):
             computes the same integers in this process, without workers, and needs the whole
             checkpoint.
         parameter_set: of the lattice, ``"mlwe1280"`` or the stronger ``"mlwe1536"``.
+        quantization: of the frozen weights, at the workers as for the client: ``"int8"``, or the integers of
+            QLoRA's four bits, ``"nf4"`` and ``"nf4-double"``. Workers must be started with the same.
         head: where the output head of a language model is computed. ``"auto"`` keeps it on the
             client when it is tied to the embedding.
         insecure: allow connections without TLS, to loopback addresses only.
@@ -86,6 +89,7 @@ class BlindConfig(QuantizationConfigMixin):
         operators: Sequence[Operator | Mapping[str, Any]] = (),
         masking: Masking = "shares",
         parameter_set: str = MLWE1280.name,
+        quantization: str = INT8.name,
         head: Head = "auto",
         insecure: bool = False,
         allow_one_machine: bool = False,
@@ -103,6 +107,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.operators = tuple(x if isinstance(x, Operator) else Operator(**x) for x in operators)
         self.masking = masking
         self.parameter_set = parameter_set
+        self.quantization = quantization
         self.head = head
         self.insecure = insecure
         self.allow_one_machine = allow_one_machine
@@ -150,6 +155,10 @@ class BlindConfig(QuantizationConfigMixin):
         if self.parameter_set not in LATTICE_PARAMETER_SETS:
             raise ConfigurationError(
                 f"parameter_set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set!r}"
+            )
+        if self.quantization not in SCHEMES:
+            raise ConfigurationError(
+                f"quantization is one of {', '.join(SCHEMES)}, not {self.quantization!r}"
             )
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:

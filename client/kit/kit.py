@@ -36,7 +36,7 @@ from blindtune.protocol.expansion import KEY_BYTES, derive_key
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.verification import CheckVectors, secret_vectors
-from blindtune.protocol.weights import SCHEME
+from blindtune.protocol.weights import SCHEMES, Scheme
 
 __all__ = [
     "KIT_FOLDER",
@@ -189,8 +189,8 @@ class Kit:
             raise KitError(f"{inside / DESCRIPTION}: {where}: {first['msg']}; {again}") from None
         except OSError as error:
             raise KitError(f"the kit in {folder} cannot be read ({error}); {again}") from error
-        if description.scheme != SCHEME:
-            raise KitError(f"the kit in {folder} is for {description.scheme}, this is {SCHEME}; {again}")
+        if description.scheme not in {x.identifier for x in SCHEMES.values()}:
+            raise KitError(f"the kit in {folder} is for {description.scheme}, which is unknown here; {again}")
         if len(secret) != KEY_BYTES or hashlib.sha256(secret).hexdigest() != description.secret_sha256:
             raise KitError(f"{inside / SECRET} is damaged: its digest differs; {again}")
         if not hmac.compare_digest(description.digest(secret).encode(), description.keyed_digest.encode()):
@@ -199,6 +199,11 @@ class Kit:
             raise KitError(f"{inside / ARRAYS} is damaged: its digest differs; {again}")
         _require_files(folder, description.files, again)
         return cls(folder, description, secret)
+
+    @property
+    def scheme(self) -> Scheme:
+        """How the weights became integers."""
+        return next(x for x in SCHEMES.values() if x.identifier == self.description.scheme)
 
     @property
     def layers(self) -> dict[str, LayerDescription]:

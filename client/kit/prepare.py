@@ -38,7 +38,7 @@ from blindtune.protocol.certificate.words import secret_words as certificate_wor
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
-from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint
+from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
 
 __all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "kit_folder", "kit_of", "prepare"]
 
@@ -124,7 +124,7 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
 def _cached_kit_folder(checkpoint: Checkpoint, cache: Path | None = None) -> Path:
     root = cache or Path(os.environ.get("BLINDTUNE_CACHE", Path.home() / ".cache" / "blindtune"))
     with TensorFiles(checkpoint.folder) as tensors:
-        identity = [f"{KIT_VERSION} {SCHEME}"]
+        identity = [f"{KIT_VERSION} {checkpoint.scheme.identifier}"]
         for path in tensors.paths():
             stat = path.stat()
             identity.append(f"{path.resolve()} {stat.st_size} {stat.st_mtime_ns}")
@@ -132,17 +132,29 @@ def _cached_kit_folder(checkpoint: Checkpoint, cache: Path | None = None) -> Pat
     return root / "kits" / hashlib.sha256("\n".join(identity).encode()).hexdigest()[:32]
 
 
-def kit_folder(folder: Path) -> Path | None:
+def kit_folder(folder: Path, scheme: Scheme = INT8) -> Path | None:
     """Where the kit of a checkpoint folder is, which may be that folder; None as long as it is not made."""
     if is_kit(folder):
         return folder
-    cached = _cached_kit_folder(Checkpoint.open(folder))
+    cached = _cached_kit_folder(Checkpoint.open(folder, scheme=scheme))
     return cached if cached.exists() else None
 
 
-def kit_of(folder: Path, progress: Progress = lambda x: x) -> Kit:
-    """The kit that a folder is, or the one of the checkpoint that it holds."""
-    return Kit.open(folder) if is_kit(folder) else cached_kit(Checkpoint.open(folder), progress=progress)
+def kit_of(folder: Path, progress: Progress = lambda x: x, scheme: Scheme = INT8) -> Kit:
+    """The kit that a folder is, or the one of the checkpoint that it holds.
+
+    Raises:
+        ConfigurationError: the folder is a kit of another scheme.
+    """
+    if not is_kit(folder):
+        return cached_kit(Checkpoint.open(folder, scheme=scheme), progress=progress)
+    kit = Kit.open(folder)
+    if kit.scheme is not scheme:
+        raise ConfigurationError(
+            f"the kit in {folder} is for quantization {kit.scheme.name}, and {scheme.name} is configured: "
+            f"configure {kit.scheme.name}, or make the kit again with --quantization {scheme.name}"
+        )
+    return kit
 
 
 def _unshared(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -227,7 +239,7 @@ def _write(checkpoint: Checkpoint, folder: Path, progress: Progress) -> None:
     description = KitDescription(
         model=checkpoint.model,
         revision=checkpoint.revision,
-        scheme=SCHEME,
+        scheme=checkpoint.scheme.identifier,
         fingerprint=model_fingerprint({name: x.fingerprint for name, x in layers.items()}),
         layers=layers,
         head_included=head_included,

@@ -44,6 +44,7 @@ from blindtune.client.rounds.connect import HintProgress, connect
 from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.errors import ConfigurationError, KitError, UnsupportedError
 from blindtune.protocol.products import Product
+from blindtune.protocol.weights import SCHEMES
 
 __all__ = ["BlindConfig", "BlindQuantizer", "Operator", "multiplier_of", "preparing"]
 
@@ -168,15 +169,15 @@ def preparing(name: str, shown: bool = True) -> Progress:
 
 def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMultiplier]:
     """The kit for a checkpoint folder, and what multiplies."""
-    progress = preparing(name, config.progress)
+    progress, scheme = preparing(name, config.progress), SCHEMES[config.quantization]
     if config.masking == "reference":
         if is_kit(folder):
             raise ConfigurationError(
                 f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
             )
-        checkpoint = Checkpoint.open(folder)
+        checkpoint = Checkpoint.open(folder, scheme=scheme)
         return cached_kit(checkpoint, progress=progress), ReferenceMultiplier(checkpoint)
-    kit = kit_of(folder, progress)
+    kit = kit_of(folder, progress, scheme)
     return kit, connect(config, kit, _hint_progress(config))
 
 

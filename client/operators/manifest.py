@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from blindtune.errors import IncompatibleWorkerError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.weights import SCHEME
+from blindtune.protocol.weights import INT8, SCHEMES, Scheme
 
 __all__ = ["Expectations", "check_manifest", "shown"]
 
@@ -24,12 +24,14 @@ class Expectations:
         fingerprint: of the model, from the client's own copy of the checkpoint.
         parameter_set: name of the parameter set.
         layers: fingerprint of each layer that will be asked for.
+        scheme: how the weights became integers.
     """
 
     model: str
     fingerprint: str
     parameter_set: str
     layers: Mapping[str, str]
+    scheme: Scheme = INT8
 
 
 def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: str) -> None:
@@ -48,10 +50,17 @@ def check_manifest(manifest: worker_pb2.Manifest, expected: Expectations, who: s
             f"{who} speaks protocol version {versions[:8] or 'none'}, this client "
             f"speaks {PROTOCOL_VERSION}: upgrade {older}"
         )
-    if manifest.scheme != SCHEME:
+    if manifest.scheme != expected.scheme.identifier:
+        theirs = next((x.name for x in SCHEMES.values() if x.identifier == manifest.scheme), None)
+        then = "run the same release of Blindtune on both sides"
+        if theirs:
+            then = (
+                f"start the worker with --quantization {expected.scheme.name}, or configure {theirs} here "
+                f"(quantization.scheme: {theirs} in a recipe)"
+            )
         raise IncompatibleWorkerError(
-            f"{who} quantizes with {shown(manifest.scheme) or 'nothing'}, this client with {SCHEME}: "
-            "run the same release of Blindtune on both sides"
+            f"{who} quantizes with {theirs or shown(manifest.scheme) or 'nothing'}, this client with "
+            f"{expected.scheme.name}: {then}"
         )
     if expected.parameter_set not in manifest.parameter_sets:
         raise IncompatibleWorkerError(

@@ -35,6 +35,7 @@ from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
 from blindtune.protocol.products import Product
+from blindtune.protocol.weights import SCHEMES
 
 __all__ = ["Estimate", "estimate", "remote_products", "skeleton"]
 
@@ -137,7 +138,8 @@ def _hints(
     if recipe.masking.mode != "lattice":
         return 0, 0
     parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
-    missing = missing_hints(kit_folder(folder), parameters, remote_products(recipe, folder, labels))
+    kit = kit_folder(folder, SCHEMES[recipe.quantization.scheme])
+    missing = missing_hints(kit, parameters, remote_products(recipe, folder, labels))
     # A hint is asked for in blocks of rows, each with the public seed.
     up = KEY_BYTES * len(missing) * (parameters.dimension // DEGREE)
     return up, sum(WORD_BYTES * parameters.dimension * product_outputs(x, shapes) for x in missing)

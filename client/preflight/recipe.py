@@ -19,6 +19,7 @@ from blindtune.client.rounds.connect import expectations
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.errors import BlindtuneError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
+from blindtune.protocol.weights import SCHEMES
 
 __all__ = ["check_recipe"]
 
@@ -43,7 +44,7 @@ def check_recipe(recipe: Recipe) -> Iterator[Finding]:
 def _with_the_model(recipe: Recipe, known: Known, config: BlindConfig, folder: Path) -> Iterator[Finding]:
     """What reads all weights, or asks operators."""
     try:
-        kit = kit_of(folder, preparing(recipe.model.name))
+        kit = kit_of(folder, preparing(recipe.model.name), SCHEMES[recipe.quantization.scheme])
     except BlindtuneError as error:
         yield problem_of("model", error, _AGAIN)
         return

@@ -12,6 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from blindtune.client.kit.head import Head
 from blindtune.client.recipe.hf_arguments import TrainingSection
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
+from blindtune.protocol.weights import INT8, SCHEMES
 
 __all__ = [
     "AdapterSection",
@@ -73,8 +74,11 @@ class ModelSection(Section):
 class QuantizationSection(Section):
     """How the frozen weights become integers, at the workers and for the client's checks."""
 
-    scheme: Literal["int8"] = Field(
-        "int8", description="One byte for each weight, one scale for each output."
+    scheme: Literal[tuple(SCHEMES)] = Field(  # type: ignore[valid-type]
+        INT8.name,
+        description="int8: one byte for each weight, one scale for each output. nf4, nf4-double: the same of "
+        "what QLoRA's four bits leave of the weights, without or with double quantization. Workers are "
+        "started with the same --quantization.",
     )
     head: Head = Field(
         "auto",

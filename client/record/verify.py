@@ -187,13 +187,18 @@ def check_model(chain: Chain, model: str, revision: str | None) -> str:
     from blindtune.checkpoint.files import resolve
     from blindtune.client.kit.kit import Kit, is_kit
     from blindtune.client.kit.prepare import fingerprint
+    from blindtune.protocol.weights import SCHEMES
 
     folder = resolve(model, revision)
+    entries = chain.of("start", "resume")
     if is_kit(folder):
         actual = Kit.open(folder).description.fingerprint
     else:
-        actual = fingerprint(Checkpoint.open(folder))
-    for entry in chain.of("start", "resume"):
+        name = next(x.body["model"]["scheme"] for x in entries if x.kind == "start")
+        if name not in SCHEMES:
+            raise RecordError(f"the record is of quantization {name}, which this release does not know")
+        actual = fingerprint(Checkpoint.open(folder, scheme=SCHEMES[name]))
+    for entry in entries:
         said = entry.body["model"]["fingerprint"] if entry.kind == "start" else entry.body["fingerprint"]
         if said != actual:
             raise RecordError(

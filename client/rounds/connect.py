@@ -63,6 +63,7 @@ def expectations(kit: Kit) -> Expectations:
         fingerprint=kit.description.fingerprint,
         parameter_set=Q31.name,
         layers={name: layer.fingerprint for name, layer in kit.layers.items()},
+        scheme=kit.scheme,
     )
 
 

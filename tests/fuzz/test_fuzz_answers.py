@@ -37,7 +37,7 @@ from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.shares.source import ShareSource
-from blindtune.protocol.weights import SCHEME
+from blindtune.protocol.weights import INT8
 
 LAYERS = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(LAYERS, 32)
@@ -176,7 +176,7 @@ def test_a_manifest_is_the_right_one_or_refused(kit: Kit) -> None:
         with refused_or_fine(most=2000):
             check_manifest(manifest, expected, "worker 127.0.0.1:1 of operator alpha")
             assert manifest.fingerprint == expected.fingerprint
-            assert manifest.scheme == SCHEME
+            assert manifest.scheme == INT8.identifier
 
     check()
 

@@ -23,7 +23,7 @@ from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.shares.source import ShareSource
-from blindtune.protocol.weights import SCHEME
+from blindtune.protocol.weights import INT8
 from blindtune.server.admission.limits import Limits
 from blindtune.server.hooks import Multiplying
 
@@ -76,7 +76,7 @@ def manifest_of(kit: Kit, limits: Limits | None = None) -> worker_pb2.Manifest:
     return worker_pb2.Manifest(
         protocol_versions=[PROTOCOL_VERSION],
         model=kit.description.model,
-        scheme=SCHEME,
+        scheme=INT8.identifier,
         fingerprint=kit.description.fingerprint,
         layers=[
             worker_pb2.Layer(

@@ -373,7 +373,7 @@ def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_
     [
         ("version", 4, "version"),
         ("version", "x", "version"),
-        ("scheme", "nf4-v1", "is for nf4-v1, this is int8"),
+        ("scheme", "nf4-v1", "is for nf4-v1, which is unknown here"),
         ("extra", 1, "extra"),
     ],
 )

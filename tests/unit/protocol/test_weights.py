@@ -10,7 +10,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from blindtune.protocol.weights import SCHEME, IntegerLayer, model_fingerprint, quantize_int8
+from blindtune.protocol.weights import INT8, IntegerLayer, model_fingerprint, quantize_int8
 
 SMALLEST = float(np.float32(2.0**-149))
 LARGEST = float(np.finfo(np.float32).max)
@@ -190,7 +190,7 @@ def layer(rows: int = 6, columns: int = 4, seed: int = 0) -> IntegerLayer:
 def test_a_fingerprint_is_sha_256_over_scheme_shape_integers_and_scales() -> None:
     a = layer()
     data = b"int8-absmax-v1 6 4\n" + a.integers.numpy().tobytes() + a.scales.astype("<f4").tobytes()
-    assert SCHEME == "int8-absmax-v1"
+    assert INT8.identifier == "int8-absmax-v1"
     assert a.fingerprint() == hashlib.sha256(data).hexdigest()
 
 

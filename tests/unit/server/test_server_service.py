@@ -25,7 +25,7 @@ from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import MODULUS, Q31
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
-from blindtune.protocol.weights import SCHEME, IntegerLayer
+from blindtune.protocol.weights import INT8, IntegerLayer
 from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.places import WINDOW_BYTES
 from blindtune.server.daemon import SERVICE_NAME, RunningWorker, serve
@@ -418,7 +418,7 @@ def test_the_manifest_tells_all_that_a_client_compares(store: LayerStore, start:
     worker = start(Limits(max_rows=77, max_operand_bytes=88, max_concurrent=1))
     manifest = worker.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE)
     assert list(manifest.protocol_versions) == [PROTOCOL_VERSION]
-    assert (manifest.model, manifest.revision, manifest.scheme) == ("tiny", "", SCHEME)
+    assert (manifest.model, manifest.revision, manifest.scheme) == ("tiny", "", INT8.identifier)
     assert manifest.fingerprint == store.fingerprint
     assert {m.name: (m.out_features, m.in_features) for m in manifest.layers} == SHAPES
     assert all(m.fingerprint == store.layers[m.name].fingerprint for m in manifest.layers)
