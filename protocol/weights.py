@@ -18,9 +18,19 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from blindtune.errors import ConfigurationError
 from blindtune.protocol.nf4 import quantize_nf4
 
-__all__ = ["INT8", "NF4", "SCHEMES", "IntegerLayer", "Scheme", "model_fingerprint", "quantize_int8"]
+__all__ = [
+    "INT8",
+    "NF4",
+    "SCHEMES",
+    "IntegerLayer",
+    "Scheme",
+    "model_fingerprint",
+    "quantize_int8",
+    "scheme_named",
+]
 
 _INTEGERS = "int8-absmax-v1"
 """Identifier of the integers, part of every fingerprint, whatever they are made of."""
@@ -133,6 +143,20 @@ NF4_DOUBLE = Scheme(
 
 SCHEMES = {x.name: x for x in (INT8, NF4, NF4_DOUBLE)}
 """Every scheme by name."""
+
+
+def scheme_named(name: str, asked: str) -> Scheme:
+    """A scheme that somebody asked for.
+
+    Args:
+        asked: where, for the error.
+
+    Raises:
+        ConfigurationError: there is no such scheme.
+    """
+    if name not in SCHEMES:
+        raise ConfigurationError(f"{asked} is one of {', '.join(SCHEMES)}, not {name!r}")
+    return SCHEMES[name]
 
 
 def model_fingerprint(layers: Mapping[str, str]) -> str:

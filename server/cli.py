@@ -59,6 +59,13 @@ _Revision = Annotated[
 _Insecure = Annotated[
     bool, typer.Option("--insecure", help="Plaintext, on loopback only.", envvar=_twin("INSECURE"))
 ]
+_Quantization = Annotated[
+    str,
+    typer.Option(
+        help="How weights become integers, as clients configure it: int8, nf4 or nf4-double.",
+        envvar=_twin("QUANTIZATION"),
+    ),
+]
 _Log = Annotated[
     LogFormat, typer.Option(help="How events are written to stderr.", envvar=_twin("LOG_FORMAT"))
 ]
@@ -90,6 +97,7 @@ def _serve(
         typer.Option(help="HOST:PORT; port 0 takes any free one.", envvar=_twin("LISTEN")),
     ],
     revision: _Revision = None,
+    quantization: _Quantization = "int8",
     device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar=_twin("DEVICE"))] = "cpu",
     tls_cert: Annotated[
         Path | None, typer.Option(help="The worker's certificate (PEM).", envvar=_twin("TLS_CERT"))
@@ -214,17 +222,19 @@ def _serve(
     import torch
 
     from blindtune.checkpoint import Checkpoint
+    from blindtune.protocol.weights import scheme_named
     from blindtune.server.daemon import serve
     from blindtune.server.memory import usable_device
     from blindtune.server.record import TranscriptRecorder
     from blindtune.server.rows import workspace_bytes
     from blindtune.server.store import LayerStore
 
+    scheme = scheme_named(quantization, "--quantization")
     folder = None if record is None else _recording_loudly(record)
     where = usable_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
-    checkpoint = Checkpoint.open(model, revision)
+    checkpoint = Checkpoint.open(model, revision, scheme)
     store = LayerStore.load(checkpoint, where, workspace=workspace_bytes(checkpoint.layers, limits))
     stop = _stop_on_signals()
     recorder = None
@@ -258,6 +268,7 @@ def _fingerprint(
         str, typer.Argument(help="Checkpoint folder, or a model on the hub.", envvar=_twin("MODEL"))
     ],
     revision: _Revision = None,
+    quantization: _Quantization = "int8",
     layers: Annotated[
         bool, typer.Option("--layers", help="List every layer as well.", envvar=_twin("LAYERS"))
     ] = False,
@@ -265,11 +276,12 @@ def _fingerprint(
 ) -> None:
     """Print the fingerprint of a model's frozen layers, to compare with a client's or a worker's."""
     from blindtune.checkpoint import Checkpoint
-    from blindtune.protocol.weights import model_fingerprint
+    from blindtune.protocol.weights import model_fingerprint, scheme_named
     from blindtune.server.store import layer_fingerprints
 
     configure_logging(log_format)
-    fingerprints = layer_fingerprints(Checkpoint.open(model, revision))
+    scheme = scheme_named(quantization, "--quantization")
+    fingerprints = layer_fingerprints(Checkpoint.open(model, revision, scheme))
     typer.echo(f"{model_fingerprint(fingerprints)}  {model}")
     if layers:
         for name, fingerprint in fingerprints.items():

@@ -60,16 +60,14 @@ def prepare(
     from blindtune.client.rounds.connect import connect
     from blindtune.errors import ConfigurationError
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
-    from blindtune.protocol.weights import SCHEMES
+    from blindtune.protocol.weights import scheme_named
 
     if parameter_set not in LATTICE_PARAMETER_SETS:
         raise ConfigurationError(
             f"--parameter-set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {parameter_set}"
         )
     chosen = checked_head(head)
-    if quantization not in SCHEMES:
-        raise ConfigurationError(f"--quantization is one of {', '.join(SCHEMES)}, not {quantization}")
-    checkpoint = Checkpoint.open(model, revision, SCHEMES[quantization])
+    checkpoint = Checkpoint.open(model, revision, scheme_named(quantization, "--quantization"))
     if estimate:
         products = all_products(checkpoint, chosen)
         shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}

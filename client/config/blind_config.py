@@ -15,7 +15,7 @@ from blindtune.client.kit.head import Head, checked_head
 from blindtune.client.tls.files import public_keys, read_files, read_token
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
-from blindtune.protocol.weights import INT8, SCHEMES
+from blindtune.protocol.weights import INT8, scheme_named
 
 __all__ = ["METHOD", "BlindConfig", "Masking", "Operator", "refuse_configuration_of_checkpoint"]
 
@@ -156,10 +156,7 @@ class BlindConfig(QuantizationConfigMixin):
             raise ConfigurationError(
                 f"parameter_set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set!r}"
             )
-        if self.quantization not in SCHEMES:
-            raise ConfigurationError(
-                f"quantization is one of {', '.join(SCHEMES)}, not {self.quantization!r}"
-            )
+        scheme_named(self.quantization, "quantization")
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:
             raise ConfigurationError("request_timeout must be positive and retry_seconds not negative")

@@ -27,6 +27,7 @@ from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import damage_is_clear
 from blindtune.client.trust.adapter_config import CONFIG
 from blindtune.errors import CheckpointError, ConfigurationError
+from blindtune.protocol.weights import SCHEMES
 
 __all__ = [
     "base_fingerprint",
@@ -55,6 +56,7 @@ def blind_config(recipe: Recipe) -> BlindConfig:
         operators=[Operator(x.name, x.workers, x.ca, x.cert, x.key, x.token) for x in asked],
         masking=masking.mode,
         parameter_set=masking.parameter_set,
+        quantization=recipe.quantization.scheme,
         head=recipe.quantization.head,
         insecure=masking.insecure,
         allow_one_machine=masking.allow_one_machine,
@@ -95,7 +97,8 @@ def base_fingerprint(recipe: Recipe, folder: Path) -> str:
     Raises:
         CheckpointError, KitError, UnsupportedError: the model or its kit can't be read or served.
     """
-    return kit_of(folder, preparing(recipe.model.name)).description.fingerprint
+    scheme = SCHEMES[recipe.quantization.scheme]
+    return kit_of(folder, preparing(recipe.model.name), scheme).description.fingerprint
 
 
 def load_tokenizer(folder: Path) -> Any:

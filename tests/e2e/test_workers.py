@@ -86,6 +86,21 @@ def test_three_operators_equal_the_reference(
     assert list(requests) == ["alpha", "beta", "gamma"]
 
 
+@pytest.mark.parametrize("scheme", ["nf4", "nf4-double"])
+def test_four_bit_workers_equal_the_reference_and_serve_no_other_scheme(
+    load: Load, checkpoints: dict[str, Path], tmp_path: Path, scheme: str
+) -> None:
+    models = {x: checkpoints[x] for x in ("llama", "gpt2")}
+    with running_operators(tmp_path, models, (1, 1), quantization=scheme) as operators:
+        for family in models:
+            asked = {"operators": operators.operators(family), "quantization": scheme}
+            found = _step(load(family, **asked), family)
+            assert found == _step(load(family, masking="reference", quantization=scheme), family)
+            assert found != _step(load(family, masking="reference"), family)
+        with pytest.raises(IncompatibleWorkerError, match=rf"--quantization int8.*configure {scheme} here"):
+            load("llama", operators=operators.operators("llama"))
+
+
 @pytest.mark.parametrize("family", CAUSAL)
 def test_a_remote_head_through_two_operators_equals_the_reference(
     operators: RunningOperators, load: Load, family: str

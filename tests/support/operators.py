@@ -159,6 +159,7 @@ def running_operators(
     *,
     secure: bool = True,
     limits: Limits | None = None,
+    quantization: str = "int8",
 ) -> Iterator[RunningOperators]:
     """Starts operators alpha, beta, ... with so many workers each, and stops them in the end."""
     started: list[RunningOperator] = []
@@ -174,6 +175,7 @@ def running_operators(
                         certificates if secure else None,
                         certificates / f"worker-{number}.log",
                         limits or Limits(),
+                        quantization,
                     )
                 )
                 for number in range(count)

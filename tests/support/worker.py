@@ -20,6 +20,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.weights import SCHEMES
 from blindtune.server.admission.limits import Limits
 from blindtune.server.daemon import RunningWorker, serve
 from blindtune.server.log import configure_logging
@@ -44,6 +45,7 @@ class WorkerSpec:
     Attributes:
         models: checkpoint folders by name.
         host: where it listens.
+        quantization: name of the scheme.
         port: where it serves the first model; free ports are taken for all others, and for 0.
         certificates: an operator's folder; plaintext if None.
         log: file for its log.
@@ -55,6 +57,7 @@ class WorkerSpec:
     certificates: Path | None
     log: Path
     limits: Limits = field(default_factory=Limits)
+    quantization: str = "int8"
     port: int = 0
 
 
@@ -78,7 +81,7 @@ def run_worker(spec: WorkerSpec, pipe: Connection) -> None:
     recorder = Recorder()
     for index, (name, folder) in enumerate(spec.models.items()):
         port = 0 if index else spec.port
-        store = LayerStore.load(Checkpoint.open(folder))
+        store = LayerStore.load(Checkpoint.open(folder, scheme=SCHEMES[spec.quantization]))
         rogues[name] = Rogue(store.multiplier())
         running[name] = serve(
             store,

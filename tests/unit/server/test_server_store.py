@@ -1,5 +1,6 @@
 """What a worker loads, and what it refuses to load."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,7 +83,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_read(checkpoint: Chec
     held = sum(layer.out_features * row_bytes(layer.in_features) for layer in checkpoint.layers)
     assert needed == held + 4 * max(sizes)
     LayerStore.load(checkpoint, available=lambda device: needed)
-    unreadable = Checkpoint(Path("/nowhere"), "m", None, checkpoint.config, checkpoint.layers)
+    unreadable = replace(checkpoint, folder=Path("/nowhere"), model="m")
     with pytest.raises(ResourceError, match=r"need 0\.00 GiB on cpu.*use a larger machine"):
         LayerStore.load(unreadable, available=lambda device: needed - 1)
 
