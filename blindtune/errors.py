@@ -8,6 +8,7 @@
     ├── KitError                the client kit is missing, damaged or of another version
     ├── RecordError             a training record is broken, or is not of what it is shown with
     ├── ResourceError           memory or disk does not suffice
+    ├── FixedPointError         verified results are damaged, or wrap around the modulus too often
     ├── InterruptedRunError     the user stopped a run, which can be resumed
     └── ProtocolError           something went wrong with a worker
         ├── VerificationError   a response is not the product that was asked for
@@ -23,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DataError",
+    "FixedPointError",
     "IncompatibleWorkerError",
     "InterruptedRunError",
     "KitError",
@@ -74,6 +76,10 @@ class RecordError(BlindtuneError):
 
 class ResourceError(BlindtuneError):
     """Memory or disk does not suffice."""
+
+
+class FixedPointError(BlindtuneError):
+    """Results of a certified parameter set are damaged although verified, or too many of them wrap around."""
 
 
 class InterruptedRunError(BlindtuneError):

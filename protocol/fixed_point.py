@@ -53,6 +53,7 @@ __all__ = [
     "radius_of",
     "real_value",
     "real_values",
+    "remainder",
     "square_budget",
 ]
 
@@ -232,6 +233,21 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
     if failed:
         raise not_finite(min(failed), rows)
     return out, scales
+
+
+def remainder(x: Float32, column_scale: Float32 | None, scales: Float64, z: Centred) -> Float32:
+    """What integers in the place of scaled rows leave: scale * row - z, float32 [rows, columns].
+
+    Args:
+        x, column_scale: as for `quantize_rows`.
+        scales: float64 [rows], finite.
+        z: integers [rows, columns].
+    """
+    values = x.astype(np.float64)
+    if column_scale is not None:
+        values *= column_scale
+    values *= scales[:, np.newaxis]
+    return (values - z).astype(np.float32)
 
 
 @njit(inline="always")

@@ -11,18 +11,21 @@ What goes to whom is fixed when the mask is drawn: each `Share` names its recipi
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn, Self, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows
+from blindtune.protocol.fixed_point import Float32, Float64, dequantize_rows, quantize_rows, remainder
+from blindtune.protocol.kernels.low_sums import Words, row_peaks, row_sums
 from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
-__all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Share"]
+__all__ = ["LOCAL", "MaskSource", "MaskedOperand", "Revealed", "Share"]
 
 LOCAL = -1
 """Recipient of an operand in the clear: this process. It is the index of no operator."""
@@ -100,10 +103,32 @@ class Share:
         return part
 
 
+@dataclass(frozen=True, eq=False)
+class Revealed:
+    """Real values of a product, with what certifies them.
+
+    Attributes:
+        values: float32 [rows, outputs].
+        sums: y u mod 2^32 of each row y of the centred integers that they were made of, uint32 [rows].
+        peaks: largest magnitudes of these integers, uint32 [rows].
+    """
+
+    values: Float32 = field(repr=False)
+    sums: Words = field(repr=False)
+    peaks: Words = field(repr=False)
+
+
 class MaskedOperand(ABC):
-    """An operand under its mask, good for one multiplication."""
+    """An operand under its mask, good for one multiplication.
+
+    Attributes:
+        expected_sums: Z V mod 2^32 of each row Z that is multiplied, noise included, uint32 [rows]; None
+        where
+            no certificate was asked for. A secret, as V is; see `blindtune.protocol.certificate`.
+    """
 
     shares: tuple[Share, ...]
+    expected_sums: Words | None = None
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a masked operand cannot be pickled: it holds a mask")
@@ -135,6 +160,30 @@ class MaskedOperand(ABC):
         """
         return dequantize_rows(self.unmask(responses), scales, column_scale)
 
+    def reveal_with_sums(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
+    ) -> Revealed:
+        """`reveal`, and what a certificate compares with `expected_sums`.
+
+        Args:
+            responses, scales, column_scale: as for `reveal`.
+            u: secret words for the outputs, uint32 [outputs].
+        """
+        y = self.unmask(responses)
+        return Revealed(dequantize_rows(y, scales, column_scale), row_sums(y, u), row_peaks(y))
+
+    def rows_again(self, responses: Sequence[Residues], rows: NDArray[np.int64]) -> tuple[Centred, Centred]:
+        """Of a few rows, the integers that were multiplied and their centred results.
+
+        Args:
+            responses: those that were just revealed.
+            rows: their numbers.
+
+        Returns:
+            Z, int32 [len(rows), contraction], noise included, and y, int32 [len(rows), outputs].
+        """
+        raise NotImplementedError("operands of this mask have no certificate")
+
 
 class MaskSource(ABC):
     """Draws masks. Guarantees that no mask is ever used for two operands.
@@ -145,10 +194,14 @@ class MaskSource(ABC):
     Attributes:
         operators: how many operators it needs.
         parameters: the modulus and what goes with it.
+        largest_noise: largest magnitude of what it adds to an element of an operand.
+        noise_variance: of that.
     """
 
     operators: int
     parameters: ParameterSet
+    largest_noise: int = 0
+    noise_variance: float = 0.0
 
     @abstractmethod
     def noise(self, column_absolute_sum: int) -> int:
@@ -159,12 +212,13 @@ class MaskSource(ABC):
         """
 
     @abstractmethod
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         """Hides an operand under a mask that has never been used and never will be again.
 
         Args:
             operand: int32 [rows, contraction], within the budget of the fixed point.
             product: what it will be multiplied by.
+            image: V of a certificate, uint32 [contraction], for `MaskedOperand.expected_sums`.
         """
 
     def hide(
@@ -174,6 +228,7 @@ class MaskSource(ABC):
         budget: int,
         column_scale: Float32 | None = None,
         v: Residues | None = None,
+        image: Words | None = None,
     ) -> tuple[MaskedOperand, Float64]:
         """`mask` for the integers that `quantize_rows` makes of real numbers.
 
@@ -183,6 +238,7 @@ class MaskSource(ABC):
             budget, column_scale: as for `quantize_rows`.
             v: uint32 [contraction], the product's first verification vector. A source may use it to say what
                 to expect of answers.
+            image: as for `mask`.
 
         Returns:
             The operand, and the rows' scales, float64 [rows].
@@ -191,7 +247,30 @@ class MaskSource(ABC):
             UnsupportedError, ValueError: as `quantize_rows` does.
         """
         operand, scales = quantize_rows(x, budget, column_scale)
-        return self.mask(operand, product), scales
+        return self.mask(operand, product, image), scales
+
+    def hide_twice(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        image: Words | None = None,
+    ) -> tuple[MaskedOperand, Float64]:
+        """Rows, and behind them what rounding and noise left of each, scaled up.
+
+        Real values of the results, added up, are as precise as budget allows twice.
+
+        Args:
+            x, product, budget, column_scale, image: as for `hide`; no row is zeros.
+
+        Returns:
+            The operand, of twice as many rows, and their scales, float64 [2 rows].
+        """
+        z, scales = quantize_rows(x, budget, column_scale)
+        rest, rest_scales = quantize_rows(remainder(x, column_scale, scales, z), budget)
+        operand = np.concatenate([z, rest])
+        return self.mask(operand, product, image), np.concatenate([scales, scales * rest_scales])
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
         """Draws the mask of an operand that is not known yet: the next one of a product and number of rows.

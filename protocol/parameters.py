@@ -19,16 +19,18 @@ class ParameterSet:
     """One named choice of everything that both sides must agree on.
 
     Attributes:
-        name: what a manifest and a request call it.
-        modulus: the prime q; residues are the integers 0 ... q - 1.
-        limbs: balanced base-256 digits of a centred residue.
-        security: what confidentiality rests on in `shares`, in words; `lattice.parameters` has its own.
+        name: what a manifest and a request call it. modulus: the prime q; residues are the integers 0 ... q
+        - 1. limbs: balanced base-256 digits of a centred residue. security: what confidentiality rests on in
+        `shares`, in words; `lattice.parameters` has its own. certified: whether wraps are detected and taken
+        back (`protocol.certificate`), or excluded by the bound
+            of `fixed_point`.
     """
 
     name: str
     modulus: int
     limbs: int
     security: str
+    certified: bool = False
 
     def __post_init__(self) -> None:
         if self.modulus != MODULUS:

@@ -16,6 +16,7 @@ from blindtune.client.kit.groups import all_products
 from blindtune.client.kit.prepare import kit_of
 from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.model.quantizer import multiplier_of
+from blindtune.protocol.kernels.low_sums import Words
 from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
@@ -54,10 +55,10 @@ class WatchedSource(UnmaskedSource):
     def __post_init__(self) -> None:
         super().__init__(Q31)
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
         self.seen.append(Operand(product, rows, columns, from_centred(operand)))
-        return super().mask(operand, product)
+        return super().mask(operand, product, image)
 
 
 def record_plain(workload: Workload, rounds: Sequence[Round] = ()) -> Recorded:

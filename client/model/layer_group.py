@@ -27,7 +27,7 @@ Float32 = NDArray[np.float32]
 @dataclass(frozen=True)
 class _BoundedProduct:
     product: Product
-    budget: int
+    budget: int | None  # that of certified parameter sets follows from recent results
 
 
 class LayerGroup:
@@ -48,8 +48,10 @@ class LayerGroup:
         self._scales = np.concatenate([kit.scales(name) for name in names])
 
         def bounded(product: Product) -> _BoundedProduct:
-            noise = multiplier.source.noise(kit.column_absolute_sum(product))
             parameters = multiplier.source.parameters
+            if parameters.certified:
+                return _BoundedProduct(product, None)
+            noise = multiplier.source.noise(kit.column_absolute_sum(product))
             return _BoundedProduct(product, square_budget(parameters, kit.column_square_sum(product), noise))
 
         self._forward = [bounded(x) for x in forward_products(names, self.in_features)]
@@ -61,11 +63,12 @@ class LayerGroup:
         """Everything that the group asks for."""
         return [step.product for step in (*self._forward, *self._backward)]
 
-    def forward(self, x: Float32) -> list[Float32]:
+    def forward(self, x: Float32, counted: bool = True) -> list[Float32]:
         """x W^T for each layer.
 
         Args:
             x: float32 [rows, in_features].
+            counted: as for `PrivateMultiplier.multiply_certified`.
 
         Returns:
             float32 [rows, out_features] for each layer, in order.
@@ -74,7 +77,7 @@ class LayerGroup:
         for step in self._forward:
             span = step.product.spans[0]
             part = np.ascontiguousarray(x[:, span.start : span.stop])
-            parts.append(self._multiply(part, step, None, self._scales))
+            parts.append(self._multiply(part, step, None, self._scales, counted))
         return np.split(reduce(np.add, parts), np.cumsum(self.out_features)[:-1], axis=1)
 
     def backward(self, gradients: Sequence[Float32 | None]) -> Float32:
@@ -109,5 +112,8 @@ class LayerGroup:
         step: _BoundedProduct,
         operand_scale: Float32 | None,
         output_scale: Float32 | None,
+        counted: bool = True,
     ) -> Float32:
+        if step.budget is None:
+            return self._multiplier.multiply_certified(x, step.product, operand_scale, output_scale, counted)
         return self._multiplier.multiply_reals(x, step.product, step.budget, operand_scale, output_scale)

@@ -176,7 +176,8 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
                 f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
             )
         checkpoint = Checkpoint.open(folder, scheme=scheme)
-        return cached_kit(checkpoint, progress=progress), ReferenceMultiplier(checkpoint)
+        kit = cached_kit(checkpoint, progress=progress)
+        return kit, ReferenceMultiplier(checkpoint, kit=kit)
     kit = kit_of(folder, progress, scheme)
     return kit, connect(config, kit, _hint_progress(config))
 

@@ -24,26 +24,28 @@ class _GroupProduct(torch.autograd.Function):
     """All outputs of a group at once; backward, one product for the sum of their input gradients."""
 
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, group: LayerGroup, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, x: torch.Tensor, group: LayerGroup, dtype: torch.dtype, counted: bool
+    ) -> tuple[torch.Tensor, ...]:
         ctx.group = group
         ctx.set_materialize_grads(False)
         # Gradients lie in memory as x does, as those of any linear layer: where the two differ, torch is
         # known to err (batch norm in eval mode, torch 2.13).
         ctx.like = torch.empty_like(x, device="meta")
-        outputs = group.forward(_rows(x))
+        outputs = group.forward(_rows(x), counted)
         return tuple(_tensor(y, (*x.shape[:-1], y.shape[1])).to(x.device, dtype) for y in outputs)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None]:
+    def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[torch.Tensor | None, None, None, None]:
         given = [g for g in gradients if g is not None]
         if not ctx.needs_input_grad[0] or not given:
-            return None, None, None
+            return None, None, None, None
         gradient = ctx.group.backward([None if g is None else _rows(g) for g in gradients])
         found = _tensor(gradient, ctx.like.shape).to(given[0].device, ctx.like.dtype)
         if found.stride() != ctx.like.stride():
             found = torch.empty_like(ctx.like, device=found.device).copy_(found)
-        return found, None, None
+        return found, None, None, None
 
 
 def _rows(x: torch.Tensor) -> Any:
@@ -107,7 +109,8 @@ class RemoteGroup:
             return output
         if member != 0:
             return self._single(member, x, dtype)
-        first, *others = _GroupProduct.apply(x, self._group, dtype)
+        # Within apply, gradients are always off.
+        first, *others = _GroupProduct.apply(x, self._group, dtype, torch.is_grad_enabled())
         self._waiting.outputs = _Waiting(x, dtype, dict(enumerate(others, 1)))
         return first
 
@@ -115,7 +118,7 @@ class RemoteGroup:
         if x.numel() == 0:
             # Nothing to ask for, and still connected to x for the backward pass.
             return x[..., :1].to(dtype) * x.new_zeros(self._singles[member].out_features[0], dtype=dtype)
-        return _GroupProduct.apply(x, self._singles[member], dtype)[0]
+        return _GroupProduct.apply(x, self._singles[member], dtype, torch.is_grad_enabled())[0]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         """A copied model has a group of its own, and asks the same workers."""

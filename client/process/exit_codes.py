@@ -7,6 +7,7 @@ from blindtune.errors import (
     CheckpointError,
     ConfigurationError,
     DataError,
+    FixedPointError,
     InterruptedRunError,
     KitError,
     OperatorUnavailableError,
@@ -38,6 +39,10 @@ class ExitCode(enum.IntEnum):
         "Workers of an operator gave wrong answers, and none is left to ask. What was trained is saved.",
     )
     RECORD = 11, "A training record is broken, or is not the record of what it is shown with."
+    DAMAGED = (
+        12,
+        "Verified results are damaged, or wrap around too often. What was trained is saved: --resume.",
+    )
     INTERRUPTED = 130, "The run was stopped by a signal. What was trained is saved: go on with --resume."
     OUTPUT_CLOSED = (
         141,
@@ -62,6 +67,7 @@ _CODES: tuple[tuple[type[BlindtuneError], ExitCode], ...] = (
     (KitError, ExitCode.MODEL),
     (RecordError, ExitCode.RECORD),
     (ResourceError, ExitCode.RESOURCE),
+    (FixedPointError, ExitCode.DAMAGED),
     (InterruptedRunError, ExitCode.INTERRUPTED),
     (UntrustworthyOperatorError, ExitCode.UNTRUSTWORTHY),
     (OperatorUnavailableError, ExitCode.UNAVAILABLE),

@@ -15,6 +15,7 @@ from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics, Pending
 from blindtune.client.rounds.answers_ahead import AnswersAhead, ProductOrder
+from blindtune.client.rounds.certified import REASKS, CertifiedProducts
 from blindtune.client.rounds.overlap import waiting
 from blindtune.errors import BlindtuneError
 from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
@@ -89,9 +90,11 @@ class PrivateMultiplier(ABC):
 
     Attributes:
         source: draws the masks.
+        certified: multiplies by a certified parameter set; None for any other.
     """
 
     source: MaskSource
+    certified: CertifiedProducts | None = None
 
     @abstractmethod
     def multiply(self, operand: Centred, product: Product) -> Centred:
@@ -129,6 +132,41 @@ class PrivateMultiplier(ABC):
         operand, scales = quantize_rows(x, budget, column_scale)
         return dequantize_rows(self.multiply(operand, product), scales, output_scale)
 
+    def multiply_certified(
+        self,
+        x: Float32,
+        product: Product,
+        column_scale: Float32 | None,
+        output_scale: Float32 | None,
+        counted: bool,
+    ) -> Float32:
+        """`multiply_reals` by a certified parameter set, whose budgets follow from recent results.
+
+        Args:
+            x, product, column_scale, output_scale: as there.
+            counted: whether scales of later steps follow from this result, too: those of training do.
+
+        Raises:
+            UnsupportedError: as there.
+            FixedPointError: a verified result is damaged, or too many wrap around the modulus.
+        """
+        if self.certified is None:
+            raise ValueError(f"results in parameter set {self.source.parameters.name} are not certified")
+        vector = self._vector(product)
+        return self.certified.multiply_reals(
+            x, product, column_scale, output_scale, vector, counted, self._ask
+        )
+
+    def _vector(self, product: Product) -> Residues | None:
+        """The product's first verification vector, where answers are verified."""
+        return None
+
+    def _ask(
+        self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
+    ) -> Decoded:
+        """Has a masked operand multiplied, and decodes what came back once all of it is verified."""
+        raise NotImplementedError
+
     def ready(self, products: Sequence[Product]) -> None:  # noqa: B027 - most need nothing
         """Obtains whatever these products need before the first of them is asked for."""
 
@@ -161,6 +199,7 @@ class RemoteMultiplier(PrivateMultiplier):
         kit: gives the verification vectors.
         ready: obtains what the source needs for some products.
         ask_ahead: whether to ask for shares before their operand is known, where the source can draw them.
+        most_reasks: see `CertifiedProducts`.
     """
 
     def __init__(
@@ -171,6 +210,7 @@ class RemoteMultiplier(PrivateMultiplier):
         ready: Callable[[Sequence[Product]], None] = lambda products: None,
         *,
         ask_ahead: bool = False,
+        most_reasks: int = REASKS,
     ) -> None:
         if isinstance(source, UnmaskedSource):
             raise ValueError("operands without a mask must not leave this process")
@@ -180,6 +220,8 @@ class RemoteMultiplier(PrivateMultiplier):
         self._operators = operators
         self._kit = kit
         self._check_vectors = cache(kit.check_vectors)
+        if source.parameters.certified:
+            self.certified = CertifiedProducts(kit, source, most_reasks)
         self._ready = ready
         self._clock = _RoundClock()
         self._order = ProductOrder()
@@ -200,7 +242,7 @@ class RemoteMultiplier(PrivateMultiplier):
         column_scale: Float32 | None = None,
         output_scale: Float32 | None = None,
     ) -> Float32:
-        v = self._check_vectors(product).v[0]
+        v = self._vector(product)
         masked, scales = self.source.hide(x, product, budget, column_scale, v)
         return self._ask(masked, product, lambda answers: masked.reveal(answers, scales, output_scale))
 
@@ -229,6 +271,9 @@ class RemoteMultiplier(PrivateMultiplier):
         for answer in answers:
             answer.release()
         return result
+
+    def _vector(self, product: Product) -> Residues:
+        return self._check_vectors(product).v[0]
 
     def _start(self, product: Product, share: Share) -> Pending:
         """Asks the share's operator."""
@@ -275,10 +320,26 @@ class ReferenceMultiplier(PrivateMultiplier):
     """The same integers, in this process: no mask, no network, and the whole model in memory.
 
     What `RemoteMultiplier` with shares must equal bit for bit.
+
+    Args:
+        checkpoint: of the model.
+        parameters: the modulus and what goes with it.
+        kit: of the checkpoint, which certified parameter sets need.
+        most_reasks: see `CertifiedProducts`.
     """
 
-    def __init__(self, checkpoint: Checkpoint, parameters: ParameterSet = Q31) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        parameters: ParameterSet = Q31,
+        kit: Kit | None = None,
+        most_reasks: int = REASKS,
+    ) -> None:
         self.source = UnmaskedSource(parameters)
+        if parameters.certified:
+            if kit is None:
+                raise ValueError(f"parameter set {parameters.name} needs the words of a kit")
+            self.certified = CertifiedProducts(kit, self.source, most_reasks)
         with checkpoint.reader() as reader:
             layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
@@ -286,4 +347,9 @@ class ReferenceMultiplier(PrivateMultiplier):
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         masked = self.source.mask(operand, product)
-        return masked.unmask([self._multiplier.multiply(product, masked.shares[0].residues)])
+        return self._ask(masked, product, masked.unmask)
+
+    def _ask(
+        self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
+    ) -> Decoded:
+        return decode([self._multiplier.multiply(product, masked.shares[0].residues)])

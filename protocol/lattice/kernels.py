@@ -17,6 +17,7 @@ Masks are written alone, and the operand is added to them: `noisy` draws noise r
 both comes meanwhile.
 """
 
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.fixed_point import Float32, Float64, real_value, real_values
 from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.low_sums import Words, larger, low_products, magnitude, total_of_words
 from blindtune.protocol.kernels.reals import floats, repeated_real, store_reals
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.kernels.vectors import (
@@ -37,6 +39,7 @@ from blindtune.protocol.kernels.vectors import (
     multiply_signed,
     odd_words,
     prefetch,
+    repeated,
     repeated_half,
     store,
     store_aside,
@@ -125,14 +128,22 @@ def _add_row(x, e, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _unmask_row(y, mask, inverse, column_scale, first, out):  # type: ignore[no-untyped-def]
-    """Integers, or real numbers with column scales, from ``first`` on, and 1 / the row's scale."""
+def _unmask_row(y, mask, inverse, column_scale, u, first, out):  # type: ignore[no-untyped-def]
+    """Integers, or real numbers with column scales, from ``first`` on, and 1 / the row's scale.
+
+    Returns the integers' dot product with words mod 2^32, and their largest magnitude, or zeros.
+    """
+    total, peak = uint32(0), uint32(0)
     for i in range(out.shape[0]):
         integer = centred_difference(y[i], mask[i])
+        if u is not None:
+            total = uint32(total + uint32(integer) * u[first + i])
+            peak = max(peak, magnitude(integer))
         if column_scale is None:
             out[i] = integer
         else:
             out[i] = real_value(integer, inverse, column_scale[first + i])
+    return total, peak
 
 
 @kernel
@@ -144,9 +155,11 @@ def _add_rows(x, e, out, start, stop):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _unmask_some(y, mask, inverses, column_scale, out, start, stop):  # type: ignore[no-untyped-def]
+def _unmask_some(y, mask, inverses, column_scale, u, out, sums, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        _unmask_row(y[r], mask[r], inverses[r], column_scale, 0, out[r])
+        total, peak = _unmask_row(y[r], mask[r], inverses[r], column_scale, u, 0, out[r])
+        if u is not None:
+            sums[0, r], sums[1, r] = total, peak
 
 
 @kernel
@@ -166,10 +179,10 @@ def _mask(packed, factors, ranks, runs, out, rest, start, stop):  # type: ignore
 
 
 @kernel
-def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, out, rest, start, stop):  # type: ignore[no-untyped-def]
+def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, u, out, rest, sums, start, stop):  # type: ignore[no-untyped-def]
     columns = out.shape[1]
     blocks, side = _together(runs.shape[0], stop - start)
-    tiles = aligned(blocks * side * _STRIDE)
+    tiles, used = aligned(blocks * side * _STRIDE), np.empty(LANES, np.uint32)
     for t in range(start, stop, side):
         end = min(t + side, stop)
         i, k = t * LANES, min(end * LANES, columns)
@@ -182,29 +195,41 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, out,
             for r in range(runs[b, 2]):
                 coefficient, at = place + (first + r) * LANES, (row + r) * columns + i
                 factor = repeated_real(inverses[row + r])
-                for u in range(whole):
-                    prefetch(y, at + _AHEAD * columns + u * LANES)
-                    mask_words = load(tiles, u * _STRIDE + coefficient)
-                    words = centred_differences(load(y, at + u * LANES), mask_words)
+                some_sums, some_peaks = repeated(uint32(0)), repeated(uint32(0))
+                for w in range(whole):
+                    prefetch(y, at + _AHEAD * columns + w * LANES)
+                    mask_words = load(tiles, w * _STRIDE + coefficient)
+                    words = centred_differences(load(y, at + w * LANES), mask_words)
+                    if u is not None:
+                        some_sums = low_products(some_sums, words, load(u, i + w * LANES))
+                        some_peaks = larger(some_peaks, words)
                     if column_scale is None:
-                        store(out, at + u * LANES, words)
+                        store(out, at + w * LANES, words)
                     else:
-                        values = real_values(words, factor, column_scale, i + u * LANES)
+                        values = real_values(words, factor, column_scale, i + w * LANES)
                         if aside:
-                            store_aside(out, at + u * LANES, floats(values))
+                            store_aside(out, at + w * LANES, floats(values))
                         else:
-                            prefetch(out, at + _AHEAD * columns + u * LANES)
-                            store_reals(out, at + u * LANES, values)
+                            prefetch(out, at + _AHEAD * columns + w * LANES)
+                            store_reals(out, at + w * LANES, values)
+                if u is not None:
+                    sums[0, row + r] += total_of_words(some_sums, used)
+                    store(used, 0, some_peaks)
+                    sums[1, row + r] = max(sums[1, row + r], used.max())
                 if i + whole * LANES < k:
                     j, last = i + whole * LANES, whole * _STRIDE + coefficient
-                    _unmask_row(
+                    total, peak = _unmask_row(
                         y[row + r, j:k],
                         tiles[last : last + LANES],
                         inverses[row + r],
                         column_scale,
+                        u,
                         j,
                         out[row + r, j:k],
                     )
+                    if u is not None:
+                        sums[0, row + r] += total
+                        sums[1, row + r] = max(sums[1, row + r], peak)
         _put_rows(tiles, place, DEGREE - rest.shape[0], rest.shape[0], rest, 0, i, k)
     fence()
 
@@ -284,6 +309,8 @@ def unmask_rows(
     out: Centred | Float32,
     rest: Residues,
     scales: Scales | None = None,
+    u: Words | None = None,
+    sums: Words | None = None,
 ) -> None:
     """Removes the masks from rows of a response.
 
@@ -295,22 +322,49 @@ def unmask_rows(
             `dequantize_rows` makes of those.
         rest: uint32 [some, columns], receives the last rows of the last block's H S.
         scales: of rows and of columns, as `dequantize_rows` takes them.
+        u: words for the columns, uint32 [columns].
+        sums: uint32 [2, rows], zeros: receives of each centred row of a run its dot product with these words
+            mod 2^32, and its largest magnitude.
     """
     rows, columns = out.shape
     inverses, column_scale = _inverses(rows, columns, scales)
     y, aside = _read_only(response), out.nbytes >= _ASIDE
-    _for_tiles(_unmask, packed, factors, runs, y, inverses, column_scale, aside, out, rest)
+    if u is None or sums is None:
+        _for_tiles(_unmask, packed, factors, runs, y, inverses, column_scale, aside, None, out, rest, None)
+        return
+    # Threads compute parts of all rows.
+    parts: SimpleQueue[Words] = SimpleQueue()
+
+    def part(*arguments: Any) -> None:
+        *others, start, stop = arguments
+        of_tiles = np.zeros((2, rows), np.uint32)
+        _unmask(*others, of_tiles, start, stop)
+        parts.put(of_tiles)
+
+    own = _read_only(u)
+    _for_tiles(part, packed, factors, runs, y, inverses, column_scale, aside, own, out, rest)
+    while not parts.empty():
+        of_tiles = parts.get()
+        sums[0] += of_tiles[0]
+        sums[1] = np.maximum(sums[1], of_tiles[1])
 
 
 def unmask_with(
-    kept: Residues, response: Residues, out: Centred | Float32, scales: Scales | None = None
+    kept: Residues,
+    response: Residues,
+    out: Centred | Float32,
+    scales: Scales | None = None,
+    u: Words | None = None,
+    sums: Words | None = None,
 ) -> None:
     """Unmasks rows with rows of H S that were computed before; all of one shape, and as `unmask_rows`."""
     y, mask = _read_only(response), _read_only(kept)
     rows, columns = out.shape
     inverses, column_scale = _inverses(rows, columns, scales)
 
+    own = None if u is None else _read_only(u)
+
     def block(start: int, stop: int) -> None:
-        _unmask_some(y, mask, inverses, column_scale, out, start, stop)
+        _unmask_some(y, mask, inverses, column_scale, own, out, sums, start, stop)
 
     for_row_blocks(rows, columns, block)

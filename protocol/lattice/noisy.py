@@ -14,10 +14,20 @@ from numpy.typing import NDArray
 from blindtune.protocol.fixed_point import Float32, Float64, not_finite, quantize_row, radius_of
 from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, initial_state
 from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.low_sums import Words, low_products, total_of_words
 from blindtune.protocol.kernels.reals import total_of_half
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import rows_at_once, take
-from blindtune.protocol.kernels.vectors import LANES, add, aligned, load, load_bytes, repeated_half, store
+from blindtune.protocol.kernels.vectors import (
+    LANES,
+    add,
+    aligned,
+    load,
+    load_bytes,
+    repeated,
+    repeated_half,
+    store,
+)
 from blindtune.protocol.lattice.noise import batches_of, sample_row
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import Residues, dots_fit, residues_of, signed_products, sums_of
@@ -26,32 +36,38 @@ __all__ = ["add_noisy_integers", "largest_budget", "noisy_dots_fit"]
 
 
 @kernel
-def _add_noisy_row(integers, noise, v, out):  # type: ignore[no-untyped-def]
-    """Adds both to a row of residues, and returns the dot product of their sum with v mod 2^64."""
+def _add_noisy_row(integers, noise, v, image, out, used):  # type: ignore[no-untyped-def]
+    """Adds both to a row of residues; the dot products of their sum, with v mod 2^64, image mod 2^32."""
     whole, dots = out.shape[0] - out.shape[0] % LANES, repeated_half(np.int64(0))
+    sums = repeated(uint32(0))
     for i in range(0, whole, LANES):
         words = add(load(integers, i), load_bytes(noise, i))
         if v is not None:
             dots = add(dots, signed_products(words, load(v, i)))
+        if image is not None:
+            sums = low_products(sums, words, load(image, i))
         store(out, i, sums_of(residues_of(words), load(out, i)))
-    total = np.int64(total_of_half(dots))
+    total, small = np.int64(total_of_half(dots)), total_of_words(sums, used)
     for i in range(whole, out.shape[0]):
         integer = np.int64(integers[i]) + np.int64(noise[i])
         if v is not None:
             total += integer * np.int64(v[i])
+        if image is not None:
+            small = uint32(small + uint32(integer) * image[i])
         out[i] = uint32((np.int64(out[i]) + integer) % MODULUS)
-    return total
+    return total, small
 
 
 @kernel
 def _add_noisy_rows(  # type: ignore[no-untyped-def]
-    x, column_scale, budget, radius, states, runs, batches, eta, v, out, scales, dots, turn
+    x, column_scale, budget, radius, states, runs, batches, eta, v, image, out, scales, dots, sums, turn
 ):
     rows, columns = x.shape
     some, (places, width) = rows_at_once(columns), batches
     words, integers = aligned(BLOCK_WORDS * LANES), aligned(columns).view(np.int32)
     noise, values = np.empty(columns, np.int8), aligned(2 * (columns + LANES)).view(np.float64)
     state, run = np.empty(BLOCK_WORDS, np.uint32), 0
+    used = np.empty(LANES, np.uint32)
     while True:
         start = take(turn, some)
         if start >= rows:
@@ -65,7 +81,7 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, values)
             if np.isnan(scales[r]):
                 return r
-            dots[r] = _add_noisy_row(integers, noise, v, out[r])
+            dots[r], sums[r] = _add_noisy_row(integers, noise, v, image, out[r], used)
 
 
 def largest_budget(eta: int) -> int:
@@ -87,7 +103,8 @@ def add_noisy_integers(
     eta: int,
     v: Residues | None,
     out: Residues,
-) -> tuple[Float64, NDArray[np.int64]]:
+    image: Words | None = None,
+) -> tuple[Float64, NDArray[np.int64], Words]:
     """Adds what `quantize_rows` makes of rows, and noise.
 
     Args:
@@ -100,10 +117,11 @@ def add_noisy_integers(
         v: uint32 [columns], below q.
         out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, some rows
             are still as they were.
+        image: V of a certificate, uint32 [columns].
 
     Returns:
-        Scales, float64 [rows], and with ``v`` the dot products of the integers with noise with v, int64
-        [rows], mod 2^64.
+        Scales, float64 [rows]; with ``v`` the dot products of the integers with noise with v, int64 [rows],
+        mod 2^64; and with ``image`` those with it, uint32 [rows], mod 2^32.
 
     Raises:
         UnsupportedError, ValueError: as `quantize_rows` does, or the arguments don't fit.
@@ -115,20 +133,36 @@ def add_noisy_integers(
     ends = runs[:, 0] + runs[:, 2]
     if len(keys) != len(runs) or runs[0, 0] != 0 or ends[-1] != rows or (ends[:-1] != runs[1:, 0]).any():
         raise ValueError(f"{len(keys)} keys and {len(runs)} runs do not cover {rows} rows")
-    fits = out.shape == x.shape and out.flags.c_contiguous and (v is None or v.shape == (columns,))
-    if not fits or not out.dtype == (np.uint32 if v is None else v.dtype) == np.uint32:
-        raise ValueError(f"the masks or the vector are not uint32, or do not fit {rows} rows of {columns}")
+    vectors = [vector for vector in (v, image) if vector is not None]
+    fits = out.shape == x.shape and out.flags.c_contiguous and all(w.shape == (columns,) for w in vectors)
+    if not fits or any(array.dtype != np.uint32 for array in (out, *vectors)):
+        raise ValueError(f"the masks or a vector are not uint32, or do not fit {rows} rows of {columns}")
     batches = batches_of(int((runs[:, 1] + runs[:, 2]).max()), columns, eta)
     x = np.ascontiguousarray(x)
     column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
     v = None if v is None else np.ascontiguousarray(v)
+    image = None if image is None else np.ascontiguousarray(image)
     states = np.stack([initial_state(key) for key in keys])
-    scales, dots = np.empty(rows, np.float64), np.empty(rows, np.int64)
+    scales, dots, sums = np.empty(rows, np.float64), np.empty(rows, np.int64), np.empty(rows, np.uint32)
     failed: list[int] = []
 
     def some(turn: NDArray[np.int64]) -> None:
         bad = _add_noisy_rows(
-            x, column_scale, budget, radius, states, runs, batches, eta, v, out, scales, dots, turn
+            x,
+            column_scale,
+            budget,
+            radius,
+            states,
+            runs,
+            batches,
+            eta,
+            v,
+            image,
+            out,
+            scales,
+            dots,
+            sums,
+            turn,
         )
         if bad >= 0:
             failed.append(bad)
@@ -136,4 +170,4 @@ def add_noisy_integers(
     for_rows_in_turn(rows, columns, some, DRAWN)
     if failed:
         raise not_finite(min(failed), rows)
-    return scales, dots
+    return scales, dots, sums

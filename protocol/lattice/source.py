@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from blindtune.protocol.expansion import RandomBytes
-from blindtune.protocol.fixed_point import Float32, Float64
+from blindtune.protocol.fixed_point import Float32, Float64, quantize_rows, remainder
+from blindtune.protocol.kernels.low_sums import Words, row_sums
 from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.lattice.hint import MOST_COLUMNS, PublicMatrix, pack_combination, packed_shape
 from blindtune.protocol.lattice.kernels import Scales, add_operand, mask_rows, unmask_rows, unmask_with
@@ -27,10 +28,10 @@ from blindtune.protocol.lattice.noisy import add_noisy_integers, largest_budget,
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import Run, Stock, bounds
 from blindtune.protocol.lattice.transform import LANES
-from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.masks import MaskedOperand, MaskSource, Revealed, Share
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues, require_centred
+from blindtune.protocol.residues import Centred, Residues, require_centred, subtract_and_centre
 
 __all__ = ["LatticeSource"]
 
@@ -40,8 +41,20 @@ _KEPT_BYTES = 1 << 28
 class _LatticeMasked(MaskedOperand):
     """Holds the secrets of its rows until it is unmasked, which it can be once."""
 
-    def __init__(self, share: Share, product: Product, hint: Centred, stock: Stock, runs: list[Run]) -> None:
+    def __init__(
+        self,
+        share: Share,
+        product: Product,
+        hint: Centred,
+        packed: Centred,
+        stock: Stock,
+        runs: list[Run],
+        sums: Words | None,
+    ) -> None:
         self.shares = (share,)
+        self.expected_sums = sums
+        self._packed = packed
+        self._certified: list[Run] = []
         self._product = product
         self._hint = hint
         self._stock = stock
@@ -49,20 +62,53 @@ class _LatticeMasked(MaskedOperand):
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
         out = np.empty(self._shape(responses), np.int32)
-        self._remove_masks(responses[0], out, None)
+        self._remove_masks(responses[0], out, None, None, None)
         return out
 
     def reveal(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
     ) -> Float32:
+        return self._reveal(responses, scales, column_scale, None).values
+
+    def reveal_with_sums(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
+    ) -> Revealed:
+        self._certified = self._runs or []
+        return self._reveal(responses, scales, column_scale, u)
+
+    def rows_again(self, responses: Sequence[Residues], rows: NDArray[np.int64]) -> tuple[Centred, Centred]:
+        shape = self._shape(responses)
+        z = np.empty((len(rows), self.shares[0].shape[1]), np.int32)
+        y = np.empty((len(rows), shape[1]), np.int32)
+        for place, row in enumerate(rows.tolist()):
+            run = next(x for x in self._certified if x.row <= row < x.row + x.count)
+            factors = run.block.factors[np.newaxis]
+            one = np.array([(0, run.first + row - run.row, 1)], np.int64)
+            mask, rest = np.empty((1, z.shape[1]), np.uint32), np.empty((0, z.shape[1]), np.uint32)
+            mask_rows(self._packed, factors, one, mask, rest)
+            z[place] = subtract_and_centre(self.shares[0].rows(row, row + 1).residues, mask)
+            rest = np.empty((0, shape[1]), np.uint32)
+            unmask_rows(self._hint, factors, one, responses[0][row : row + 1], y[place : place + 1], rest)
+        return z, y
+
+    def _reveal(
+        self,
+        responses: Sequence[Residues],
+        scales: Float64,
+        column_scale: Float32 | None,
+        u: Words | None,
+    ) -> Revealed:
         rows, columns = self._shape(responses)
         if column_scale is None:
             column_scale = np.ones(columns, np.float32)
+        if u is not None and (u.shape != (columns,) or u.dtype != np.uint32):
+            raise ValueError(f"there are not {columns} words")
         if scales.shape != (rows,) or column_scale.shape != (columns,):
             raise ValueError(f"the row or column scales do not fit a matrix of shape {(rows, columns)}")
         out = large_matrix(rows, columns, np.float32)
-        self._remove_masks(responses[0], out, (scales, column_scale))
-        return out
+        sums = np.zeros((2, rows), np.uint32)
+        self._remove_masks(responses[0], out, (scales, column_scale), u, sums)
+        return Revealed(out, sums[0], sums[1])
 
     def _shape(self, responses: Sequence[Residues]) -> tuple[int, int]:
         """Of the response, if it fits."""
@@ -78,17 +124,25 @@ class _LatticeMasked(MaskedOperand):
             )
         return rows, columns
 
-    def _remove_masks(self, response: Residues, out: Centred | Float32, scales: Scales | None) -> None:
+    def _remove_masks(
+        self,
+        response: Residues,
+        out: Centred | Float32,
+        scales: Scales | None,
+        u: Words | None,
+        sums: Words | None,
+    ) -> None:
         runs, self._runs = self._runs, None
         if runs is None:
             raise ValueError(f"an operand of {self._product.label} was unmasked before")
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            unmask_rows(self._hint, factors, bounds, response, out, rest, scales)
+            unmask_rows(self._hint, factors, bounds, response, out, rest, scales, u, sums)
 
         def serve(rows: slice, kept: Residues) -> None:
             part = None if scales is None else (scales[0][rows], scales[1])
-            unmask_with(kept, response[rows], out[rows], part)
+            some = None if sums is None else sums[:, rows]
+            unmask_with(kept, response[rows], out[rows], part, u, some)
 
         self._stock.for_rows("hint", runs, out.shape[1], compute, serve)
 
@@ -127,6 +181,7 @@ class LatticeSource(MaskSource):
     ) -> None:
         self.lattice = parameters
         self.parameters = parameters.residues
+        self.largest_noise, self.noise_variance = parameters.eta, parameters.eta / 2
         self._public = PublicMatrix(parameters, public_seed)
         self._hints = hints
         self._stock = Stock(parameters, random_bytes, kept_bytes)
@@ -136,18 +191,51 @@ class LatticeSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return self.lattice.noise(column_absolute_sum)
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        rows, columns = operand.shape
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         self._require(product, operand, np.int32)
+        return self._masked(operand.shape[0], product, image, lambda noise: operand)
+
+    def hide_twice(
+        self,
+        x: Float32,
+        product: Product,
+        budget: int,
+        column_scale: Float32 | None = None,
+        image: Words | None = None,
+    ) -> tuple[MaskedOperand, Float64]:
+        self._require(product, x, np.float32)
+        z, scales = quantize_rows(x, budget, column_scale)
+        rows, of_rest = len(x), np.empty(len(x), np.float64)
+
+        def operand(noise: NDArray[np.int8]) -> Centred:
+            # The noise of the first rows is known before those of the second are chosen.
+            left = remainder(x, column_scale, scales, z + noise[:rows])
+            rest, of_rest[:] = quantize_rows(left, budget)
+            return np.concatenate([z, rest])
+
+        masked = self._masked(2 * rows, product, image, operand)
+        return masked, np.concatenate([scales, scales * of_rest])
+
+    def _masked(
+        self,
+        rows: int,
+        product: Product,
+        image: Words | None,
+        integers: Callable[[NDArray[np.int8]], Centred],
+    ) -> MaskedOperand:
+        """Hides what is made of the noise that will be added to it."""
+        columns = product.contraction
         hint, packed = self._hint(product), self._public.packed(columns)
         stock, runs, masked = self._masks(product, rows, packed)
         noise = np.empty((rows, columns), np.int8)
         for run in runs:
             run.noise(noise[run.rows])
+        operand = integers(noise)
         if not add_operand(operand, noise, masked):
             require_centred(operand)
             raise ValueError("the operand changed while it was masked")
-        return _LatticeMasked(Share(0, masked), product, hint, stock, runs)
+        sums = None if image is None else row_sums(operand + noise, image)
+        return _LatticeMasked(Share(0, masked), product, hint, packed, stock, runs, sums)
 
     def hide(
         self,
@@ -156,11 +244,12 @@ class LatticeSource(MaskSource):
         budget: int,
         column_scale: Float32 | None = None,
         v: Residues | None = None,
+        image: Words | None = None,
     ) -> tuple[MaskedOperand, Float64]:
         rows, columns = x.shape
         eta = self.lattice.eta
         if rows == 0 or budget > largest_budget(eta):
-            return super().hide(x, product, budget, column_scale, v)
+            return super().hide(x, product, budget, column_scale, v, image)
         self._require(product, x, np.float32)
         hint, packed = self._hint(product), self._public.packed(columns)
         stock, runs, masked = self._masks(product, rows, packed)
@@ -168,9 +257,12 @@ class LatticeSource(MaskSource):
         exact = columns <= MOST_COLUMNS and noisy_dots_fit(budget, eta, columns)
         # A transform for less than a block of rows costs more than a check that looks at them once more.
         v = v if exact and rows >= DEGREE else None
-        scales, dots = add_noisy_integers(x, budget, column_scale, keys, bounds(runs), eta, v, masked)
+        scales, dots, sums = add_noisy_integers(
+            x, budget, column_scale, keys, bounds(runs), eta, v, masked, image
+        )
         expected = None if v is None else self._expected(product, v, packed, runs, dots)
-        return _LatticeMasked(Share(0, masked, expected=expected), product, hint, stock, runs), scales
+        share, own = Share(0, masked, expected=expected), None if image is None else sums
+        return _LatticeMasked(share, product, hint, packed, stock, runs, own), scales
 
     def _require(self, product: Product, operand: NDArray[Any], dtype: type[Any]) -> None:
         columns = operand.shape[1]

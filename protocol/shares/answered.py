@@ -1,12 +1,16 @@
 """From the operators' verified answers to the product: what shares hid is the last one's, less all others."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
 
 from blindtune.protocol.fixed_point import Float32, Float64
-from blindtune.protocol.masks import MaskedOperand, Share
+from blindtune.protocol.kernels.low_sums import Words
+from blindtune.protocol.masks import MaskedOperand, Revealed, Share
 from blindtune.protocol.residues import Centred, Residues, centre, subtract, subtract_and_centre
-from blindtune.protocol.shares.one_pass import reveal_reals
+from blindtune.protocol.shares.one_pass import reveal_reals, reveal_reals_with_sums
 
 __all__ = ["SharedOperand"]
 
@@ -16,6 +20,7 @@ class SharedOperand(MaskedOperand):
     """An operand whose last share hides under the expansions of all others, or under none if it is alone."""
 
     shares: tuple[Share, ...]
+    expected_sums: Words | None = field(default=None, repr=False)
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
         if len(responses) != len(self.shares):
@@ -32,7 +37,27 @@ class SharedOperand(MaskedOperand):
     ) -> Float32:
         if len(responses) != len(self.shares) or len(responses) < 2:
             return super().reveal(responses, scales, column_scale)
-        *masks, result = responses
-        for mask in masks[:-1]:
-            result = subtract(result, mask)
-        return reveal_reals(result, masks[-1], scales, column_scale)
+        return reveal_reals(*_last_two(responses), scales, column_scale)
+
+    def reveal_with_sums(
+        self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
+    ) -> Revealed:
+        if len(responses) != len(self.shares) or len(responses) < 2:
+            return super().reveal_with_sums(responses, scales, column_scale, u)
+        return Revealed(*reveal_reals_with_sums(*_last_two(responses), scales, column_scale, u))
+
+    def rows_again(self, responses: Sequence[Residues], rows: NDArray[np.int64]) -> tuple[Centred, Centred]:
+        def operand(share: Share) -> Residues:
+            return np.concatenate([share.rows(row, row + 1).residues for row in rows.tolist()])
+
+        shown = [operand(share) for share in self.shares], [response[rows] for response in responses]
+        z, y = (self.unmask(some) for some in shown)
+        return z, y
+
+
+def _last_two(responses: Sequence[Residues]) -> tuple[Residues, Residues]:
+    """The last answer less all others' but one, and that one."""
+    *masks, result = responses
+    for mask in masks[:-1]:
+        result = subtract(result, mask)
+    return result, masks[-1]

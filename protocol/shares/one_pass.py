@@ -27,11 +27,19 @@ from blindtune.protocol.fixed_point import (
 )
 from blindtune.protocol.kernels.chacha20 import initial_state
 from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.low_sums import (
+    Words,
+    larger,
+    low_products,
+    magnitude,
+    row_sum,
+    total_of_words,
+)
 from blindtune.protocol.kernels.reals import repeated_real, store_reals
 from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import rows_at_once, take
-from blindtune.protocol.kernels.vectors import AHEAD, LANES, aligned, load, prefetch
+from blindtune.protocol.kernels.vectors import AHEAD, LANES, aligned, load, prefetch, repeated, store
 from blindtune.protocol.parameters import MODULUS
 from blindtune.protocol.residues import (
     Residues,
@@ -44,16 +52,17 @@ from blindtune.protocol.residues import (
     hide_rows,
 )
 
-__all__ = ["hide_reals", "reveal_reals"]
+__all__ = ["hide_reals", "reveal_reals", "reveal_reals_with_sums"]
 
 
 @kernel
-def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn):  # type: ignore[no-untyped-def]
+def _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scales, dots, sums, turn):  # type: ignore[no-untyped-def]
     rows, columns = x.shape
     step, count = rows_at_once(columns), len(states)
     integers = aligned(columns).view(np.int32).reshape((1, columns))
     values = aligned(2 * (columns + LANES)).view(np.float64)
     masks = aligned(count * columns).reshape((count, 1, columns))
+    used = np.empty(LANES, np.uint32)
     while True:
         start = take(turn, step)
         if start >= rows:
@@ -65,6 +74,8 @@ def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots
             scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], values)
             if np.isnan(scales[r]):
                 return r
+            if image is not None:
+                sums[r] = row_sum(integers[0], image, used)
             row, expected = masked[r : r + 1], uint64(0)
             if v is None:
                 hide_rows(integers, masks[0], row)
@@ -81,8 +92,13 @@ def _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots
 
 
 def hide_reals(
-    x: Float32, budget: int, column_scale: Float32 | None, keys: Sequence[bytes], v: Residues | None
-) -> tuple[Residues, Float64, Residues | None]:
+    x: Float32,
+    budget: int,
+    column_scale: Float32 | None,
+    keys: Sequence[bytes],
+    v: Residues | None,
+    image: Words | None = None,
+) -> tuple[Residues, Float64, Residues | None, Words | None]:
     """Quantizes rows and adds the masks that keys expand to.
 
     Args:
@@ -90,10 +106,12 @@ def hide_reals(
         budget, column_scale: as for `quantize_rows`.
         keys: one or more, each used for nothing else.
         v: uint32 [columns], verification vector.
+        image: V of a certificate, uint32 [columns].
 
     Returns:
-        The masked residues, uint32 [rows, columns]; the scales, float64 [rows]; and with ``v`` the dot
-        products of the rows of all masks, and then of the masked residues, with v, uint32 [keys + 1, rows].
+        The masked residues, uint32 [rows, columns]; the scales, float64 [rows]; with ``v`` the dot products
+        of the rows of all masks, and then of the masked residues, with v, uint32 [keys + 1, rows]; and with
+        ``image`` those of the rows of integers mod 2^32, uint32 [rows].
 
     Raises:
         UnsupportedError, ValueError: as `quantize_rows` does, or a budget allows for integers that are no
@@ -103,33 +121,37 @@ def hide_reals(
     radius = radius_of(x, budget, column_scale)
     if budget > (MODULUS // 2) ** 2:
         raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
-    if x.dtype != np.float32 or (v is not None and (v.shape != (columns,) or v.dtype != np.uint32)):
-        raise ValueError(f"the rows are not float32, or the vector is not {columns} words")
+    vectors = [vector for vector in (v, image) if vector is not None]
+    if x.dtype != np.float32 or any(w.shape != (columns,) or w.dtype != np.uint32 for w in vectors):
+        raise ValueError(f"the rows are not float32, or a vector is not {columns} words")
     x = np.ascontiguousarray(x)
     column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
     v = None if v is None else np.ascontiguousarray(v)
+    image = None if image is None else np.ascontiguousarray(image)
     states = np.stack([initial_state(key) for key in keys])
     masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
     dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
+    sums = None if image is None else np.empty(rows, np.uint32)
     fits = dots_fit(budget, columns)
     failed: list[int] = []
 
     def some(turn: NDArray[np.int64]) -> None:
-        bad = _hide(x, column_scale, budget, radius, states, v, fits, masked, scales, dots, turn)
+        bad = _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scales, dots, sums, turn)
         if bad >= 0:
             failed.append(bad)
 
     for_rows_in_turn(rows, columns, some, DRAWN)
     if failed:
         raise not_finite(min(failed), rows)
-    return masked, scales, dots
+    return masked, scales, dots, sums
 
 
 @kernel
-def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-untyped-def]
+def _reveal(result, mask, scales, column_scale, u, out, sums, peaks, turn):  # type: ignore[no-untyped-def]
     rows, columns = result.shape
     # Several at once, because memory is read fastest in order.
     whole, some = columns - columns % LANES, 8 * rows_at_once(columns)
+    words = np.empty(LANES, np.uint32)
     while True:
         start = take(turn, some)
         if start >= rows:
@@ -138,14 +160,27 @@ def _reveal(result, mask, scales, column_scale, out, turn):  # type: ignore[no-u
             y, m, to = result[r], mask[r], out[r]
             inverse = 1.0 / scales[r]
             factor = repeated_real(inverse)
+            some_sums, some_peaks = repeated(uint32(0)), repeated(uint32(0))
             for j in range(0, whole, LANES):
                 prefetch(y, j + AHEAD)
                 prefetch(m, j + AHEAD)
                 prefetch(to, j + AHEAD)
                 integers = centred_differences(load(y, j), load(m, j))
                 store_reals(to, j, real_values(integers, factor, column_scale, j))
+                if u is not None:
+                    some_sums = low_products(some_sums, integers, load(u, j))
+                    some_peaks = larger(some_peaks, integers)
             for j in range(whole, columns):
                 to[j] = real_value(centred_difference(y[j], m[j]), inverse, column_scale[j])
+            if u is not None:
+                total = total_of_words(some_sums, words)
+                store(words, 0, some_peaks)
+                peak = words.max()
+                for j in range(whole, columns):
+                    integer = centred_difference(y[j], m[j])
+                    total = uint32(total + uint32(integer) * u[j])
+                    peak = max(peak, magnitude(integer))
+                sums[r], peaks[r] = total, peak
 
 
 def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None) -> Float32:
@@ -161,12 +196,40 @@ def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale
     Raises:
         ValueError: shapes don't fit.
     """
+    return _revealed(result, mask, scales, column_scale, None)[0]
+
+
+def reveal_reals_with_sums(
+    result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None, u: Words
+) -> tuple[Float32, Words, Words]:
+    """`reveal_reals`, and of each row of integers its dot product with words mod 2^32 and largest magnitude.
+
+    Args:
+        result, mask, scales, column_scale: as for `reveal_reals`.
+        u: uint32 [outputs].
+
+    Returns:
+        float32 [rows, outputs], uint32 [rows], uint32 [rows].
+
+    Raises:
+        ValueError: shapes don't fit.
+    """
+    return _revealed(result, mask, scales, column_scale, u)
+
+
+def _revealed(
+    result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None, u: Words | None
+) -> tuple[Float32, Words, Words]:
     rows, columns = result.shape
     if column_scale is None:
         column_scale = np.ones(columns, np.float32)
+    if u is not None and (u.shape != (columns,) or u.dtype != np.uint32):
+        raise ValueError(f"there are not {columns} words")
     if mask.shape != result.shape or scales.shape != (rows,) or column_scale.shape != (columns,):
         raise ValueError(f"the mask's answer or the scales do not fit a matrix of shape {result.shape}")
     arrays = [np.ascontiguousarray(array) for array in (result, mask, scales, column_scale)]
+    u = None if u is None else np.ascontiguousarray(u)
     out = large_matrix(rows, columns, np.float32)
-    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, out, turn))
-    return out
+    sums, peaks = (np.empty(0 if u is None else rows, np.uint32) for _ in range(2))
+    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, u, out, sums, peaks, turn))
+    return out, sums, peaks

@@ -7,6 +7,7 @@ import numpy as np
 
 from blindtune.protocol.expansion import KEY_BYTES, RandomBytes, Seed, derive_key, expand_into, expanded_dots
 from blindtune.protocol.fixed_point import Float32, Float64
+from blindtune.protocol.kernels.low_sums import Words, row_sums
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks
 from blindtune.protocol.kernels.shared_rows import rows_at_once
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
@@ -43,7 +44,7 @@ class ShareSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return 0
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
         if columns != product.contraction:
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
@@ -68,7 +69,8 @@ class ShareSource(MaskSource):
         if exposed:
             require_centred(operand)
             raise ValueError("the operand changed while it was masked")
-        return self._shared(seeds, ahead, masked, None)
+        sums = None if image is None else row_sums(operand, image)
+        return self._shared(seeds, ahead, masked, None, sums)
 
     def hide(
         self,
@@ -77,13 +79,16 @@ class ShareSource(MaskSource):
         budget: int,
         column_scale: Float32 | None = None,
         v: Residues | None = None,
+        image: Words | None = None,
     ) -> tuple[MaskedOperand, Float64]:
         rows, columns = x.shape
         if columns != product.contraction:
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
         seeds, ahead = self._drawn(rows, product)
-        masked, scales, expected = hide_reals(x, budget, column_scale, [seed.key for seed in seeds], v)
-        return self._shared(seeds, ahead, masked, expected), scales
+        masked, scales, expected, sums = hide_reals(
+            x, budget, column_scale, [seed.key for seed in seeds], v, image
+        )
+        return self._shared(seeds, ahead, masked, expected, sums), scales
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
         shares = tuple(
@@ -108,11 +113,16 @@ class ShareSource(MaskSource):
         ]
 
     def _shared(
-        self, seeds: Sequence[Seed], ahead: tuple[Share, ...], masked: Residues, expected: Residues | None
+        self,
+        seeds: Sequence[Seed],
+        ahead: tuple[Share, ...],
+        masked: Residues,
+        expected: Residues | None,
+        sums: Words | None,
     ) -> MaskedOperand:
         # What the masks expand to is left to whoever asks for it: workers get the seeds.
         dots = [None] * self.operators if expected is None else list(expected)
         shares = ahead or tuple(
             Share(i, SeededRows(seed, *masked.shape), expected=dots[i]) for i, seed in enumerate(seeds)
         )
-        return SharedOperand((*shares, Share(self.operators - 1, masked, expected=dots[-1])))
+        return SharedOperand((*shares, Share(self.operators - 1, masked, expected=dots[-1])), sums)

@@ -1,5 +1,6 @@
 """No mask at all: the reference that masked products are compared with."""
 
+from blindtune.protocol.kernels.low_sums import Words, row_sums
 from blindtune.protocol.masks import LOCAL, MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
@@ -24,5 +25,6 @@ class UnmaskedSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return 0
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        return SharedOperand((Share(LOCAL, from_centred(operand)),))
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+        sums = None if image is None else row_sums(operand, image)
+        return SharedOperand((Share(LOCAL, from_centred(operand)),), sums)

@@ -21,14 +21,14 @@ SLIPS_WITH_MASKS = (
         "shares-of-four-operators",
         "of the masks of four operators and more only the first and the last are taken off",
         "protocol/shares/answered.py",
-        "        *masks, result = responses\n"
-        "        for mask in masks[:-1]:\n"
-        "            result = subtract(result, mask)\n"
-        "        return reveal_reals(",
-        "        *masks, result = responses\n"
-        "        for mask in masks[:1] if len(masks) > 1 else ():\n"
-        "            result = subtract(result, mask)\n"
-        "        return reveal_reals(",
+        "    *masks, result = responses\n"
+        "    for mask in masks[:-1]:\n"
+        "        result = subtract(result, mask)\n"
+        "    return result, masks[-1]",
+        "    *masks, result = responses\n"
+        "    for mask in masks[:1] if len(masks) > 1 else ():\n"
+        "        result = subtract(result, mask)\n"
+        "    return result, masks[-1]",
         f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(

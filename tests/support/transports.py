@@ -16,9 +16,11 @@ from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
+from blindtune.client.rounds.certified import REASKS
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.errors import VerificationError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
@@ -148,8 +150,10 @@ def remote_multiplier(
     workers: Sequence[Sequence[Transport]],
     retry_seconds: float = 60.0,
     ask_ahead: bool = False,
+    source: MaskSource | None = None,
+    most_reasks: int = REASKS,
 ) -> RemoteMultiplier:
-    """A multiplier whose operators, alpha, beta, ..., have these workers."""
+    """A multiplier whose operators, alpha, beta, ..., have these workers; with shares, or another source."""
     time = VirtualTime()
     expected = Expectations(
         model=kit.description.model,
@@ -174,4 +178,5 @@ def remote_multiplier(
                 later=time.later,
             )
         )
-    return RemoteMultiplier(ShareSource(len(operators), Q31), operators, kit, ask_ahead=ask_ahead)
+    source = source or ShareSource(len(operators), Q31)
+    return RemoteMultiplier(source, operators, kit, ask_ahead=ask_ahead, most_reasks=most_reasks)

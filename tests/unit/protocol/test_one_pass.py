@@ -61,12 +61,15 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     x = rows_of(rows, columns, seed)
     column_scale = generator.uniform(1e-3, 2, columns).astype(np.float32) if scaled else None
     v = generator.integers(0, MODULUS, columns, dtype=np.uint32)
+    image, u = generator.integers(0, 1 << 32, (2, columns), dtype=np.uint32)
     integers, scales = quantize_rows(x, BUDGET, column_scale)
     steps = ShareSource(operators, Q31, known_bytes()).mask(integers, product(columns))
     hidden, found = ShareSource(operators, Q31, known_bytes()).hide(
-        x, product(columns), BUDGET, column_scale, v
+        x, product(columns), BUDGET, column_scale, v, image
     )
     assert np.array_equal(found, scales)
+    assert steps.expected_sums is None and hidden.expected_sums is not None
+    assert np.array_equal(hidden.expected_sums, integers.astype(np.uint32) @ image)
     for share, expected in zip(hidden.shares, steps.shares, strict=True):
         assert share.seed == expected.seed
         assert share.shape == expected.residues.shape
@@ -78,7 +81,15 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     answers = [generator.integers(0, MODULUS, (rows, columns), dtype=np.uint32) for _ in range(operators)]
     y = hidden.reveal(answers, scales, column_scale)
     assert y.dtype == np.float32
-    assert np.array_equal(y, dequantize_rows(steps.unmask(answers), scales, column_scale))
+    unmasked = steps.unmask(answers)
+    assert np.array_equal(y, dequantize_rows(unmasked, scales, column_scale))
+    revealed = hidden.reveal_with_sums(answers, scales, column_scale, u)
+    assert np.array_equal(revealed.values, y)
+    assert np.array_equal(revealed.sums, unmasked.astype(np.uint32) @ u)
+    assert np.array_equal(revealed.peaks, np.abs(unmasked).max(axis=1))
+    some = np.arange(rows)[::3]
+    again = hidden.rows_again(answers, some)
+    assert np.array_equal(again[0], integers[some]) and np.array_equal(again[1], unmasked[some])
 
 
 @pytest.mark.parametrize("columns", [63, 64, 65, 500])
