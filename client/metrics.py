@@ -15,6 +15,7 @@ from torch import nn
 
 from blindtune.client.operators.operator import OperatorStatistics
 from blindtune.client.operators.policy import Failure
+from blindtune.client.rounds.certified import Certificates
 from blindtune.client.rounds.multiplier import PrivateMultiplier
 
 __all__ = ["Collector"]
@@ -64,7 +65,33 @@ class Collector(PrometheusCollector):
         yield CounterMetricFamily(
             f"{_PREFIX}_round_seconds", "Seconds from asking to the last verified answer.", rounds.seconds
         )
+        certified = self._multiplier.certified
+        yield from _certificates(Certificates() if certified is None else certified.certificates())
         yield InfoMetricFamily(f"{_PREFIX}_build", "What this client is.", {"version": version("blindtune")})
+
+
+def _certificates(found: Certificates) -> Iterator[Metric]:
+    yield CounterMetricFamily(
+        f"{_PREFIX}_wrapped_rows", "Rows whose results wrapped around, and were corrected.", found.wraps
+    )
+    yield CounterMetricFamily(
+        f"{_PREFIX}_rows_asked_again", "Rows that were asked for again since they wrapped.", found.reasks
+    )
+    yield CounterMetricFamily(
+        f"{_PREFIX}_decoding_seconds", "Seconds that telling wraps took.", found.decoding_seconds
+    )
+    scale = GaugeMetricFamily(
+        f"{_PREFIX}_scale_part",
+        "Part of the proven bound that results are expected to take.",
+        labels=["product"],
+    )
+    precision = GaugeMetricFamily(
+        f"{_PREFIX}_expected_error", "Relative error to be expected of results.", labels=["product"]
+    )
+    for label, of_product in found.scales.items():
+        scale.add_metric([label], of_product.part)
+        precision.add_metric([label], of_product.precision)
+    yield from (scale, precision)
 
 
 def _families(statistics: dict[str, OperatorStatistics]) -> Iterator[Metric]:

@@ -14,6 +14,7 @@ from blindtune.client.config.addresses import THIS_MACHINE, is_loopback, machine
 from blindtune.client.kit.head import Head, checked_head
 from blindtune.client.tls.files import public_keys, read_files, read_token
 from blindtune.errors import ConfigurationError
+from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.weights import INT8, scheme_named
 
@@ -78,6 +79,8 @@ class BlindConfig(QuantizationConfigMixin):
         ask_ahead: in ``"shares"``, ask for the product of the next operand's mask while the workers compute
             the current one. Steps over slow networks get shorter. Masks whose operand never comes are in
             vain, and a process that ends before the last one has come waits for it.
+        most_reasks: in a certified parameter set, how many rows may be asked for again in a step since their
+            results wrapped around the modulus. Workers see how many are; more stop the run.
         rows_follow_content: allow what makes numbers of rows depend on a text's content and not on its length
             alone: assisted decoding, prompt lookup, custom and batched ways to generate, sparse prediction.
             Operators then see, for example, how many guessed tokens were right.
@@ -96,6 +99,7 @@ class BlindConfig(QuantizationConfigMixin):
         request_timeout: float = 300.0,
         retry_seconds: float = 60.0,
         ask_ahead: bool = False,
+        most_reasks: int = REASKS,
         rows_follow_content: bool = False,
         progress: bool = True,
         **unknown: Any,
@@ -114,6 +118,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.request_timeout = request_timeout
         self.retry_seconds = retry_seconds
         self.ask_ahead = ask_ahead
+        self.most_reasks = most_reasks
         self.rows_follow_content = rows_follow_content
         self.progress = progress
         self._validate()
@@ -160,6 +165,8 @@ class BlindConfig(QuantizationConfigMixin):
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:
             raise ConfigurationError("request_timeout must be positive and retry_seconds not negative")
+        if self.most_reasks < 0:
+            raise ConfigurationError(f"most_reasks is a number of rows, 0 or more, not {self.most_reasks!r}")
         if self.masking == "reference":
             if self.operators:
                 raise ConfigurationError(

@@ -177,7 +177,7 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
             )
         checkpoint = Checkpoint.open(folder, scheme=scheme)
         kit = cached_kit(checkpoint, progress=progress)
-        return kit, ReferenceMultiplier(checkpoint, kit=kit)
+        return kit, ReferenceMultiplier(checkpoint, kit=kit, most_reasks=config.most_reasks)
     kit = kit_of(folder, progress, scheme)
     return kit, connect(config, kit, _hint_progress(config))
 

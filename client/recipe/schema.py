@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from blindtune.client.kit.head import Head
 from blindtune.client.recipe.hf_arguments import TrainingSection
+from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.weights import INT8, SCHEMES
 
@@ -123,6 +124,13 @@ class MaskingSection(Section):
         "operand, while the workers compute the current one and no other micro-batch waits. Over a slow "
         "network steps get shorter; the client computes a little more, and masks whose operand never comes "
         "are traffic beyond what --dry-run says. What is trained is the same to the last bit.",
+    )
+    most_reasks: int = Field(
+        REASKS,
+        ge=0,
+        description="In certified parameter sets: rows that may be asked for again in a step, since their "
+        "results wrapped around the modulus in a way that cannot be taken back. Workers see how many are. "
+        "More stop the run.",
     )
 
 

@@ -20,7 +20,7 @@ from blindtune.client.kit.kit import Kit
 from blindtune.client.rounds.steps import at_each_step
 from blindtune.errors import FixedPointError
 from blindtune.protocol.certificate.certified import Certified, correct, reveal
-from blindtune.protocol.certificate.history import ScaleHistory
+from blindtune.protocol.certificate.history import REASKS, ScaleHistory
 from blindtune.protocol.certificate.scales import certified_budget, part_of, precision, proven_noise
 from blindtune.protocol.certificate.words import CertificateWords
 from blindtune.protocol.fixed_point import Float32, Float64, square_budget
@@ -28,12 +28,9 @@ from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 
-__all__ = ["REASKS", "Ask", "Certificates", "CertifiedProducts"]
+__all__ = ["Ask", "Certificates", "CertifiedProducts", "Scale"]
 
 _logger = logging.getLogger(__name__)
-
-REASKS = 8
-"""Rows that may be asked for again between two steps of an optimizer."""
 
 _BFLOAT16 = 2.0**-9.2
 """Relative error of a product whose inputs are rounded to bfloat16."""

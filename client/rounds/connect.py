@@ -46,7 +46,9 @@ def connect(
         multiplier = _lattice(config, kit, operators, progress)
     else:
         source = ShareSource(len(operators), Q31)
-        multiplier = RemoteMultiplier(source, operators, kit, ask_ahead=config.ask_ahead)
+        multiplier = RemoteMultiplier(
+            source, operators, kit, ask_ahead=config.ask_ahead, most_reasks=config.most_reasks
+        )
     try:
         for client in operators:
             client.connect()
@@ -107,4 +109,4 @@ def _lattice(
             hints.get(product)  # a damaged one shows now, and not in the middle of a step
 
     source = LatticeSource(parameters, hints.public_seed, hints.get)
-    return RemoteMultiplier(source, operators, kit, ready)
+    return RemoteMultiplier(source, operators, kit, ready, most_reasks=config.most_reasks)

@@ -15,9 +15,10 @@ from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient, OperatorStatistics, Pending
 from blindtune.client.rounds.answers_ahead import AnswersAhead, ProductOrder
-from blindtune.client.rounds.certified import REASKS, CertifiedProducts
+from blindtune.client.rounds.certified import CertifiedProducts
 from blindtune.client.rounds.overlap import waiting
 from blindtune.errors import BlindtuneError
+from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.multiplication.exactness import exact_method

@@ -31,7 +31,7 @@ from blindtune.client.training.checkpoints import (
     write_json,
 )
 from blindtune.client.training.environment import without_accelerate_variables
-from blindtune.client.training.figures import Figures, Prices, traffic
+from blindtune.client.training.figures import Figures, Prices, certificates, traffic
 from blindtune.client.training.folder import STATE, SUMMARY, RunFolder
 from blindtune.client.training.models import (
     base_fingerprint,
@@ -223,6 +223,7 @@ class _Run:
             self._this_process,
             in_flight,
             self._close,
+            self._multiplier,
         )
         several = min(in_flight, self._recipe.training.gradient_accumulation_steps) > 1
         if several and trainer.one_at_a_time is not None:
@@ -318,6 +319,7 @@ class _Run:
             "after": after,
             "examples": {"train": _counts(train), "validation": validation and _counts(validation)},
             **figures.summary(prices),
+            **certificates(self._multiplier),
         }
         return dict(finite(summary))  # as it will be read back
 

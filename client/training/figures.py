@@ -4,9 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
+from blindtune.client.rounds.certified import Certificates
 from blindtune.client.rounds.multiplier import PrivateMultiplier
 
-__all__ = ["Figures", "Prices", "traffic"]
+__all__ = ["Figures", "Prices", "certificates", "traffic"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,12 @@ class Figures:
         bytes_up, bytes_down: payload to and from all operators together.
         verified_responses: answers that passed their check.
         lies: answers that did not.
+        wraps: rows whose results wrapped around the modulus of a certified parameter set, and were corrected.
+        reasks: rows that had to be asked for again since their wraps could not be told.
         seconds: time that training and measuring took.
         waiting_seconds: of it, waiting for workers and the network.
         verification_seconds: of it, checking answers; operators are checked side by side.
+        decoding_seconds: of it, telling wraps.
     """
 
     steps: int = 0
@@ -60,9 +64,12 @@ class Figures:
     bytes_down: int = 0
     verified_responses: int = 0
     lies: int = 0
+    wraps: int = 0
+    reasks: int = 0
     seconds: float = 0.0
     waiting_seconds: float = 0.0
     verification_seconds: float = 0.0
+    decoding_seconds: float = 0.0
 
     def __add__(self, other: "Figures") -> "Figures":
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
@@ -94,6 +101,7 @@ class Figures:
             "total": plain.pop("seconds"),
             "waiting": plain.pop("waiting_seconds"),
             "verification": plain.pop("verification_seconds"),
+            "decoding": plain.pop("decoding_seconds"),
         }
         seconds["client"] = max(0.0, seconds["total"] - seconds["waiting"] - seconds["verification"])
         plain["padding_share"] = self.padding_share
@@ -107,6 +115,7 @@ def traffic(multiplier: PrivateMultiplier | None) -> Figures:
         return Figures()
     operators = multiplier.statistics().values()
     rounds = multiplier.rounds()
+    found = Certificates() if multiplier.certified is None else multiplier.certified.certificates()
     verification = max((x.verification_seconds for x in operators), default=0.0)
     return Figures(
         rounds=rounds.count,
@@ -115,6 +124,20 @@ def traffic(multiplier: PrivateMultiplier | None) -> Figures:
         bytes_down=sum(x.bytes_received for x in operators),
         verified_responses=sum(x.verified_responses for x in operators),
         lies=sum(len(x.lies) for x in operators),
+        wraps=found.wraps,
+        reasks=found.reasks,
         waiting_seconds=max(0.0, rounds.seconds - verification),
         verification_seconds=verification,
+        decoding_seconds=found.decoding_seconds,
     )
+
+
+def certificates(multiplier: PrivateMultiplier | None) -> dict[str, Any]:
+    """The entry ``scales`` of a summary: K and the expected relative error of each product, as they ended.
+
+    None where the parameter set is no certified one.
+    """
+    if multiplier is None or multiplier.certified is None:
+        return {}
+    scales = multiplier.certified.certificates().scales
+    return {"scales": {label: dataclasses.asdict(scale) for label, scale in scales.items()}}

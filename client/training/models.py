@@ -62,6 +62,7 @@ def blind_config(recipe: Recipe) -> BlindConfig:
         allow_one_machine=masking.allow_one_machine,
         request_timeout=masking.request_timeout,
         ask_ahead=masking.ask_ahead,
+        most_reasks=masking.most_reasks,
         retry_seconds=masking.retry_seconds,
     )
 

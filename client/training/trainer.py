@@ -33,6 +33,7 @@ from blindtune.client.data.prepared import Split
 from blindtune.client.process.disk import disk_errors_are_clear
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.record.digests import require_whole
+from blindtune.client.rounds.multiplier import PrivateMultiplier
 from blindtune.client.training import checkpoints
 from blindtune.client.training.batches import EpochSampler, labelled_collator
 from blindtune.client.training.figures import Figures
@@ -40,6 +41,7 @@ from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
 from blindtune.client.training.metrics import metrics_of
 from blindtune.client.training.optimizers import require_optimizer
+from blindtune.client.training.scales import restore_scales, save_scales
 from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
@@ -122,6 +124,7 @@ class RecipeTrainer(Trainer):
         in_flight: how many micro-batches of a step may wait for workers at once. What is trained does not
             depend on it.
         abandon: ends all waiting for workers; called when an interrupt ends the training at once.
+        multiplier: behind the model's remote layers, whose scales are kept in checkpoints.
     """
 
     def __init__(
@@ -135,11 +138,13 @@ class RecipeTrainer(Trainer):
         so_far: Callable[[], Figures] = Figures,
         in_flight: int = 1,
         abandon: Callable[[], None] = lambda: None,
+        multiplier: PrivateMultiplier | None = None,
     ) -> None:
         self._recipe = recipe
         self._metrics = metrics_of(recipe.data.task)
         self._loss = StepLoss(recipe.data.task, recipe.training.label_smoothing_factor)
         self._so_far = so_far
+        self._multiplier = multiplier
         self._staging: Path | None = None
         self._after_step: checkpoints.RandomState | None = None
         self._measuring = False
@@ -199,8 +204,11 @@ class RecipeTrainer(Trainer):
             checkpoint: one that is whole; see `blindtune.client.record.digests`.
 
         Raises:
-            CheckpointError: the best checkpoint, which is the result, was damaged meanwhile.
+            CheckpointError: the best checkpoint, which is the result, was damaged meanwhile; or the one to go
+                on from lacks the scales of a certified parameter set.
         """
+        if checkpoint is not None:
+            restore_scales(self._multiplier, checkpoint)
         try:
             self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except BlindtuneError:
@@ -316,6 +324,7 @@ class RecipeTrainer(Trainer):
                 self.state.best_model_checkpoint = str(folder / f"checkpoint-{best}")
                 self.state.save_to_json(str(written / TRAINER_STATE_NAME))
             checkpoints.write_json(written / FIGURES, vars(self._so_far() + self.trained))
+            save_scales(self._multiplier, written)
             checkpoints.install(
                 written, folder, self._recipe.training.save_total_limit, self.state.best_model_checkpoint
             )

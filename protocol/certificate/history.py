@@ -12,10 +12,13 @@ from blindtune.errors import CheckpointError
 from blindtune.protocol.certificate.scales import first_level, level_above
 from blindtune.protocol.products import Product
 
-__all__ = ["WINDOW", "ScaleHistory"]
+__all__ = ["REASKS", "WINDOW", "ScaleHistory"]
 
 WINDOW = 16
 """Steps that decide on K."""
+
+REASKS = 8
+"""Rows that may be asked for again in a step, unless told otherwise."""
 
 
 class ScaleHistory:

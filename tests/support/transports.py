@@ -16,10 +16,10 @@ from blindtune.client.operators.manifest import Expectations
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
-from blindtune.client.rounds.certified import REASKS
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.errors import VerificationError
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
+from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier

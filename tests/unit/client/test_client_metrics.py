@@ -8,6 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,8 +27,11 @@ from blindtune.client.process.log import json_formatter
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.client.runs.monitoring import Monitor
 from blindtune.errors import ConfigurationError
+from blindtune.protocol.certificate.history import ScaleHistory
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
+from blindtune.protocol.shares.source import ShareSource
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)
@@ -245,3 +249,24 @@ def test_an_error_that_nobody_foresaw_is_json_too() -> None:
     assert plain.returncode == 1
     assert plain.stderr.rstrip().endswith("KeyError: 11")
     assert "zzprivatezz" not in plain.stderr
+
+
+def test_a_certified_multiplier_shows_what_wrapped_and_how_fine_its_scales_are(
+    kit: Kit, honest: Multiplier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ScaleHistory, "level", lambda self, product: 9)
+    source = ShareSource(2, replace(Q31, certified=True))
+    groups = [[LocalWorker(honest)], [LocalWorker(honest)]]
+    multiplier = remote_multiplier(kit, groups, source=source, most_reasks=1000)
+    x = np.random.default_rng(0).standard_normal((30, FORWARD.contraction)).astype(np.float32)
+    multiplier.multiply_certified(x, FORWARD, None, None, True)
+    registry = CollectorRegistry()
+    registry.register(Collector(multiplier))
+    assert multiplier.certified is not None
+    found = multiplier.certified.certificates()
+    assert figures(registry, "wrapped_rows_total") == found.wraps > 0
+    assert figures(registry, "rows_asked_again_total") == found.reasks > 0
+    assert figures(registry, "decoding_seconds_total") == found.decoding_seconds > 0
+    assert figures(registry, "scale_part", product=FORWARD.label) == 2.0 ** (-9 / 4)
+    error = figures(registry, "expected_error", product=FORWARD.label)
+    assert error is not None and 0 < error < 2.0**-15
