@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import PretrainedConfig
 
+from blindtune.checkpoint.decoded import DecodedTensors, open_tensors
 from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import (
@@ -52,9 +53,14 @@ class Checkpoint:
         folder = resolve(model, revision)
         config = supported_config(folder)
         skeleton = build_skeleton(config)
-        with TensorFiles(folder) as tensors:
+        with open_tensors(folder) as tensors:
             require_full_precision(skeleton, tensors)
             found = frozen_layers(skeleton, tensors)
+            if isinstance(tensors, DecodedTensors) and any(x.transposed for x in found):
+                raise UnsupportedError(
+                    f"{model} is quantized and stores weights transposed (Conv1D), whose order is not known "
+                    "then: name the checkpoint in full precision that it was made from"
+                )
         if not found:
             raise UnsupportedError(f"{model} ({config.model_type}) has no frozen linear layers")
         layers = {layer.name: layer for layer in reversed(found)}
@@ -63,7 +69,7 @@ class Checkpoint:
     @contextmanager
     def reader(self) -> Iterator["LayerReader"]:
         """Opens the weight files."""
-        with TensorFiles(self.folder) as tensors:
+        with open_tensors(self.folder) as tensors:
             yield LayerReader(tensors, self.scheme)
 
 

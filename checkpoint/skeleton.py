@@ -25,11 +25,12 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from blindtune.checkpoint.decoders import decoder_of
 from blindtune.checkpoint.experts import require_dense
 from blindtune.checkpoint.files import require_no_pointer
 from blindtune.checkpoint.joined import Rows, split_rows
 from blindtune.checkpoint.trace import trace
-from blindtune.errors import CheckpointError, UnsupportedError
+from blindtune.errors import CheckpointError
 
 __all__ = [
     "FrozenLayer",
@@ -104,6 +105,10 @@ def supported_config(folder: Path) -> PretrainedConfig:
         raise CheckpointError(
             f"{folder} has no usable config.json: {what or type(error).__name__}"
         ) from error
+    decoder_of(folder)
+    # How numbers are stored is no property of the model, and loading must not act on it.
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     require_supported(config)
     return config
 
@@ -112,15 +117,9 @@ def require_supported(config: PretrainedConfig) -> None:
     """Refuses models that the protocol cannot serve.
 
     Raises:
-        UnsupportedError: mixture of experts, or weights that are quantized already.
+        UnsupportedError: mixture of experts.
     """
     require_dense(config, build_skeleton)
-    quantized = getattr(config, "quantization_config", None)
-    method = quantized.get("quant_method") if isinstance(quantized, dict) else None
-    if method:
-        raise UnsupportedError(
-            f"the checkpoint is already quantized with {method}; use the checkpoint it was made from"
-        )
 
 
 def _settings(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

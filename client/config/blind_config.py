@@ -251,5 +251,6 @@ def refuse_configuration_of_checkpoint(found: bool) -> None:
     if found:
         raise ConfigurationError(
             "the model's config.json has a quantization_config of its own, which would decide who gets your "
-            "data: remove it from there, and pass your BlindConfig to from_pretrained"
+            "data: remove it from there, and pass your BlindConfig to from_pretrained. If the weights are "
+            "quantized, make a kit, and load that: blindtune prepare MODEL --output KIT"
         )

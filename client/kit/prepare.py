@@ -1,6 +1,7 @@
 """Making a kit: one pass over the client's own copy of the public checkpoint, a layer at a time."""
 
 import hashlib
+import json
 import logging
 import os
 import shutil
@@ -16,6 +17,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file as save_tensors
 
 from blindtune.checkpoint import Checkpoint, FrozenLayer
+from blindtune.checkpoint.decoded import open_tensors
+from blindtune.checkpoint.decoders import STORAGE
 from blindtune.checkpoint.files import TensorFiles
 from blindtune.client.kit.head import Head, head_is_remote
 from blindtune.client.kit.kit import (
@@ -40,7 +43,16 @@ from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
 
-__all__ = ["Progress", "cached_kit", "fingerprint", "kit_bytes", "kit_folder", "kit_of", "prepare"]
+__all__ = [
+    "Progress",
+    "cached_kit",
+    "cached_whole_kit",
+    "fingerprint",
+    "kit_bytes",
+    "kit_folder",
+    "kit_of",
+    "prepare",
+]
 
 _logger = logging.getLogger(__name__)
 
@@ -70,13 +82,21 @@ def prepare(
             for path in checkpoint.folder.glob(pattern):
                 if path.is_file() and not any(path.match(x) for x in _NOT_COPIED):
                     shutil.copyfile(path, folder / path.name)
+        _say_nothing_of_storage(folder / "config.json")
         remote = _not_in_the_kit(checkpoint, head)
-        with TensorFiles(checkpoint.folder) as tensors:
+        with open_tensors(checkpoint.folder) as tensors:
             stay = {key: tensors.get(key).contiguous() for key in tensors if key not in remote}
             save_tensors(_unshared(stay), folder / "model.safetensors", {"format": "pt"})
         del stay
         _write(checkpoint, folder, progress)
     return Kit.open(destination)
+
+
+def _say_nothing_of_storage(path: Path) -> None:
+    """A kit's tensors are numbers as they stand, whatever the checkpoint's configuration says of its own."""
+    settings = json.loads(path.read_bytes())
+    if any(settings.pop(name, None) for name in STORAGE):
+        path.write_text(json.dumps(settings, indent=2) + "\n")
 
 
 def fingerprint(checkpoint: Checkpoint, progress: Progress = lambda x: x) -> str:
@@ -88,7 +108,7 @@ def fingerprint(checkpoint: Checkpoint, progress: Progress = lambda x: x) -> str
 def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:
     """About how large a kit will be: parameters that stay here, and what is kept of each layer."""
     remote = _not_in_the_kit(checkpoint, head)
-    with TensorFiles(checkpoint.folder) as tensors:
+    with open_tensors(checkpoint.folder) as tensors:
         stay = sum(tensors.get(key).nbytes for key in tensors if key not in remote)
     vectors = sum((24 + 4) * x.out_features + (24 + 12) * x.in_features for x in checkpoint.layers)
     return stay + vectors
@@ -107,6 +127,27 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
     from the checkpoint.
     """
     folder = _cached_kit_folder(checkpoint, cache)
+
+    def make() -> None:
+        with folder_written_at_once(folder) as unfinished:
+            _write(checkpoint, unfinished, progress)
+
+    return _from_cache(folder, make)
+
+
+def cached_whole_kit(
+    checkpoint: Checkpoint, head: Head, cache: Path | None = None, progress: Progress = lambda x: x
+) -> Kit:
+    """What `prepare` makes of a checkpoint on this machine, made at first use.
+
+    For quantized checkpoints, which ``from_pretrained`` would not read as what they stand for.
+    """
+    folder = _cached_kit_folder(checkpoint, cache)
+    folder = folder.with_name(f"{folder.name}-whole-{head}")
+    return _from_cache(folder, lambda: prepare(checkpoint, folder, head, progress))
+
+
+def _from_cache(folder: Path, make: Callable[[], object]) -> Kit:
     if folder.exists():
         try:
             return Kit.open(folder)
@@ -116,8 +157,7 @@ def cached_kit(checkpoint: Checkpoint, cache: Path | None = None, progress: Prog
             damaged = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
             os.replace(folder, damaged)
             shutil.rmtree(damaged)
-    with folder_written_at_once(folder) as unfinished:
-        _write(checkpoint, unfinished, progress)
+    make()
     return Kit.open(folder)
 
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForSequenceClassification, PretrainedConfig, PreTrainedModel
 
+from blindtune.checkpoint.decoded import open_tensors
+from blindtune.checkpoint.decoders import STORAGE
 from blindtune.checkpoint.files import TensorFiles, resolve
 from blindtune.checkpoint.precision import require_full_precision
 from blindtune.checkpoint.skeleton import build_skeleton, checkpoint_keys, supported_config
@@ -62,17 +64,18 @@ def merge(
 
     Args:
         adapter: folder of a PEFT LoRA adapter; its tokenizer and chat template win over the base's.
-        checkpoint: folder or hub name of the original base model, in full precision.
+        checkpoint: folder or hub name of the original base model. If it is quantized, the result is not.
         output: folder to write, new or empty.
         revision: of the base model on the hub.
         labels: the class names of a sequence classifier, in the order of its outputs; none for other models.
-        dtype: stores floating-point tensors in this type; by default in the type that the base has.
+        dtype: stores floating-point tensors in this type; by default in the type that the base has, or had
+            before it was quantized.
         progress: wraps the names of the weight files.
 
     Raises:
         ConfigurationError: there is no adapter, labels and adapter contradict each other, or the output
             folder is not empty.
-        UnsupportedError: the adapter is more than plain LoRA, or the base is quantized.
+        UnsupportedError: the adapter is more than plain LoRA, or the base is quantized in an unknown way.
         CheckpointError: a file is damaged, or adapter and base don't fit each other.
         ResourceError: the disk is full.
     """
@@ -89,10 +92,12 @@ def merge(
         settings = json.loads((base / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{base} has no usable config.json: {error}") from error
+    if [x for x in STORAGE if settings.pop(x, None)] and dtype is None:
+        dtype = config.dtype or torch.float32  # what they were before, and not what they are decoded to
     if labels:
         config.num_labels = len(labels)
     build = _classifier if classifies else build_skeleton
-    with TensorFiles(base) as tensors:
+    with open_tensors(base) as tensors:
         require_full_precision(build_skeleton(config), tensors)
         model = build(config)
         stored = checkpoint_keys(model, tensors)

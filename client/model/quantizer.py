@@ -33,7 +33,7 @@ from blindtune.client.config.blind_config import (
 from blindtune.client.kit.groups import trace_groups
 from blindtune.client.kit.head import head_is_remote
 from blindtune.client.kit.kit import Kit, is_kit
-from blindtune.client.kit.prepare import Progress, cached_kit, kit_of
+from blindtune.client.kit.prepare import Progress, cached_kit, fingerprint, kit_of
 from blindtune.client.model.guard import guard_training
 from blindtune.client.model.kept import say_what_is_kept
 from blindtune.client.model.layer_group import LayerGroup
@@ -172,14 +172,28 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
     progress, scheme = preparing(name, config.progress), SCHEMES[config.quantization]
     if config.masking == "reference":
         if is_kit(folder):
-            raise ConfigurationError(
-                f"masking 'reference' needs the whole checkpoint, and {folder} is a kit without the weights"
-            )
-        checkpoint = Checkpoint.open(folder, scheme=scheme)
-        kit = cached_kit(checkpoint, progress=progress)
+            kit = kit_of(folder, progress, scheme)
+            checkpoint = _origin(kit)
+        else:
+            checkpoint = Checkpoint.open(folder, scheme=scheme)
+            kit = cached_kit(checkpoint, progress=progress)
         return kit, ReferenceMultiplier(checkpoint, kit=kit, most_reasks=config.most_reasks)
     kit = kit_of(folder, progress, scheme)
     return kit, connect(config, kit, _hint_progress(config))
+
+
+def _origin(kit: Kit) -> Checkpoint:
+    """The checkpoint that a kit was made from, if it is here: the reference needs all weights."""
+    origin = Path(kit.description.model)
+    if not origin.is_dir() or is_kit(origin):
+        raise ConfigurationError(
+            f"masking 'reference' needs the whole checkpoint, and {kit.folder} is a kit without the weights, "
+            f"made from {origin}, which is no checkpoint folder here"
+        )
+    checkpoint = Checkpoint.open(origin, scheme=kit.scheme)
+    if fingerprint(checkpoint) != kit.description.fingerprint:
+        raise ConfigurationError(f"the weights in {origin} are not those that the kit {kit.folder} is for")
+    return checkpoint
 
 
 def _track(items: Iterable[Item], what: str, shown: bool) -> Iterable[Item]:

@@ -481,7 +481,7 @@ def test_a_quantized_base_is_refused(
 ) -> None:
     base = shutil.copytree(checkpoints["llama"], tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    config["quantization_config"] = {"quant_method": "gptq", "bits": 4}
     (base / "config.json").write_text(json.dumps(config))
     _refused(tmp_path, UnsupportedError, "already quantized", lambda out: merge(llama_adapter, base, out))
 

@@ -7,12 +7,14 @@ import copy
 import json
 import logging
 import pickle
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
 from support.checkpoints import CLASSES, FAMILIES, batch
 from support.training import training_step, with_adapter
 from torch import nn
@@ -362,9 +364,22 @@ def kit_without_head(
     yield folder
 
 
-def test_the_reference_with_a_kit_is_refused(load: Load, kit_without_head: Path) -> None:
+def test_the_reference_of_a_kit_needs_the_checkpoint_that_it_was_made_from(
+    load: Load, checkpoints: dict[str, Path], tmp_path: Path
+) -> None:
+    base = shutil.copytree(checkpoints["llama"], tmp_path / "base")
+    kit = prepare(Checkpoint.open(base), tmp_path / "kit").folder
+    tokens = torch.arange(3, 20).view(1, -1)
+    expected = load("llama", masking="reference")(tokens).logits
+    assert torch.equal(load("llama", masking="reference", folder=kit)(tokens).logits, expected)
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"].mul_(-1)
+    save_file(weights, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ConfigurationError, match="are not those that the kit .* is for"):
+        load("llama", masking="reference", folder=kit)
+    shutil.rmtree(base)
     with pytest.raises(ConfigurationError, match="needs the whole checkpoint, and .* is a kit"):
-        load("llama", masking="reference", folder=kit_without_head)
+        load("llama", masking="reference", folder=kit)
 
 
 def test_asking_for_the_multiplier_of_a_plain_model_is_an_error(checkpoints: dict[str, Path]) -> None:

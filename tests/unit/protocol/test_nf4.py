@@ -11,7 +11,7 @@ from blindtune.protocol import nf4
 from blindtune.protocol.nf4 import BLOCK, FourBitWeight, quantize_nf4
 from blindtune.protocol.weights import SCHEMES, quantize_int8
 
-SHAPES = [(96, 512), (704, 256), (33, 100), (7, 63), (1, 1), (5, 64), (300, 130)]
+SHAPES = [(96, 512), (704, 256), (33, 100), (7, 63), (1, 1), (5, 64), (300, 130), (64, 144)]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,23 @@ KINDS = ["normal", "float16", "bfloat16", "zeros", "zero blocks", "denormals", "
 KINDS += ["one outlier", "constant", "middles"]
 
 
+def decoded(bnb, packed: torch.Tensor, state, shape: tuple[int, int]) -> torch.Tensor:  # type: ignore[no-untyped-def]
+    """What bitsandbytes' codes stand for, float32.
+
+    By its operations in torch where 64 does not divide a row: there its kernel for AVX-512 errs (0.50), since
+    vectors have elements of two blocks.
+    """
+    if shape[1] % BLOCK == 0:
+        return bnb.dequantize_4bit(packed, state)
+    from bitsandbytes.backends.default.ops import _dequantize_4bit_compute
+
+    absmax = state.absmax
+    if state.nested:
+        absmax = bnb.dequantize_blockwise(absmax, state.state2) + state.offset
+    codes = packed.reshape(-1).to(torch.uint8)
+    return _dequantize_4bit_compute(codes, absmax, state.code, BLOCK, shape, torch.float32)
+
+
 def bits(x: torch.Tensor) -> np.ndarray:
     return x.contiguous().numpy().view(np.int32)
 
@@ -59,7 +76,7 @@ def test_numbers_are_those_of_bitsandbytes(kind: str, bnb) -> None:  # type: ign
         ours = quantize_nf4(w)
         assert torch.equal(ours.codes, packed.flatten()), shape
         assert np.array_equal(bits(ours.absmax), bits(state.absmax)), shape
-        assert np.array_equal(bits(ours.rows(0, shape[0])), bits(bnb.dequantize_4bit(packed, state))), shape
+        assert np.array_equal(bits(ours.rows(0, shape[0])), bits(decoded(bnb, packed, state, shape))), shape
 
 
 @pytest.mark.parametrize("kind", [x for x in KINDS if x != "huge"])  # their mean overflows in bitsandbytes
@@ -78,7 +95,7 @@ def test_nested_numbers_are_those_of_bitsandbytes(  # type: ignore[no-untyped-de
         ours = quantize_nf4(w, double=True)
         monkeypatch.undo()
         assert torch.equal(ours.codes, packed.flatten()), shape
-        assert np.array_equal(bits(ours.rows(0, shape[0])), bits(bnb.dequantize_4bit(packed, state))), shape
+        assert np.array_equal(bits(ours.rows(0, shape[0])), bits(decoded(bnb, packed, state, shape))), shape
 
 
 def test_the_tables_are_those_of_bitsandbytes(bnb) -> None:  # type: ignore[no-untyped-def]
