@@ -172,7 +172,7 @@ def test_what_is_asked_again_was_verified_first_at_every_operator(
 ) -> None:
     """A lie is found as one: no syndrome is looked at, nothing is asked for again, no wrap is counted."""
     at_level(monkeypatch, FINEST)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="blindtune")
     for liar in (0, 1):
         multiplier = operators.shares()
         operators.workers[liar].multiplier = Lying(honest)
@@ -243,7 +243,7 @@ def test_a_bit_that_flips_after_verification_is_repaired_and_counted_or_stops_th
     level: int,
 ) -> None:
     at_level(monkeypatch, level)
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, logger="blindtune")
     multiplier, x = getattr(operators, mode)(), rows_of(FORWARD)
     Flipping(multiplier, monkeypatch, 1)
     if mode == "shares" and level == 0:  # the proven scale: nothing wraps there
@@ -357,7 +357,7 @@ def test_scales_and_words_are_neither_sent_nor_shown_nor_pickled(
     operators: Operators, kit: Kit, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     at_level(monkeypatch, 9)
-    caplog.set_level(logging.DEBUG)
+    caplog.set_level(logging.DEBUG, logger="blindtune")
     for mode in (operators.shares, operators.lattice):
         multiplier = mode()
         multiplied(multiplier, rows_of(FORWARD), FORWARD)
