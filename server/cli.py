@@ -1,6 +1,6 @@
 """The command ``blindtune-worker``.
 
-Every option has a twin in the environment, ``BLINDTUNE_WORKER_...``, shown by ``--help``.
+Every option has a twin in the environment, ``BLINDTUNE_WORKER_...``, shown by ``--help``: see `options`.
 """
 
 import faulthandler
@@ -23,6 +23,7 @@ from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.tokens import Tokens, add_token
 from blindtune.server.log import LogFormat, configure_logging
 from blindtune.server.metrics_page import open_page
+from blindtune.server.options import GivenLimits, with_twins
 from blindtune.server.probe import ProbeTls, probe
 from blindtune.server.transport import Endpoint, TlsFiles
 from blindtune.server.version import software_version
@@ -48,27 +49,16 @@ app = typer.Typer(
 )
 
 
-def _twin(name: str) -> str:
-    return f"BLINDTUNE_WORKER_{name}"
-
-
 _Revision = Annotated[
     str | None,
-    typer.Option(help="Branch, tag or commit of a model on the hub.", envvar=_twin("REVISION")),
+    typer.Option(help="Branch, tag or commit of a model on the hub."),
 ]
-_Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Plaintext, on loopback only.", envvar=_twin("INSECURE"))
-]
+_Insecure = Annotated[bool, typer.Option("--insecure", help="Plaintext, on loopback only.")]
 _Quantization = Annotated[
     str,
-    typer.Option(
-        help="How weights become integers, as clients configure it: int8, nf4 or nf4-double.",
-        envvar=_twin("QUANTIZATION"),
-    ),
+    typer.Option(help="How weights become integers, as clients configure it: int8, nf4 or nf4-double."),
 ]
-_Log = Annotated[
-    LogFormat, typer.Option(help="How events are written to stderr.", envvar=_twin("LOG_FORMAT"))
-]
+_Log = Annotated[LogFormat, typer.Option(help="How events are written to stderr.")]
 
 
 def _print_version(wanted: bool) -> None:
@@ -88,108 +78,46 @@ def _options(
 
 
 @app.command("serve")
+@with_twins()
 def _serve(
-    model: Annotated[
-        str, typer.Option(help="Checkpoint folder, or a model on the hub.", envvar=_twin("MODEL"))
-    ],
+    *,
+    model: Annotated[str, typer.Option(help="Checkpoint folder, or a model on the hub.")],
     listen: Annotated[
         str,
-        typer.Option(help="HOST:PORT; port 0 takes any free one.", envvar=_twin("LISTEN")),
+        typer.Option(help="HOST:PORT; port 0 takes any free one."),
     ],
     revision: _Revision = None,
     quantization: _Quantization = "int8",
-    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.", envvar=_twin("DEVICE"))] = "cpu",
-    tls_cert: Annotated[
-        Path | None, typer.Option(help="The worker's certificate (PEM).", envvar=_twin("TLS_CERT"))
-    ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="The certificate's key (PEM).", envvar=_twin("TLS_KEY"))
-    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda or cuda:N.")] = "cpu",
+    tls_cert: Annotated[Path | None, typer.Option(help="The worker's certificate (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="The certificate's key (PEM).")] = None,
     tls_client_ca: Annotated[
         Path | None,
-        typer.Option(help="CA of the clients that are let in (PEM).", envvar=_twin("TLS_CLIENT_CA")),
+        typer.Option(help="CA of the clients that are let in (PEM)."),
     ] = None,
     tokens: Annotated[
         Path | None,
-        typer.Option(help="File of the clients' tokens, instead of a client CA.", envvar=_twin("TOKENS")),
+        typer.Option(help="File of the clients' tokens, instead of a client CA."),
     ] = None,
     insecure: _Insecure = False,
-    max_rows: Annotated[
-        int, typer.Option(help="Rows of one operand.", envvar=_twin("MAX_ROWS"))
-    ] = Limits().max_rows,
-    max_operand_bytes: Annotated[
-        int, typer.Option(help="Bytes of one operand.", envvar=_twin("MAX_OPERAND_BYTES"))
-    ] = Limits().max_operand_bytes,
-    max_concurrent: Annotated[
-        int, typer.Option(help="Requests at the same time.", envvar=_twin("MAX_CONCURRENT"))
-    ] = Limits().max_concurrent,
-    max_concurrent_per_client: Annotated[
-        int,
-        typer.Option(help="Those of one client.", envvar=_twin("MAX_CONCURRENT_PER_CLIENT")),
-    ] = Limits().max_concurrent_per_client,
-    max_waiting: Annotated[
-        int, typer.Option(help="Requests that wait for their turn.", envvar=_twin("MAX_WAITING"))
-    ] = Limits().max_waiting,
-    max_waiting_per_client: Annotated[
-        int, typer.Option(help="Those of one client.", envvar=_twin("MAX_WAITING_PER_CLIENT"))
-    ] = Limits().max_waiting_per_client,
-    max_waiting_bytes: Annotated[
-        int,
-        typer.Option(
-            help="Memory of those that wait, up to 4 MiB of each operand.",
-            envvar=_twin("MAX_WAITING_BYTES"),
-        ),
-    ] = Limits().max_waiting_bytes,
-    max_waiting_bytes_per_client: Annotated[
-        int,
-        typer.Option(help="Memory of those of one client.", envvar=_twin("MAX_WAITING_BYTES_PER_CLIENT")),
-    ] = Limits().max_waiting_bytes_per_client,
-    max_requests_per_second: Annotated[
-        float,
-        typer.Option(
-            help="Requests of one client, on average; twice as many may come at once.",
-            envvar=_twin("MAX_REQUESTS_PER_SECOND"),
-        ),
-    ] = Limits().max_requests_per_second,
-    patience_seconds: Annotated[
-        float,
-        typer.Option(
-            help="How long a request may wait for a client that neither sends nor reads.",
-            envvar=_twin("PATIENCE_SECONDS"),
-        ),
-    ] = Limits().patience_seconds,
-    min_bytes_per_second: Annotated[
-        int,
-        typer.Option(
-            help="Bytes that a client must move for its waiting not to count.",
-            envvar=_twin("MIN_BYTES_PER_SECOND"),
-        ),
-    ] = Limits().min_bytes_per_second,
-    handshake_seconds: Annotated[
-        float,
-        typer.Option(help="How long a new connection may take to stand.", envvar=_twin("HANDSHAKE_SECONDS")),
-    ] = Limits().handshake_seconds,
+    limits: GivenLimits,
     threads: Annotated[
         int | None,
-        typer.Option(min=1, help="Threads of one product; all cores unless given.", envvar=_twin("THREADS")),
+        typer.Option(min=1, help="Threads of one product; all cores unless given."),
     ] = None,
     drain_seconds: Annotated[
         float,
-        typer.Option(min=0, help="Time for running requests at shutdown.", envvar=_twin("DRAIN_SECONDS")),
+        typer.Option(min=0, help="Time for running requests at shutdown."),
     ] = 30.0,
     metrics_listen: Annotated[
         str | None,
         typer.Option(
-            help="HOST:PORT of /metrics for Prometheus: plain HTTP on loopback, else with the TLS files.",
-            envvar=_twin("METRICS_LISTEN"),
+            help="HOST:PORT of /metrics for Prometheus: plain HTTP on loopback, else with the TLS files."
         ),
     ] = None,
     record: Annotated[
         Path | None,
-        typer.Option(
-            help="For audits only: write down all that clients send, in a new folder.",
-            envvar=_twin("RECORD"),
-        ),
+        typer.Option(help="For audits only: write down all that clients send, in a new folder."),
     ] = None,
     log_format: _Log = "json",
 ) -> None:
@@ -200,20 +128,7 @@ def _serve(
     """
     configure_logging(log_format)
     endpoint = Endpoint.parse(listen, _tls_files(tls_cert, tls_key, tls_client_ca, tokens), insecure, tokens)
-    limits = Limits(
-        max_rows=max_rows,
-        max_operand_bytes=max_operand_bytes,
-        max_concurrent=max_concurrent,
-        max_concurrent_per_client=max_concurrent_per_client,
-        max_waiting=max_waiting,
-        max_waiting_per_client=max_waiting_per_client,
-        max_waiting_bytes=max_waiting_bytes,
-        max_waiting_bytes_per_client=max_waiting_bytes_per_client,
-        max_requests_per_second=max_requests_per_second,
-        patience_seconds=patience_seconds,
-        min_bytes_per_second=min_bytes_per_second,
-        handshake_seconds=handshake_seconds,
-    )
+    bounds = Limits(**limits)
     _require_usable(endpoint)
     # Who reads the figures shows a certificate: tokens are for the service alone.
     page = open_page(metrics_listen, None if tokens else endpoint.tls) if metrics_listen else None
@@ -235,12 +150,12 @@ def _serve(
     if threads is not None:
         torch.set_num_threads(threads)
     checkpoint = Checkpoint.open(model, revision, scheme)
-    store = LayerStore.load(checkpoint, where, workspace=workspace_bytes(checkpoint.layers, limits))
+    store = LayerStore.load(checkpoint, where, workspace=workspace_bytes(checkpoint.layers, bounds))
     stop = _stop_on_signals()
     recorder = None
     if folder is not None:
         recorder = TranscriptRecorder(folder, store.model, store.fingerprint)
-    worker = serve(store, endpoint, limits=limits, observer=recorder)
+    worker = serve(store, endpoint, limits=bounds, observer=recorder)
     if page is not None:
         page.show(worker.metrics.registry)
     _announce(worker, store, page)
@@ -263,15 +178,12 @@ def _serve(
 
 
 @app.command("fingerprint")
+@with_twins()
 def _fingerprint(
-    model: Annotated[
-        str, typer.Argument(help="Checkpoint folder, or a model on the hub.", envvar=_twin("MODEL"))
-    ],
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, or a model on the hub.")],
     revision: _Revision = None,
     quantization: _Quantization = "int8",
-    layers: Annotated[
-        bool, typer.Option("--layers", help="List every layer as well.", envvar=_twin("LAYERS"))
-    ] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="List every layer as well.")] = False,
     log_format: _Log = "text",
 ) -> None:
     """Print the fingerprint of a model's frozen layers, to compare with a client's or a worker's."""
@@ -289,41 +201,34 @@ def _fingerprint(
 
 
 @app.command("token")
+@with_twins(name="TOKEN_NAME")
 def _token(
-    name: Annotated[str, typer.Argument(help="Whose it is.", envvar=_twin("TOKEN_NAME"))],
-    tokens: Annotated[Path, typer.Option(help="File of the clients' tokens.", envvar=_twin("TOKENS"))],
+    name: Annotated[str, typer.Argument(help="Whose it is.")],
+    tokens: Annotated[Path, typer.Option(help="File of the clients' tokens.")],
 ) -> None:
     """Make a token for a client: its hash goes to the file, and the token, this once, to stdout."""
     typer.echo(add_token(tokens, name))
 
 
 @app.command("health")
+@with_twins("HEALTH_", insecure="INSECURE")
 def _health(
-    address: Annotated[str, typer.Option(help="HOST:PORT of the worker.", envvar=_twin("HEALTH_ADDRESS"))],
+    address: Annotated[str, typer.Option(help="HOST:PORT of the worker.")],
     tls_ca: Annotated[
         Path | None,
-        typer.Option(help="CA of the worker's certificate (PEM).", envvar=_twin("HEALTH_TLS_CA")),
+        typer.Option(help="CA of the worker's certificate (PEM)."),
     ] = None,
     tls_cert: Annotated[
         Path | None,
-        typer.Option(
-            help="A client's certificate (PEM), if the worker asks for them.", envvar=_twin("HEALTH_TLS_CERT")
-        ),
+        typer.Option(help="A client's certificate (PEM), if the worker asks for them."),
     ] = None,
-    tls_key: Annotated[
-        Path | None, typer.Option(help="That certificate's key (PEM).", envvar=_twin("HEALTH_TLS_KEY"))
-    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="That certificate's key (PEM).")] = None,
     tls_name: Annotated[
         str | None,
-        typer.Option(
-            help="Host that the worker's certificate is for, if it isn't for the address.",
-            envvar=_twin("HEALTH_TLS_NAME"),
-        ),
+        typer.Option(help="Host that the worker's certificate is for, if it isn't for the address."),
     ] = None,
     insecure: _Insecure = False,
-    seconds: Annotated[
-        float, typer.Option(min=0.1, help="Time for an answer.", envvar=_twin("HEALTH_SECONDS"))
-    ] = 5.0,
+    seconds: Annotated[float, typer.Option(min=0.1, help="Time for an answer.")] = 5.0,
 ) -> None:
     """End with 0 if a worker serves, and else with 1 and the reason: for health checks of containers."""
     if (tls_cert or tls_key or tls_name) and not tls_ca:

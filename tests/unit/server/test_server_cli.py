@@ -16,7 +16,7 @@ from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
-from blindtune.server.admission.limits import Limits
+from blindtune.server.admission.limits import Limit, Limits
 from blindtune.server.admission.tokens import add_token
 from blindtune.server.cli import main
 from blindtune.server.daemon import serve
@@ -267,6 +267,18 @@ def test_help_shows_the_environment_twin_of_every_option(run: Run, command: str)
     assert len(options) >= 2
 
 
+@pytest.mark.parametrize("limit", [*Limits.known()], ids=lambda limit: limit.name)
+def test_every_limit_is_an_option_and_a_variable(
+    run: Run, monkeypatch: pytest.MonkeyPatch, limit: Limit
+) -> None:
+    arguments = ("serve", "--model", "m", *LISTEN, "--insecure")
+    option = f"--{limit.name.replace('_', '-')}"
+    assert f"{limit.name} is -1" in run(*arguments, option, "-1")[2]
+    monkeypatch.setenv(f"BLINDTUNE_WORKER_{limit.name.upper()}", "-2")
+    assert f"{limit.name} is -2" in run(*arguments)[2]
+    assert f"{limit.name} is -1" in run(*arguments, option, "-1")[2], "the command line counts"
+
+
 def test_every_option_of_serve_is_documented_with_its_default(run: Run) -> None:
     text = (Path(__file__).parents[3] / "docs" / "worker.md").read_text()
     table = text.partition("## Options of `serve`")[2].partition("##")[0]
@@ -274,10 +286,8 @@ def test_every_option_of_serve_is_documented_with_its_default(run: Run) -> None:
     _, out, _ = run("serve", "--help")
     for option in set(re.findall(r"^  (--[a-z-]+)", out, re.MULTILINE)) - {"--help", "--tls-key"}:
         assert option in documented, option
-    limits = Limits()
-    for name in Limits.__dataclass_fields__:
-        shown = documented[f"--{name.replace('_', '-')}"]
-        assert float(shown) == getattr(limits, name), name
+    for limit in Limits.known():
+        assert float(documented[f"--{limit.name.replace('_', '-')}"]) == limit.default, limit.name
 
 
 def test_version_is_printed(run: Run) -> None:
