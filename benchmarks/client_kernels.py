@@ -34,11 +34,11 @@ from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.shares.source import ShareSource
-from blindtune.protocol.verification import VECTORS, CheckVectors
+from blindtune.protocol.verification import CheckVectors
 
 MODES = ("shares", "lattice")
 STEPS = ("up", "verify", "down")
@@ -60,8 +60,8 @@ class Client:
         (self.product,) = forward_products(["layer"], width)
         self.output_scale = generator.uniform(1e-3, 1e-2, width).astype(np.float32)
         self.source = _source(mode, width, generator)
-        s = generator.integers(0, MODULUS, (VECTORS, width), dtype=np.uint32)
-        self.check = CheckVectors(s, np.zeros_like(s))
+        s = generator.integers(0, Q31.modulus, (Q31.hint_vectors, width), dtype=np.uint32)
+        self.check = CheckVectors(s, np.zeros_like(s), Q31)
         # Written to, because fresh zeros are one page of memory many times over, which no answer is.
         self.answers = [np.empty((rows, width), np.uint32) for _ in range(self.source.operators)]
         for answer in self.answers:

@@ -88,9 +88,9 @@ class Ours:
         self._layer = quantize_int8(torch.randn((features, features), generator=generator) * 0.02)
         self._x = torch.randn((rows, features), generator=generator).numpy()
         (self._product,) = forward_products(["w"], features)
-        self._worker = Multiplier({"w": self._layer.integers}, exact_method({features}))
-        s = secret_vectors(os.urandom(32), "w", Direction.FORWARD, features)
-        self._check = CheckVectors(s, check_vectors(self._layer.integers, s, Direction.FORWARD))
+        self._worker = Multiplier({"w": self._layer.integers}, exact_method({features}, Q31))
+        s = secret_vectors(os.urandom(32), "w", Direction.FORWARD, features, Q31)
+        self._check = CheckVectors(s, check_vectors(self._layer.integers, s, Direction.FORWARD, Q31), Q31)
         public = os.urandom(32)
         hint = self._hint(public)
         self._sources: dict[str, MaskSource] = {
@@ -101,8 +101,8 @@ class Ours:
     def _hint(self, public: bytes) -> Centred:
         packed = np.empty(packed_shape(MLWE1280, len(self._layer.integers)), np.int32)
         for first in range(0, MLWE1280.dimension, DEGREE):
-            share = hint_request(public, self._product, first, DEGREE)
-            pack_rows(self._worker.multiply(self._product, share.residues), packed, first)
+            share = hint_request(Q31, public, self._product, first, DEGREE)
+            pack_rows(self._worker.multiply(self._product, share.residues, Q31), packed, first, Q31)
         return packed
 
     def product(self, masking: str) -> dict[str, Any]:
@@ -145,7 +145,7 @@ class Ours:
         for share in masked.shares:
             # A worker that gets a seed expands it.
             residues = share.seed.expand(*operand.shape) if share.seed else share.residues
-            answers.append(self._worker.multiply(self._product, residues))
+            answers.append(self._worker.multiply(self._product, residues, Q31))
             up += len(share.seed.key) if share.seed else share.residues.nbytes
         since = lap("server", since)
         for share, answer in zip(masked.shares, answers, strict=True):

@@ -30,7 +30,7 @@ from blindtune.client.operators.transport import GrpcTransport
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.errors import BlindtuneError
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import model_fingerprint
@@ -103,14 +103,14 @@ class Question:
             integers = reader.read(layer).integers
         self.product = Product(Direction.FORWARD, (Span(layer.name, 0, layer.in_features),))
         self.outputs = layer.out_features
-        s = secret_vectors(os.urandom(32), layer.name, Direction.FORWARD, layer.out_features)
-        self.check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD))
+        s = secret_vectors(os.urandom(32), layer.name, Direction.FORWARD, layer.out_features, Q31)
+        self.check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD, Q31), Q31)
         self.fingerprint = model_fingerprint(layer_fingerprints(checkpoint))
 
     def request(self, rows: int) -> WorkRequest:
         """One for fresh random residues."""
         words = np.random.default_rng().integers(
-            0, MODULUS, (rows, self.product.contraction), dtype=np.uint32
+            0, Q31.modulus, (rows, self.product.contraction), dtype=np.uint32
         )
         return WorkRequest(self.fingerprint, Q31.name, self.product, Share(0, words), self.outputs)
 

@@ -42,23 +42,24 @@ from blindtune.protocol.expansion import Seed
 from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact, int8_methods, is_exact
 from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, contraction_lengths
 
 KEY = bytes(range(32))
 # Blocks of rows as workers take them, with words that are rejected once and twice; and where 32 bits of the
 # row, or the first column of a part, are easily lost.
 BLOCKS = (
-    SeededRows(Seed(KEY, 74_000), 1024, 4096),
-    SeededRows(Seed(KEY, 2**32 - 500), 1024, 8192),
-    SeededRows(Seed(KEY, 2**63 - 1000), 1000, 1537, first_column=152_007),
-    SeededRows(Seed(KEY, 2**40), 255, 28_672),
-    SeededRows(Seed(KEY, 3), 8, 512, first_column=15),
+    SeededRows(Seed(KEY, Q31, 74_000), 1024, 4096),
+    SeededRows(Seed(KEY, Q31, 2**32 - 500), 1024, 8192),
+    SeededRows(Seed(KEY, Q31, 2**63 - 1000), 1000, 1537, first_column=152_007),
+    SeededRows(Seed(KEY, Q31, 2**40), 255, 28_672),
+    SeededRows(Seed(KEY, Q31, 3), 8, 512, first_column=15),
 )
 
 
 def checks(device: torch.device, lengths: list[int]) -> Iterator[dict[str, Any]]:
     """What was compared, and how it ended."""
-    for method in (*int8_methods(device), FloatProduct(device)):
+    for method in (*int8_methods(Q31, device), FloatProduct(Q31, device)):
         for length in lengths:
             exact = partial(is_exact, method, length, device)
             yield {"method": method.name, "what": f"product, {length:,} terms", "outcome": outcome(exact)}
@@ -95,21 +96,22 @@ def measure(
 ) -> dict[str, float | str]:
     """Seconds of everything that takes turns, and the method."""
     product, multiplier, matrix = loaded(direction, shape, device)
-    method = multiplier.method
+    method = multiplier.methods[Q31.name]
+    host_method = copy(method)
+    host_method.expand = None
     host_multiplier = copy(multiplier)
-    host_multiplier.method = copy(method)
-    host_multiplier.method.expand = None
+    host_multiplier.methods = {Q31.name: host_method}
     operand = random_rows(rows, product.contraction)
-    seeded = SeededRows(Seed(KEY, 2**40), rows, product.contraction)
-    require_exact(multiplier.multiply(product, operand), operand, matrix)
-    require_exact(multiplier.multiply(product, seeded), seeded.residues(), matrix)
+    seeded = SeededRows(Seed(KEY, Q31, 2**40), rows, product.contraction)
+    require_exact(multiplier.multiply(product, operand, Q31), operand, matrix)
+    require_exact(multiplier.multiply(product, seeded, Q31), seeded.residues(), matrix)
 
     functions: dict[str, Callable[[], object]] = {
-        "product": lambda: multiplier.multiply(product, operand),
+        "product": lambda: multiplier.multiply(product, operand, Q31),
         "limit": four_passes(rows, matrix),
         "bf16": plain_product(rows, matrix, torch.bfloat16),
-        "seed": lambda: multiplier.multiply(product, seeded),
-        "host seed": lambda: host_multiplier.multiply(product, seeded),
+        "seed": lambda: multiplier.multiply(product, seeded, Q31),
+        "host seed": lambda: host_multiplier.multiply(product, seeded, Q31),
         "host expansion": lambda: method.prepare(seeded.residues()),
     }
     if method.expand is not None:

@@ -24,7 +24,7 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.errors import BlindtuneError
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import model_fingerprint
@@ -47,8 +47,8 @@ class HonestClient:
         self._product = Product(Direction.FORWARD, (Span(layer.name, 0, layer.in_features),))
         self._outputs = layer.out_features
         secret = np.random.default_rng().bytes(32)
-        s = secret_vectors(secret, layer.name, Direction.FORWARD, layer.out_features)
-        self._check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD))
+        s = secret_vectors(secret, layer.name, Direction.FORWARD, layer.out_features, Q31)
+        self._check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD, Q31), Q31)
         self._fingerprint = model_fingerprint(layer_fingerprints(checkpoint))
         self._generator = np.random.default_rng()
         self._connect()
@@ -74,7 +74,7 @@ class HonestClient:
         if fresh:
             self._client.close()
             self._connect()
-        words = self._generator.integers(0, MODULUS, (ROWS, self._product.contraction), dtype=np.uint32)
+        words = self._generator.integers(0, Q31.modulus, (ROWS, self._product.contraction), dtype=np.uint32)
         request = WorkRequest(self._fingerprint, Q31.name, self._product, Share(0, words), self._outputs)
         before = self._client.statistics.retries
         begun, error = time.monotonic(), ""

@@ -17,7 +17,7 @@ import numpy as np
 from grpc_health.v1 import health_pb2
 
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 
 __all__ = ["CALLS", "FLOODS", "STRANGERS_CALLS", "Attack", "Target"]
 
@@ -101,7 +101,7 @@ class Target:
 
     def rows(self, rows: int) -> worker_pb2.MultiplyRequest:
         """So many rows of residues."""
-        words = np.random.default_rng().integers(0, MODULUS, (rows, self.columns), dtype=np.uint32)
+        words = np.random.default_rng().integers(0, Q31.modulus, (rows, self.columns), dtype=np.uint32)
         return worker_pb2.MultiplyRequest(residues=words.tobytes())
 
     def metadata(self, token: str | None = None) -> list[tuple[str, str]]:
@@ -336,7 +336,7 @@ def _other_contract(target: Target, n: int) -> Iterable[worker_pb2.MultiplyReque
 
 
 def _over_modulus(target: Target, n: int) -> Iterable[worker_pb2.MultiplyRequest]:
-    words = np.full((ROWS, target.columns), MODULUS + n, np.uint32)
+    words = np.full((ROWS, target.columns), Q31.modulus + n, np.uint32)
     return [target.header(), worker_pb2.MultiplyRequest(residues=words.tobytes())]
 
 

@@ -25,7 +25,7 @@ from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 
 
@@ -39,7 +39,7 @@ def measure(parameters: LatticeParameters, rows: int, columns: int, rounds: int)
     """Medians in ns an element."""
     generator = np.random.default_rng(0)
     operand = generator.integers(-(2**20), 2**20, (rows, columns), dtype=np.int32)
-    response = generator.integers(0, MODULUS, (rows, columns), dtype=np.uint32)
+    response = generator.integers(0, Q31.modulus, (rows, columns), dtype=np.uint32)
     hint = generator.integers(-(2**30), 2**30, packed_shape(parameters, columns), dtype=np.int32)
     product = forward_products(["layer"], columns)[0]
     source = LatticeSource(parameters, os.urandom(32), lambda product: hint)

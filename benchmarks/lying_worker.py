@@ -9,7 +9,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.cli import main
@@ -28,10 +28,10 @@ class LyingMultiplier:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
-        answer = self._honest.multiply(product, operand)
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
+        answer = self._honest.multiply(product, operand, parameters)
         if _lies.is_set():
-            answer[-1, -1] = (int(answer[-1, -1]) + 1) % MODULUS
+            answer[-1, -1] = (int(answer[-1, -1]) + 1) % Q31.modulus
         return answer
 
 

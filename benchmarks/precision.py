@@ -54,7 +54,7 @@ class Case:
             else backward_products([("w", out_features)])
         )
         lengths = {product.contraction for product in self.products}
-        self.multiplier = Multiplier({"w": self.layer.integers}, exact_method(lengths))
+        self.multiplier = Multiplier({"w": self.layer.integers}, exact_method(lengths, Q31))
 
     def matrix(self, product: Product) -> torch.Tensor:
         """The product's integers, int8 [contraction, outputs]."""
@@ -67,8 +67,8 @@ class Case:
         """H = A M."""
         packed = np.empty(packed_shape(MLWE1280, self.multiplier.outputs(product)), np.int32)
         for first in range(0, MLWE1280.dimension, 256):
-            share = hint_request(seed, product, first, 256)
-            pack_rows(self.multiplier.multiply(product, share.residues), packed, first)
+            share = hint_request(Q31, seed, product, first, 256)
+            pack_rows(self.multiplier.multiply(product, share.residues, Q31), packed, first, Q31)
         return packed
 
     def private(self, x: np.ndarray, source: MaskSource) -> np.ndarray:
@@ -86,7 +86,7 @@ class Case:
             scales = None if forward else np.ascontiguousarray(self.layer.scales[columns])
             operand, row_scales = quantize_rows(part, budget, scales)
             masked = source.mask(operand, product)
-            answers = [self.multiplier.multiply(product, share.residues) for share in masked.shares]
+            answers = [self.multiplier.multiply(product, share.residues, Q31) for share in masked.shares]
             y = masked.unmask(answers)
             total = total + dequantize_rows(y, row_scales, self.layer.scales if forward else None).astype(
                 float

@@ -29,7 +29,7 @@ from pathlib import Path
 import numpy as np
 
 from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 CLASSICAL, QUANTUM, QUANTUM_WALK = 0.292, 0.265, 0.257
 
@@ -52,7 +52,7 @@ class Instance:
     name: str
     n: int
     eta: int
-    q: int = MODULUS
+    q: int = Q31.modulus
     quoted: dict[str, float] = field(default_factory=dict)
 
     @property

@@ -27,7 +27,7 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.proto import worker_pb2
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 from blindtune.protocol.weights import IntegerLayer
@@ -102,13 +102,13 @@ def measure(arguments: argparse.Namespace, good: str, layer: IntegerLayer, rows:
     )
     client.connect()
     product = Product(Direction.FORWARD, (Span("layer", 0, INPUTS),))
-    s = secret_vectors(bytes(32), "layer", Direction.FORWARD, OUTPUTS)
-    check = CheckVectors(s, check_vectors(layer.integers, s, Direction.FORWARD))
+    s = secret_vectors(bytes(32), "layer", Direction.FORWARD, OUTPUTS, Q31)
+    check = CheckVectors(s, check_vectors(layer.integers, s, Direction.FORWARD, Q31), Q31)
     generator = np.random.default_rng(0)
     seconds = []
     for _ in range(arguments.products):
         time.sleep(arguments.pause)
-        words = generator.integers(0, MODULUS, (rows, INPUTS), dtype=np.uint32)
+        words = generator.integers(0, Q31.modulus, (rows, INPUTS), dtype=np.uint32)
         request = WorkRequest(store.fingerprint, Q31.name, product, Share(0, words), OUTPUTS)
         started = time.monotonic()
         client.start(request, check).result()

@@ -45,7 +45,7 @@ from blindtune.proto import MAX_MESSAGE_BYTES, worker_pb2
 from blindtune.proto.rows import REQUEST_ROWS
 from blindtune.protocol.kernels.allocator import keep_freed_memory
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, require_residues
 from blindtune.protocol.weights import IntegerLayer
@@ -77,12 +77,12 @@ class Prepared:
 
     def __init__(self, columns: int) -> None:
         generator = np.random.default_rng(1)
-        self.answer = generator.integers(0, MODULUS, (1024, columns), dtype=np.uint32)
+        self.answer = generator.integers(0, Q31.modulus, (1024, columns), dtype=np.uint32)
 
     def outputs(self, product: Product) -> int:
         return self.answer.shape[1]
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         return self.answer[: len(operand)]
 
 
@@ -112,7 +112,7 @@ def _least(columns: int) -> Callable[[Iterator[bytes], grpc.ServicerContext], It
             words = np.frombuffer(REQUEST_ROWS.rows(message) or b"", np.uint32).reshape(-1, columns)
             part = block[there : there + len(words)]
             np.copyto(part, words)
-            require_residues(part, "the operand")
+            require_residues(part, Q31, "the operand")
             there += len(words)
             rows -= len(words)
             if there >= size or not rows:
@@ -255,7 +255,7 @@ def measure(
         product = Product(Direction.FORWARD, (Span("layer", 0, columns),))
         fingerprint = _store(columns).fingerprint
         for rows in each_rows:
-            residues = np.random.default_rng(0).integers(0, MODULUS, (rows, columns), dtype=np.uint32)
+            residues = np.random.default_rng(0).integers(0, Q31.modulus, (rows, columns), dtype=np.uint32)
             request = WorkRequest(fingerprint, Q31.name, product, Share(0, residues), columns)
             step = max(1, messages.CHUNK_BYTES // (4 * columns))
             chunks = [residues[i : i + step].tobytes() for i in range(0, rows, step)]

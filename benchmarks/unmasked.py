@@ -21,11 +21,11 @@ __all__ = ["ClearSource", "connect_unmasked"]
 
 class _Clear(MaskedOperand):
     def __init__(self, operand: Centred) -> None:
-        self.shares = (Share(0, from_centred(operand)),)
+        self.shares = (Share(0, from_centred(operand, Q31)),)
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
         (response,) = responses
-        return centre(response)
+        return centre(response, Q31)
 
 
 class ClearSource(MaskSource):

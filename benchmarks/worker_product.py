@@ -29,8 +29,7 @@ from measuring import in_turns, machine, print_table, write_json
 
 from blindtune.protocol.kernels.allocator import keep_freed_memory
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import LIMBS
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -70,10 +69,10 @@ def require_exact(result: Residues, operand: Residues, matrix: torch.Tensor) -> 
     """
     for row in np.linspace(0, len(operand) - 1, _CHECKED_ROWS, dtype=int):
         x = torch.from_numpy(operand[row : row + 1].astype(np.int64))
-        x[x > MODULUS // 2] -= MODULUS
+        x[x > Q31.modulus // 2] -= Q31.modulus
         for start in range(0, matrix.shape[1], 1024):  # in parts, since int64 takes eight times the memory
             part = matrix[:, start : start + 1024].cpu().to(torch.int64)
-            expected = torch.remainder(x @ part, MODULUS)[0].numpy()
+            expected = torch.remainder(x @ part, Q31.modulus)[0].numpy()
             if not np.array_equal(expected, result[row, start : start + 1024]):
                 raise SystemExit("the product is wrong")
 
@@ -96,12 +95,12 @@ def loaded(
 
 def random_rows(rows: int, columns: int) -> Residues:
     """An operand."""
-    return np.random.default_rng(1).integers(0, MODULUS, (rows, columns), dtype=np.uint32)
+    return np.random.default_rng(1).integers(0, Q31.modulus, (rows, columns), dtype=np.uint32)
 
 
 def four_passes(rows: int, matrix: torch.Tensor) -> Callable[[], object]:
     """The int8 product that nothing can do without."""
-    limbs = torch.randint(-128, 128, (LIMBS * rows, len(matrix)), dtype=torch.int8, device=matrix.device)
+    limbs = torch.randint(-128, 128, (Q31.limbs * rows, len(matrix)), dtype=torch.int8, device=matrix.device)
     sums = torch.zeros((len(limbs), matrix.shape[1]), dtype=torch.int32, device=matrix.device)
     return lambda: torch._int_mm(limbs, matrix, out=sums)
 
@@ -128,15 +127,15 @@ def measure(
     """Seconds of the worker's product and of what it is compared with."""
     wanted, multiplier, matrix = loaded(direction, shape, device)
     operand = random_rows(rows, wanted.contraction)
-    require_exact(multiplier.multiply(wanted, operand), operand, matrix)
+    require_exact(multiplier.multiply(wanted, operand, Q31), operand, matrix)
     functions: dict[str, Callable[[], object]] = {
-        "product": lambda: multiplier.multiply(wanted, operand),
+        "product": lambda: multiplier.multiply(wanted, operand, Q31),
         "limit": four_passes(rows, matrix),
         "bf16": plain_product(rows, matrix, torch.bfloat16),
         "fp32": plain_product(rows, matrix, torch.float32),
     }
     settle = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
-    return in_turns(functions, seconds, settle) | {"method": multiplier.method.name}
+    return in_turns(functions, seconds, settle) | {"method": multiplier.methods[Q31.name].name}
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, KEY_BYTES, initial_
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_row_blocks, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import rows_at_once, take
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues, dot
 
 __all__ = [
@@ -49,6 +49,7 @@ class Seed:
     """
 
     key: bytes = field(repr=False)
+    parameters: ParameterSet
     row_offset: int = 0
 
     def __post_init__(self) -> None:
@@ -59,7 +60,7 @@ class Seed:
 
     def expand(self, rows: int, columns: int) -> Residues:
         """The rows ``row_offset ... row_offset + rows - 1`` of the seed's matrix."""
-        return expand(self.key, self.row_offset, rows, columns)
+        return expand(self.key, self.row_offset, rows, columns, self.parameters)
 
 
 def derive_key(secret: bytes, *label: str) -> bytes:
@@ -77,7 +78,7 @@ def derive_key(secret: bytes, *label: str) -> bytes:
 
 
 @kernel
-def expand_rows(initial, first_row, out, read=None, written=None):  # type: ignore[no-untyped-def]
+def expand_rows(initial, first_row, q, out, read=None, written=None):  # type: ignore[no-untyped-def]
     """See `expand_into`, for the key's `initial_state`. Two matrices are as for `key_stream`."""
     state = initial.copy()
     block = np.empty(BLOCK_WORDS, np.uint32)
@@ -87,29 +88,30 @@ def expand_rows(initial, first_row, out, read=None, written=None):  # type: igno
         state[12], state[13] = uint32(0), uint32(0)
         state[14], state[15] = uint32(row), uint32(row >> uint64(32))
         largest = key_stream(state, words, _BITS, read, written, np.int64(row) * words.shape[0])
-        if largest < uint32(MODULUS):
+        if largest < q:
             continue
         for i in range(words.shape[0]):
             stream = uint32(0)
-            while words[i] >= uint32(MODULUS):
+            while words[i] >= q:
                 stream = uint32(stream + uint32(1))
                 state[12], state[13] = uint32(i // BLOCK_WORDS), stream
                 key_stream(state, block, _BITS)
                 words[i] = block[i % BLOCK_WORDS]
 
 
-def expand_into(out: Residues, key: bytes, first_row: int) -> None:
+def expand_into(out: Residues, key: bytes, first_row: int, parameters: ParameterSet) -> None:
     """Fills a block of rows, in this thread and without the interpreter lock.
 
     Args:
         out: uint32 [rows, columns], each row contiguous; see `expand` for what it receives.
         key: 32 bytes.
         first_row: index of the first row.
+        parameters: of the residues.
     """
-    expand_rows(initial_state(key), np.uint64(first_row), out)
+    expand_rows(initial_state(key), np.uint64(first_row), parameters.q, out)
 
 
-def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
+def expand(key: bytes, row_offset: int, rows: int, columns: int, parameters: ParameterSet) -> Residues:
     """Expands a block of rows.
 
     Args:
@@ -117,17 +119,18 @@ def expand(key: bytes, row_offset: int, rows: int, columns: int) -> Residues:
         row_offset: index of the first row.
         rows: number of rows.
         columns: number of columns.
+        parameters: of the residues.
 
     Returns:
         uint32 [rows, columns], every element below q and uniformly distributed.
     """
     out = np.empty((rows, columns), np.uint32)
-    for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a), DRAWN)
+    for_row_blocks(rows, columns, lambda a, b: expand_into(out[a:b], key, row_offset + a, parameters), DRAWN)
     return out
 
 
 @kernel
-def _dots(initial, vector, out, turn):  # type: ignore[no-untyped-def]
+def _dots(initial, vector, q, out, turn):  # type: ignore[no-untyped-def]
     step = rows_at_once(vector.shape[0])
     rows = np.empty((step, vector.shape[0]), np.uint32)
     while True:
@@ -135,23 +138,24 @@ def _dots(initial, vector, out, turn):  # type: ignore[no-untyped-def]
         if first >= out.shape[0]:
             return
         some = min(step, out.shape[0] - first)
-        expand_rows(initial, uint64(first), rows[:some])
+        expand_rows(initial, uint64(first), q, rows[:some])
         for i in range(some):
-            out[first + i] = dot(rows[i], vector)
+            out[first + i] = dot(rows[i], vector, q)
 
 
-def expanded_dots(key: bytes, rows: int, vector: Residues) -> Residues:
+def expanded_dots(key: bytes, rows: int, vector: Residues, parameters: ParameterSet) -> Residues:
     """The dot products mod q of an expansion's rows with a vector; the rows themselves are kept nowhere.
 
     Args:
         key: 32 bytes.
         rows: number of rows, from the first one on.
         vector: uint32 [columns], below q.
+        parameters: of the residues.
 
     Returns:
         uint32 [rows].
     """
     initial, vector = initial_state(key), np.ascontiguousarray(vector)
     out = np.empty(rows, np.uint32)
-    for_rows_in_turn(rows, len(vector), lambda turn: _dots(initial, vector, out, turn), DRAWN)
+    for_rows_in_turn(rows, len(vector), lambda turn: _dots(initial, vector, parameters.q, out, turn), DRAWN)
     return out

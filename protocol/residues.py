@@ -1,6 +1,7 @@
 """Arithmetic on residues mod q, stored as ``uint32`` in 0 ... q - 1.
 
-Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``.
+Centred residues lie in -(q-1)/2 ... (q-1)/2 and are stored as ``int32``. Kernels take q as a ``uint32``, and
+are compiled once for all parameter sets.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,7 @@ from blindtune.protocol.kernels.vectors import (
 )
 from blindtune.protocol.kernels.vectors import add as add_vectors
 from blindtune.protocol.kernels.vectors import subtract as subtract_vectors
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 
 __all__ = [
     "Centred",
@@ -45,6 +46,7 @@ __all__ = [
     "hide",
     "hide_row",
     "hide_rows",
+    "lifted_of",
     "require_centred",
     "require_residues",
     "residues_of",
@@ -57,98 +59,101 @@ __all__ = [
 Residues = NDArray[np.uint32]
 Centred = NDArray[np.int32]
 
-_HALF = (MODULUS - 1) // 2
-
-
 # Of t and t - q mod 2^32 the smaller is t mod q for t below 2 q; of t and t + q mod 2^32, for t above -q.
 # Without branches, these loops are compiled to vector instructions.
 
 
 @kernel
-def add_rows(a, b, out):  # type: ignore[no-untyped-def]
+def add_rows(a, b, q, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
             t = uint32(a[r, i] + b[r, i])
-            out[r, i] = min(t, uint32(t - uint32(MODULUS)))
+            out[r, i] = min(t, uint32(t - q))
 
 
 @kernel
-def _subtract(a, b, out):  # type: ignore[no-untyped-def]
+def _subtract(a, b, q, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
             t = uint32(a[r, i] - b[r, i])
-            out[r, i] = min(t, uint32(t + uint32(MODULUS)))
+            out[r, i] = min(t, uint32(t + q))
 
 
 @kernel
-def _from_centred(x, out):  # type: ignore[no-untyped-def]
+def _from_centred(x, q, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
             t = uint32(x[r, i])
-            out[r, i] = min(t, uint32(t + uint32(MODULUS)))
+            out[r, i] = min(t, uint32(t + q))
 
 
 @kernel
-def _centre(x, out):  # type: ignore[no-untyped-def]
+def _centre(x, q, out):  # type: ignore[no-untyped-def]
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
             t = x[r, i]
-            out[r, i] = np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
+            out[r, i] = np.int32(uint32(t - q) if t > uint32(q >> 1) else t)
 
 
 @kernel
-def hide_rows(x, mask, out):  # type: ignore[no-untyped-def]
+def hide_rows(x, mask, q, out):  # type: ignore[no-untyped-def]
     """Adds, and returns what `_largest_from_lowest` does."""
     largest = uint32(0)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
             t = uint32(x[r, i])
-            largest = max(largest, uint32(t + uint32(_HALF)))
-            t = uint32(min(t, uint32(t + uint32(MODULUS))) + mask[r, i])
-            out[r, i] = min(t, uint32(t - uint32(MODULUS)))
+            largest = max(largest, uint32(t + uint32(q >> 1)))
+            t = uint32(min(t, uint32(t + q)) + mask[r, i])
+            out[r, i] = min(t, uint32(t - q))
     return largest
 
 
 @kernel
-def _subtract_and_centre(a, b, out):  # type: ignore[no-untyped-def]
+def _subtract_and_centre(a, b, q, out):  # type: ignore[no-untyped-def]
     for r in range(a.shape[0]):
         for i in range(a.shape[1]):
-            out[r, i] = centred_difference(a[r, i], b[r, i])
+            out[r, i] = centred_difference(a[r, i], b[r, i], q)
 
 
 @njit(inline="always")
-def centred_difference(a, b):  # type: ignore[no-untyped-def]
+def centred_difference(a, b, q):  # type: ignore[no-untyped-def]
     """The representative of smallest magnitude of a - b, of two words."""
     t = uint32(a - b)
-    t = min(t, uint32(t + uint32(MODULUS)))
-    return np.int32(uint32(t - uint32(MODULUS)) if t > uint32(_HALF) else t)
+    t = min(t, uint32(t + q))
+    return np.int32(uint32(t - q) if t > uint32(q >> 1) else t)
 
 
 @njit(inline="always")
-def residues_of(words):  # type: ignore[no-untyped-def]
+def residues_of(words, q):  # type: ignore[no-untyped-def]
     """Sixteen residues, of themselves or of what is above -q and below 0."""
-    return least(words, add_vectors(words, repeated(uint32(MODULUS))))
+    return least(words, add_vectors(words, repeated(q)))
 
 
 @njit(inline="always")
-def sums_of(a, b):  # type: ignore[no-untyped-def]
+def sums_of(a, b, q):  # type: ignore[no-untyped-def]
     """a + b mod q, sixteen times."""
     total = add_vectors(a, b)
-    return least(total, subtract_vectors(total, repeated(uint32(MODULUS))))
+    return least(total, subtract_vectors(total, repeated(q)))
 
 
 @njit(inline="always")
-def centred_of(residues):  # type: ignore[no-untyped-def]
+def lifted_of(residues, lift, q):  # type: ignore[no-untyped-def]
+    """The representatives in lift - q + 1 ... lift, sixteen times."""
+    # Plus q - 1 - lift, reduced, less that: as integers with a sign, those are the wanted ones.
+    below = repeated(uint32(q - uint32(1) - lift))
+    return subtract_vectors(sums_of(residues, below, q), below)
+
+
+@njit(inline="always")
+def centred_of(residues, q):  # type: ignore[no-untyped-def]
     """The representatives of smallest magnitude, sixteen times."""
-    # Plus (q-1)/2, reduced, less (q-1)/2: as integers with a sign, those are centred.
-    half = repeated(uint32(_HALF))
-    return subtract_vectors(sums_of(residues, half), half)
+    return lifted_of(residues, uint32(q >> 1), q)
 
 
 @njit(inline="always")
-def centred_differences(a, b):  # type: ignore[no-untyped-def]
+def centred_differences(a, b, q):  # type: ignore[no-untyped-def]
     """`centred_difference`, sixteen times."""
-    return centred_of(residues_of(subtract_vectors(a, b)))
+    return centred_of(residues_of(subtract_vectors(a, b), q), q)
 
 
 @kernel
@@ -161,12 +166,12 @@ def _largest(x):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _largest_from_lowest(x):  # type: ignore[no-untyped-def]
+def _largest_from_lowest(x, q):  # type: ignore[no-untyped-def]
     """The largest of x + (q-1)/2 mod 2^32, which is below q if all x are centred residues."""
     largest = uint32(0)
     for r in range(x.shape[0]):
         for i in range(x.shape[1]):
-            largest = max(largest, uint32(uint32(x[r, i]) + uint32(_HALF)))
+            largest = max(largest, uint32(uint32(x[r, i]) + uint32(q >> 1)))
     return largest
 
 
@@ -189,25 +194,24 @@ def signed_products(x, v):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _reduced(sums, highs):  # type: ignore[no-untyped-def]
+def _reduced(sums, highs, q):  # type: ignore[no-untyped-def]
     """Of the sums of fours and of their high words: 2^32 high + low mod q."""
     high = total_of_half(highs)
     low = uint64(total_of_half(sums) - (high << uint64(32)))
-    return (((high % uint64(MODULUS)) << uint64(32)) % uint64(MODULUS) + low % uint64(MODULUS)) % uint64(
-        MODULUS
-    )
+    carried = uint64(high + (low >> uint64(32)))
+    return (((carried % uint64(q)) << uint64(32)) + (low & uint64(0xFFFFFFFF))) % uint64(q)
 
 
 @kernel
-def _plus_rest(dot, row, vector, first):  # type: ignore[no-untyped-def]
+def _plus_rest(dot, row, vector, first, q):  # type: ignore[no-untyped-def]
     """A dot product, and the words from ``first`` on."""
     for i in range(first, row.shape[0]):
-        dot = (dot + uint64(row[i]) * uint64(vector[i])) % uint64(MODULUS)
+        dot = (dot + uint64(row[i]) * uint64(vector[i])) % uint64(q)
     return uint32(dot)
 
 
 @kernel
-def dot(row, vector, later=0):  # type: ignore[no-untyped-def]
+def dot(row, vector, q, later=0):  # type: ignore[no-untyped-def]
     """row . vector mod q, of contiguous uint32 words below q.
 
     Meanwhile it asks for memory: half as much from element ``later`` of the row on, if there is one.
@@ -220,11 +224,11 @@ def dot(row, vector, later=0):  # type: ignore[no-untyped-def]
         a, b = load(row, i), load(row, i + LANES)
         four = add_vectors(_products(a, load(vector, i)), _products(b, load(vector, i + LANES)))
         sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))
-    return _plus_rest(_reduced(sums, highs), row, vector, whole)
+    return _plus_rest(_reduced(sums, highs, q), row, vector, whole, q)
 
 
 @kernel
-def hide_row(x, mask, v, out):  # type: ignore[no-untyped-def]
+def hide_row(x, mask, v, q, out):  # type: ignore[no-untyped-def]
     """Adds a mask to a row, and returns two dot products.
 
     Args:
@@ -242,8 +246,8 @@ def hide_row(x, mask, v, out):  # type: ignore[no-untyped-def]
         a, b = load(mask, i), load(mask, i + LANES)
         c, d = load(x, i), load(x, i + LANES)
         one, other = load(v, i), load(v, i + LANES)
-        store(out, i, sums_of(residues_of(c), a))
-        store(out, i + LANES, sums_of(residues_of(d), b))
+        store(out, i, sums_of(residues_of(c, q), a, q))
+        store(out, i + LANES, sums_of(residues_of(d, q), b, q))
         four = add_vectors(_products(a, one), _products(b, other))
         sums, highs = add_vectors(sums, four), add_vectors(highs, high_of_half(four))
         small = add_vectors(small, add_vectors(signed_products(c, one), signed_products(d, other)))
@@ -251,12 +255,12 @@ def hide_row(x, mask, v, out):  # type: ignore[no-untyped-def]
     for i in range(whole, x.shape[0]):
         total += np.int64(x[i]) * np.int64(v[i])
         t = uint32(x[i])
-        t = uint32(min(t, uint32(t + uint32(MODULUS))) + mask[i])
-        out[i] = min(t, uint32(t - uint32(MODULUS)))
-    return _plus_rest(_reduced(sums, highs), mask, v, whole), total
+        t = uint32(min(t, uint32(t + q)) + mask[i])
+        out[i] = min(t, uint32(t - q))
+    return _plus_rest(_reduced(sums, highs, q), mask, v, whole, q), total
 
 
-def dots_fit(square_sum: int, columns: int) -> bool:
+def dots_fit(square_sum: int, columns: int, parameters: ParameterSet) -> bool:
     """Whether int64 holds the dot product of any row of integers with any row of residues.
 
     By Cauchy-Schwarz it is at most the product of their norms, and computed mod 2^64 it is exact if that is
@@ -265,35 +269,39 @@ def dots_fit(square_sum: int, columns: int) -> bool:
     Args:
         square_sum: of the integers, at most.
         columns: of the rows.
+        parameters: of the residues.
     """
-    return int(square_sum) * columns * (MODULUS - 1) ** 2 < 1 << 126  # as Python counts, without end
+    return (
+        int(square_sum) * columns * (parameters.modulus - 1) ** 2 < 1 << 126
+    )  # as Python counts, without end
 
 
-def _elementwise(kernel, *arrays):  # type: ignore[no-untyped-def]
+def _elementwise(kernel, parameters, *arrays):  # type: ignore[no-untyped-def]
     """Runs an elementwise kernel over row blocks; the last array is the output."""
-    rows, columns = arrays[0].shape
+    (*inputs, out), q = arrays, parameters.q
+    rows, columns = out.shape
     if any(x.shape != arrays[0].shape for x in arrays):
         raise ValueError(f"matrices of different shape: {' and '.join(str(x.shape) for x in arrays[:-1])}")
-    for_row_blocks(rows, columns, lambda a, b: kernel(*(x[a:b] for x in arrays)))
-    return arrays[-1]
+    for_row_blocks(rows, columns, lambda a, b: kernel(*(x[a:b] for x in inputs), q, out[a:b]))
+    return out
 
 
-def add(a: Residues, b: Residues) -> Residues:
+def add(a: Residues, b: Residues, parameters: ParameterSet) -> Residues:
     """a + b mod q, for matrices of the same shape."""
-    return _elementwise(add_rows, a, b, np.empty(a.shape, np.uint32))
+    return _elementwise(add_rows, parameters, a, b, np.empty(a.shape, np.uint32))
 
 
-def subtract(a: Residues, b: Residues) -> Residues:
+def subtract(a: Residues, b: Residues, parameters: ParameterSet) -> Residues:
     """a - b mod q, for matrices of the same shape."""
-    return _elementwise(_subtract, a, b, np.empty(a.shape, np.uint32))
+    return _elementwise(_subtract, parameters, a, b, np.empty(a.shape, np.uint32))
 
 
-def subtract_and_centre(a: Residues, b: Residues) -> Centred:
+def subtract_and_centre(a: Residues, b: Residues, parameters: ParameterSet) -> Centred:
     """The representative of smallest magnitude of a - b, for matrices of the same shape."""
-    return _elementwise(_subtract_and_centre, a, b, np.empty(a.shape, np.int32))
+    return _elementwise(_subtract_and_centre, parameters, a, b, np.empty(a.shape, np.int32))
 
 
-def require_centred(x: Centred) -> None:
+def require_centred(x: Centred, parameters: ParameterSet) -> None:
     """Refuses integers that a mask would not hide.
 
     Raises:
@@ -303,39 +311,40 @@ def require_centred(x: Centred) -> None:
         raise ValueError(f"centred residues are stored as int32, not {x.dtype}")
     rows, columns = x.shape
     largest: list[int] = []
-    for_row_blocks(rows, columns, lambda a, b: largest.append(_largest_from_lowest(x[a:b])), READ)
-    if max(largest, default=0) >= MODULUS:
-        raise ValueError(f"an integer has a magnitude above {_HALF}, so it is no centred residue")
+    q = parameters.q
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_largest_from_lowest(x[a:b], q)), READ)
+    if max(largest, default=0) >= parameters.modulus:
+        raise ValueError(f"an integer has a magnitude above {parameters.half}, so it is no centred residue")
 
 
-def from_centred(x: Centred) -> Residues:
+def from_centred(x: Centred, parameters: ParameterSet) -> Residues:
     """Residues of centred integers.
 
     Raises:
         ValueError: an integer has a magnitude above (q-1)/2. Under a mask it would not be hidden.
     """
-    require_centred(x)
-    return _elementwise(_from_centred, x, np.empty(x.shape, np.uint32))
+    require_centred(x, parameters)
+    return _elementwise(_from_centred, parameters, x, np.empty(x.shape, np.uint32))
 
 
-def hide(x: Centred, masks: Sequence[Residues], out: Residues) -> bool:
+def hide(x: Centred, masks: Sequence[Residues], parameters: ParameterSet, out: Residues) -> bool:
     """out = x + the masks mod q, in this thread, for matrices of the same shape and one mask or more.
 
     Returns:
         Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
     """
-    largest = hide_rows(x, masks[0], out)
+    largest = hide_rows(x, masks[0], parameters.q, out)
     for mask in masks[1:]:
-        add_rows(out, mask, out)
-    return bool(largest < MODULUS)
+        add_rows(out, mask, parameters.q, out)
+    return bool(largest < parameters.modulus)
 
 
-def centre(x: Residues) -> Centred:
+def centre(x: Residues, parameters: ParameterSet) -> Centred:
     """The representatives of smallest magnitude."""
-    return _elementwise(_centre, x, np.empty(x.shape, np.int32))
+    return _elementwise(_centre, parameters, x, np.empty(x.shape, np.int32))
 
 
-def require_residues(x: Residues, what: str) -> None:
+def require_residues(x: Residues, parameters: ParameterSet, what: str) -> None:
     """Refuses words that are not residues.
 
     A word y + q is congruent to y and would pass any check mod q, and yet corrupt the decoded
@@ -344,5 +353,7 @@ def require_residues(x: Residues, what: str) -> None:
     Raises:
         VerificationError: a word is q or larger.
     """
-    if x.size and _largest(x) >= MODULUS:
-        raise VerificationError(f"{what} holds a word of {MODULUS} or more, which is no residue mod q")
+    if x.size and _largest(x) >= parameters.modulus:
+        raise VerificationError(
+            f"{what} holds a word of {parameters.modulus} or more, which is no residue mod q"
+        )

@@ -28,40 +28,42 @@ from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.kernels.row_blocks import READ, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import rows_at_once, take
 from blindtune.protocol.kernels.vectors import AHEAD, LANES, greatest, load, prefetch, repeated, store
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import Residues, dot
 
-__all__ = ["VECTORS", "CheckVectors", "check_vectors", "secret_vectors"]
-
-VECTORS = 2
-"""Vectors kept for each layer and direction. Everyday responses use the first, hints use both."""
+__all__ = ["CheckVectors", "check_vectors", "secret_vectors"]
 
 
-def secret_vectors(secret: bytes, layer: str, direction: Direction, features: int) -> Residues:
-    """s for the outputs of a layer: uint32 [VECTORS, features]."""
+def secret_vectors(
+    secret: bytes, layer: str, direction: Direction, features: int, parameters: ParameterSet
+) -> Residues:
+    """s for the outputs of a layer: uint32 [vectors for hints, features]."""
     if direction is Direction.FORWARD:
         key = derive_key(secret, "verification", "forward", layer)
     else:
         key = derive_key(secret, "verification", "backward")
-    return expand(key, 0, VECTORS, features)
+    return expand(key, 0, parameters.hint_vectors, features, parameters)
 
 
-def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> Residues:
+def check_vectors(
+    integers: torch.Tensor, s: Residues, direction: Direction, parameters: ParameterSet
+) -> Residues:
     """v = M s mod q for one layer.
 
     Args:
         integers: int8 [out, in].
-        s: uint32 [VECTORS, out] forward, [VECTORS, in] backward.
+        s: uint32 [vectors, out] forward, [vectors, in] backward.
+        parameters: of the residues.
 
     Returns:
-        uint32 [VECTORS, in] forward, [VECTORS, out] backward.
+        uint32 [vectors, in] forward, [vectors, out] backward.
     """
     weights = integers.numpy()
-    if s.shape != (VECTORS, weights.shape[0 if direction is Direction.FORWARD else 1]):
+    if s.shape[1:] != (weights.shape[0 if direction is Direction.FORWARD else 1],):
         raise ValueError(f"vectors of shape {s.shape} do not fit a layer of shape {weights.shape}")
     matrix = weights.T if direction is Direction.FORWARD else weights
-    out = np.zeros((VECTORS, matrix.shape[0]), np.int64)
+    out = np.zeros((len(s), matrix.shape[0]), np.int64)
     # Accumulating over slices of the stored rows keeps the pass sequential over W either way; terms
     # are below 2^7 * 2^31, so int64 holds 2^25 of them.
     step = max(1, (1 << 22) // weights.shape[1])
@@ -71,7 +73,7 @@ def check_vectors(integers: torch.Tensor, s: Residues, direction: Direction) -> 
             _accumulate(rows, s[:, start : start + step], out)
         else:
             _apply(rows, s, out[:, start : start + step])
-    return (out % MODULUS).astype(np.uint32)
+    return (out % parameters.modulus).astype(np.uint32)
 
 
 @kernel
@@ -110,7 +112,7 @@ def _largest(row, words):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _first_wrong_row(operand, v, expected, response, s, turn):  # type: ignore[no-untyped-def]
+def _first_wrong_row(operand, v, expected, response, s, q, turn):  # type: ignore[no-untyped-def]
     """Of the rows that this thread takes; those are in order, so the least of all threads' is the first.
 
     With an operand, what is expected of its rows is computed first.
@@ -125,11 +127,11 @@ def _first_wrong_row(operand, v, expected, response, s, turn):  # type: ignore[n
         for r in range(start, min(start + some, rows)):
             if operand is not None:
                 for k in range(s.shape[0]):
-                    expected[k, r] = dot(operand[r], v[k])
-            if _largest(response[r], words) >= uint32(MODULUS):
+                    expected[k, r] = dot(operand[r], v[k], q)
+            if _largest(response[r], words) >= q:
                 return r
             for k in range(s.shape[0]):
-                if dot(response[r], s[k], later) != expected[k, r]:
+                if dot(response[r], s[k], q, later) != expected[k, r]:
                     return r
 
 
@@ -138,12 +140,14 @@ class CheckVectors:
     """The secret vectors of one product. An integrity secret: it has no ``repr``.
 
     Attributes:
-        s: uint32 [VECTORS, outputs of the product].
-        v: uint32 [VECTORS, contraction of the product].
+        s: uint32 [vectors, outputs of the product].
+        v: uint32 [vectors, contraction of the product].
+        parameters: of the residues.
     """
 
     s: Residues = field(repr=False)
     v: Residues = field(repr=False)
+    parameters: ParameterSet
 
     def __post_init__(self) -> None:
         if not (self.s.dtype == self.v.dtype == np.uint32 and len(self.s) == len(self.v)):
@@ -199,7 +203,7 @@ class CheckVectors:
         wrong: list[int] = []
 
         def check(turn: NDArray[np.int64]) -> None:
-            row = _first_wrong_row(operand, v, expected, response, s, turn)
+            row = _first_wrong_row(operand, v, expected, response, s, self.parameters.q, turn)
             if row >= 0:
                 wrong.append(row)
 

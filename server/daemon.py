@@ -214,7 +214,7 @@ def _metrics(store: LayerStore, limits: Limits, places: Callable[[], Places]) ->
         "version": software_version(),
         "model": store.model,
         "fingerprint": store.fingerprint,
-        "product_method": store.method.name,
+        "product_method": store.product_method,
         "device": str(device),
     }
     return WorkerMetrics(

@@ -4,6 +4,7 @@ from typing import Protocol
 
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import Operand
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.wire import Request
@@ -24,7 +25,7 @@ class Multiplying(Protocol):
             ValueError: the product does not fit the layers.
         """
 
-    def multiply(self, product: Product, operand: Operand) -> Residues:
+    def multiply(self, product: Product, operand: Operand, parameters: ParameterSet) -> Residues:
         """operand . M mod q, for a block of an operand's rows, or of a seed's."""
 
 

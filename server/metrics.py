@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector
 
 from blindtune.errors import VerificationError
 from blindtune.protocol.operands import Operand
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.refusals import Refusal
@@ -194,9 +195,9 @@ class _Timed:
     def outputs(self, product: Product) -> int:
         return self._multiplier.outputs(product)
 
-    def multiply(self, product: Product, operand: Operand) -> Residues:
+    def multiply(self, product: Product, operand: Operand, parameters: ParameterSet) -> Residues:
         started = time.perf_counter()
-        result = self._multiplier.multiply(product, operand)
+        result = self._multiplier.multiply(product, operand, parameters)
         self._seconds.labels(product.direction.name.lower()).observe(time.perf_counter() - started)
         return result
 

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.wire import Request
@@ -92,7 +92,7 @@ class TranscriptRecorder:
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "modulus": MODULUS,
+            "modulus": Q31.modulus,
             "model": model,
             "fingerprint": fingerprint,
         }

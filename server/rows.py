@@ -76,6 +76,7 @@ class _Block:
     def __init__(self, size: int, request: Request) -> None:
         self.rows = np.empty((size // (4 * request.columns), request.columns), np.uint32)
         self._filled = 0
+        self._parameters = request.parameters
 
     @property
     def is_full(self) -> bool:
@@ -89,7 +90,7 @@ class _Block:
         # numpy lets other threads run meanwhile.
         np.copyto(np.frombuffer(rows.data, np.uint8), np.frombuffer(chunk[:taken], np.uint8))
         # At once: the words are in the processor's cache, and the next message is on its way.
-        require_residues(rows, "the operand")
+        require_residues(rows, self._parameters, "the operand")
         self._filled += len(rows)
         return chunk[taken:]
 

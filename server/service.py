@@ -16,7 +16,6 @@ from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import PARAMETER_SETS
-from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.identity import Identify, by_certificate
 from blindtune.server.admission.limits import Limits
@@ -157,11 +156,11 @@ class WorkerService:
         for block in blocks:
             if not isinstance(block, SeededRows):
                 self._observe(request, block)
-            for result in self._results(call, request.product, block):
+            for result in self._results(call, request, block):
                 yield from turns.in_turn(response_messages(result), left)
                 left -= result.nbytes
 
-    def _results(self, call: "_Call", product: Product, block: Operand) -> Iterator[Residues]:
+    def _results(self, call: "_Call", request: Request, block: Operand) -> Iterator[Residues]:
         """The product of a block, in parts that memory suffices for.
 
         Raises:
@@ -174,7 +173,7 @@ class WorkerService:
             if call.is_over():
                 raise LeftError
             rows = min(call.rows_at_once, len(block) - start)
-            result = self._multiply_if_it_fits(product, block[start : start + rows])
+            result = self._multiply_if_it_fits(request, block[start : start + rows])
             if result is not None:
                 start += rows
                 yield result
@@ -189,9 +188,9 @@ class WorkerService:
                 give_back_cache()
                 raise MemoryError
 
-    def _multiply_if_it_fits(self, product: Product, operand: Operand) -> Residues | None:
+    def _multiply_if_it_fits(self, request: Request, operand: Operand) -> Residues | None:
         try:
-            return self._multiplier.multiply(product, operand)
+            return self._multiplier.multiply(request.product, operand, request.parameters)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -325,6 +324,6 @@ def _manifest(store: LayerStore, limits: Limits) -> worker_pb2.Manifest:
             max_operand_bytes=limits.max_operand_bytes,
             max_message_bytes=MAX_MESSAGE_BYTES,
         ),
-        product_method=store.method.name,
+        product_method=store.product_method,
         acknowledges=True,
     )

@@ -13,6 +13,7 @@ from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.layer_memory import LayerMemory
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
 from blindtune.server.memory import Available, available_bytes, memory_needed, require_memory
@@ -52,16 +53,16 @@ class LayerStore:
         revision: empty for a local checkpoint.
         fingerprint: of the whole checkpoint, also when only some of its layers are held.
         layers: those that are held, by name.
-        method: how products are computed on this device.
+        methods: how products are computed on this device, for each parameter set.
         scheme: how the weights became integers.
-        contractions: the contraction lengths at which `method` was checked; no others are served.
+        contractions: the contraction lengths at which they were checked; no others are served.
     """
 
     model: str
     revision: str
     fingerprint: str
     layers: Mapping[str, StoredLayer]
-    method: Method
+    methods: tuple[Method, ...]
     contractions: frozenset[int]
     scheme: Scheme
 
@@ -138,18 +139,38 @@ class LayerStore:
                     ) from error
         contractions = contraction_lengths((x.out_features, x.in_features) for x in stored.values())
         try:
-            method = exact_method(contractions, device, log=_logger.warning)
+            methods = tuple(
+                exact_method(contractions, parameters, device, log=_logger.warning)
+                for parameters in PARAMETER_SETS.values()
+            )
         except RuntimeError as error:
             raise ConfigurationError(f"{error}: use another --device or machine") from error
         _logger.info(
             "products are exact",
-            extra={"method": method.name, "device": str(device), "contractions": len(contractions)},
+            extra={
+                "method": _method_names(methods),
+                "device": str(device),
+                "contractions": len(contractions),
+            },
         )
-        return cls(model, revision, model_fingerprint(fingerprints), stored, method, contractions, scheme)
+        return cls(model, revision, model_fingerprint(fingerprints), stored, methods, contractions, scheme)
 
     def multiplier(self) -> Multiplier:
         """Multiplies by the layers that are held."""
-        return Multiplier({name: layer.integers for name, layer in self.layers.items()}, self.method)
+        return Multiplier({name: layer.integers for name, layer in self.layers.items()}, *self.methods)
+
+    @property
+    def product_method(self) -> str:
+        """How products are computed, in words."""
+        return _method_names(self.methods)
+
+
+def _method_names(methods: Iterable[Method]) -> str:
+    """The name of methods that have the same, else of each with its parameter set."""
+    names = {method.parameters.name: method.name for method in methods}
+    if len(set(names.values())) == 1:
+        return next(iter(names.values()))
+    return ", ".join(f"{method} ({parameters})" for parameters, method in names.items())
 
 
 def layer_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:

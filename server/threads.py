@@ -3,6 +3,7 @@
 from concurrent.futures import Executor
 
 from blindtune.protocol.operands import Operand
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.hooks import Multiplying
@@ -28,5 +29,5 @@ class InThreads:
     def outputs(self, product: Product) -> int:
         return self._multiplier.outputs(product)
 
-    def multiply(self, product: Product, operand: Operand) -> Residues:
-        return self._pool.submit(self._multiplier.multiply, product, operand).result()
+    def multiply(self, product: Product, operand: Operand, parameters: ParameterSet) -> Residues:
+        return self._pool.submit(self._multiplier.multiply, product, operand, parameters).result()

@@ -7,7 +7,7 @@ from google.protobuf.message import DecodeError
 
 from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import PARAMETER_SETS
+from blindtune.protocol.parameters import PARAMETER_SETS, ParameterSet
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.refusals import LayerNotHeld, MalformedRequest, OtherContract, OverLimit
@@ -28,6 +28,7 @@ class Request:
         product: the matrix.
         rows, columns: shape of the operand.
         outputs: columns of the result.
+        parameters: of the residues.
         seed: what the operand is expanded from, or None when its rows follow.
     """
 
@@ -35,6 +36,7 @@ class Request:
     rows: int
     columns: int
     outputs: int
+    parameters: ParameterSet
     seed: Seed | None = field(repr=False)
 
 
@@ -62,7 +64,7 @@ def parse_header(
     if first.WhichOneof("part") != "header":
         raise MalformedRequest("the first message of a request must be its header")
     header = first.header
-    _require_same_contract(header, store)
+    parameters = _same_contract(header, store)
     product = _product(header.product, store)
     try:
         outputs = outputs_of(product)
@@ -73,7 +75,7 @@ def parse_header(
             f"the operand has {header.columns} columns, but the product takes {product.contraction}"
         )
     _require_within_limits(header.rows, header.columns, outputs, limits)
-    return Request(product, header.rows, header.columns, outputs, _seed(header))
+    return Request(product, header.rows, header.columns, outputs, parameters, _seed(header, parameters))
 
 
 def decoded(message: bytes) -> worker_pb2.MultiplyRequest:
@@ -84,7 +86,8 @@ def decoded(message: bytes) -> worker_pb2.MultiplyRequest:
         return worker_pb2.MultiplyRequest()
 
 
-def _require_same_contract(header: worker_pb2.MultiplyHeader, store: LayerStore) -> None:
+def _same_contract(header: worker_pb2.MultiplyHeader, store: LayerStore) -> ParameterSet:
+    """The parameter set that the client means."""
     if header.protocol_version != PROTOCOL_VERSION:
         older = "client" if header.protocol_version < PROTOCOL_VERSION else "worker"
         raise OtherContract(
@@ -101,6 +104,7 @@ def _require_same_contract(header: worker_pb2.MultiplyHeader, store: LayerStore)
             f"this worker does not know the parameter set {_shown(header.parameter_set)}: choose one "
             f"of {', '.join(PARAMETER_SETS)} in the client, or upgrade the worker"
         )
+    return PARAMETER_SETS[header.parameter_set]
 
 
 def _product(message: worker_pb2.Product, store: LayerStore) -> Product:
@@ -144,11 +148,11 @@ def _require_within_limits(rows: int, columns: int, outputs: int, limits: Limits
         )
 
 
-def _seed(header: worker_pb2.MultiplyHeader) -> Seed | None:
+def _seed(header: worker_pb2.MultiplyHeader, parameters: ParameterSet) -> Seed | None:
     if not header.HasField("seed"):
         return None
     try:
-        seed = Seed(header.seed.key, header.seed.row_offset)
+        seed = Seed(header.seed.key, parameters, header.seed.row_offset)
     except ValueError as error:
         raise MalformedRequest(str(error)) from error
     if seed.row_offset + header.rows > 1 << 63:

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import Residues
 
 __all__ = ["combine", "outside", "row_space"]
@@ -30,11 +30,11 @@ def row_space(matrix: Residues) -> tuple[Integers, list[int]]:
         if not candidates.size:
             continue
         rest[[rank, rank + candidates[0]]] = rest[[rank + candidates[0], rank]]
-        rest[rank] = rest[rank] * pow(int(rest[rank, column]), -1, MODULUS) % MODULUS
+        rest[rank] = rest[rank] * pow(int(rest[rank, column]), -1, Q31.modulus) % Q31.modulus
         factors = rest[:, column].copy()
         factors[rank] = 0
         # Terms are below 2^62.
-        rest = (rest - factors[:, None] * rest[rank]) % MODULUS
+        rest = (rest - factors[:, None] * rest[rank]) % Q31.modulus
         pivots.append(column)
     return rest[: len(pivots)], pivots
 
@@ -46,9 +46,9 @@ def outside(rows: Integers, basis: Integers, pivots: list[int]) -> Integers:
         rows: int64 [n, d], any representatives.
         basis, pivots: from `row_space`.
     """
-    rest = rows % MODULUS
+    rest = rows % Q31.modulus
     for vector, pivot in zip(basis, pivots, strict=True):
-        rest = (rest - rest[:, pivot : pivot + 1] * vector) % MODULUS
+        rest = (rest - rest[:, pivot : pivot + 1] * vector) % Q31.modulus
     return rest
 
 
@@ -56,5 +56,5 @@ def combine(coefficients: Residues, basis: Residues) -> Residues:
     """coefficients . basis mod q, for matrices of any residues."""
     total = np.zeros((len(coefficients), basis.shape[1]), np.int64)
     for column, vector in zip(coefficients.T.astype(np.int64), basis.astype(np.int64), strict=True):
-        total = (total + column[:, None] * vector % MODULUS) % MODULUS
+        total = (total + column[:, None] * vector % Q31.modulus) % Q31.modulus
     return total.astype(np.uint32)

@@ -20,7 +20,7 @@ from blindtune.client.audit.public_model import PublicModel
 from blindtune.client.audit.statistics import Judged, Score, judge
 from blindtune.client.audit.transcript import Operand, Transcript
 from blindtune.errors import DataError
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import centre, subtract
 
@@ -136,7 +136,7 @@ def _shares_that_meet(transcript: Transcript) -> Score:
                 continue
             count = min(rows.arrived, _MOST_WORDS // (_NEAR * rows.columns) + 1)
             difference = subtract(
-                np.ascontiguousarray(rows.words()[:count]), seed.seed.expand(count, rows.columns)
+                np.ascontiguousarray(rows.words()[:count]), seed.seed.expand(count, rows.columns), Q31
             )
             met += word_tests.size_p_value(difference) < _NEVER
             trials += 1
@@ -185,7 +185,7 @@ def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -
         some = [x.first(_POSITIONS) for x in operands[:_MOST_ROWS]]
         shortest = min(x.arrived for x in some)
         by_position = [
-            centre(np.stack([x.words()[position] for x in some])).astype(np.float64)
+            centre(np.stack([x.words()[position] for x in some]), Q31).astype(np.float64)
             for position in range(min(public.positions, shortest))
         ]
     for position, rows in enumerate(by_position):
@@ -233,8 +233,8 @@ def _some_rows(operands: Sequence[Operand]) -> Float64:
         rows.append(operand.first(_MOST_ROWS).words())
         if sum(map(len, rows)) >= _MOST_ROWS:
             break
-    return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS])).astype(np.float64)
+    return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS]), Q31).astype(np.float64)
 
 
 def _random_rows(like: Float64, random: Random) -> Float64:
-    return centre(random.integers(0, MODULUS, like.shape, np.uint32)).astype(np.float64)
+    return centre(random.integers(0, Q31.modulus, like.shape, np.uint32), Q31).astype(np.float64)

@@ -57,7 +57,7 @@ class WatchedSource(UnmaskedSource):
 
     def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
-        self.seen.append(Operand(product, rows, columns, from_centred(operand)))
+        self.seen.append(Operand(product, rows, columns, from_centred(operand, Q31)))
         return super().mask(operand, product, image)
 
 

@@ -15,6 +15,7 @@ from blindtune.client.audit.knowledge import Float64, Integers, Knowledge, Token
 from blindtune.client.audit.public_model import Float32
 from blindtune.client.audit.statistics import Score
 from blindtune.client.audit.transcript import Transcript
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import Residues, centre, from_centred, subtract
 
 __all__ = ["by_cosine", "by_difference", "by_gram_matrix", "by_regression", "by_sorting", "by_span"]
@@ -76,8 +77,8 @@ def by_difference(transcript: Transcript, knowledge: Knowledge) -> Score:
         if later:
             one = rows.operands[operand].words()[row : row + 1]
             other = later[(operand + 1) % len(later)].words()[row : row + 1]
-            difference = subtract(np.ascontiguousarray(one), np.ascontiguousarray(other))
-            differences[i] = centre(difference)[0]
+            difference = subtract(np.ascontiguousarray(one), np.ascontiguousarray(other), Q31)
+            differences[i] = centre(difference, Q31)[0]
     return _score("token by difference", rows, _nearest(differences, knowledge, lambda x: x, True))
 
 
@@ -91,7 +92,7 @@ def by_span(transcript: Transcript, knowledge: Knowledge) -> Score:
     known = np.flatnonzero(rows.known)
     # Rows of one token could have one mask, which would look like a small basis.
     known = known[np.sort(np.unique(rows.tokens[known], return_index=True)[1])[:_KNOWN_ROWS_FOR_A_SPAN]]
-    masks = subtract(_residues(rows, known), _candidates(_plain_rows(rows, known, knowledge), knowledge))
+    masks = subtract(_residues(rows, known), _candidates(_plain_rows(rows, known, knowledge), knowledge), Q31)
     basis, pivots = row_space(masks)
     guesses = np.full(len(rows.targets), -1)
     if len(basis) < len(masks):
@@ -165,9 +166,9 @@ def _plain_rows(rows: TokenRows, which: Integers, knowledge: Knowledge) -> Float
 
 
 def _residues(rows: TokenRows, which: Integers) -> Residues:
-    return from_centred(rows.words[which].astype(np.int32))
+    return from_centred(rows.words[which].astype(np.int32), Q31)
 
 
 def _candidates(plain: Float32, knowledge: Knowledge) -> Residues:
     """The residues that the client would send for rows, were there no mask."""
-    return from_centred(knowledge.public.integers(np.ascontiguousarray(plain), knowledge.noise))
+    return from_centred(knowledge.public.integers(np.ascontiguousarray(plain), knowledge.noise), Q31)

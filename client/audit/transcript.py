@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from blindtune.errors import DataError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, centre, subtract
 
@@ -40,7 +40,7 @@ class _Header(BaseModel):
 
     format: Literal["blindtune transcript"]
     version: Literal[1]
-    modulus: Annotated[int, Field(ge=MODULUS, le=MODULUS)]
+    modulus: Annotated[int, Field(ge=Q31.modulus, le=Q31.modulus)]
     model: str
     fingerprint: str
 
@@ -105,7 +105,7 @@ class Operand:
 
     def centred(self) -> NDArray[np.float64]:
         """float64 [rows, columns]: the words as numbers around zero."""
-        return centre(self.words()).astype(np.float64)
+        return centre(self.words(), Q31).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ class Transcript:
             raise ValueError("the two transcripts are not of the same run")
         return Transcript(
             [
-                Operand(x.product, x.rows, x.columns, subtract(x.words(), y.words()))
+                Operand(x.product, x.rows, x.columns, subtract(x.words(), y.words(), Q31))
                 for x, y in zip(self.operands, other.operands, strict=True)
             ],
             self.fingerprint,
@@ -270,12 +270,12 @@ def _operand(folder: Path, number: int, blocks: Sequence[tuple[_Part, NDArray[np
     if first.kind == "seed":
         key, offset = content[:KEY_BYTES].tobytes(), content[KEY_BYTES:].tobytes()
         try:
-            seed = Seed(key, int.from_bytes(offset, "little"))
+            seed = Seed(key, Q31, int.from_bytes(offset, "little"))
         except ValueError as error:
             raise DataError(f"{folder / DATA}: request {number}: {error}") from None
         return Operand(first.product(), first.rows, first.columns, seed=seed)
     arrays = [x.view("<u4").reshape(part.part_rows, part.columns) for part, x in blocks]
     residues = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    if residues.max() >= MODULUS:
+    if residues.max() >= Q31.modulus:
         raise DataError(f"{folder / DATA}: request {number} holds a word that is no residue")
     return Operand(first.product(), first.rows, first.columns, residues)

@@ -12,7 +12,7 @@ import numpy as np
 
 from blindtune.client.audit.field import combine
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred
 
@@ -41,7 +41,7 @@ class NoMask(BrokenMask):
     """The integers in the clear."""
 
     def hide(self, operand: Centred, product: Product) -> Residues:
-        return from_centred(operand)
+        return from_centred(operand, Q31)
 
 
 class Permutation(BrokenMask):
@@ -54,7 +54,7 @@ class Permutation(BrokenMask):
     def hide(self, operand: Centred, product: Product) -> Residues:
         if product not in self._orders:
             self._orders[product] = self._random.permutation(operand.shape[1])
-        return from_centred(np.ascontiguousarray(operand[:, self._orders[product]]))
+        return from_centred(np.ascontiguousarray(operand[:, self._orders[product]]), Q31)
 
 
 class Rotation(BrokenMask):
@@ -68,7 +68,7 @@ class Rotation(BrokenMask):
         if product not in self._matrices:
             width = operand.shape[1]
             self._matrices[product] = np.linalg.qr(self._random.normal(size=(width, width)))[0]
-        return from_centred(np.rint(operand @ self._matrices[product]).astype(np.int32))
+        return from_centred(np.rint(operand @ self._matrices[product]).astype(np.int32), Q31)
 
 
 class GaussianNoise(BrokenMask):
@@ -77,7 +77,7 @@ class GaussianNoise(BrokenMask):
     def hide(self, operand: Centred, product: Product) -> Residues:
         size = np.sqrt(np.mean(np.square(operand, dtype=np.float64)))
         noise = self._random.normal(scale=max(size, 1.0) / 2, size=operand.shape)
-        return from_centred(np.rint(operand + noise).astype(np.int32))
+        return from_centred(np.rint(operand + noise).astype(np.int32), Q31)
 
 
 class ReusedMask(BrokenMask):
@@ -91,9 +91,9 @@ class ReusedMask(BrokenMask):
         rows, columns = operand.shape
         mask = self._masks.get(product, np.empty((0, columns), np.uint32))
         if len(mask) < rows:
-            more = self._random.integers(0, MODULUS, (rows - len(mask), columns), np.uint32)
+            more = self._random.integers(0, Q31.modulus, (rows - len(mask), columns), np.uint32)
             mask = self._masks[product] = np.concatenate([mask, more])
-        return add(from_centred(operand), np.ascontiguousarray(mask[:rows]))
+        return add(from_centred(operand, Q31), np.ascontiguousarray(mask[:rows]), Q31)
 
 
 class SmallBasis(BrokenMask):
@@ -109,9 +109,9 @@ class SmallBasis(BrokenMask):
     def hide(self, operand: Centred, product: Product) -> Residues:
         rows, columns = operand.shape
         if product not in self._bases:
-            self._bases[product] = self._random.integers(0, MODULUS, (BASIS_VECTORS, columns), np.uint32)
-        coefficients = self._random.integers(0, MODULUS, (rows, BASIS_VECTORS), np.uint32)
-        return add(from_centred(operand), combine(coefficients, self._bases[product]))
+            self._bases[product] = self._random.integers(0, Q31.modulus, (BASIS_VECTORS, columns), np.uint32)
+        coefficients = self._random.integers(0, Q31.modulus, (rows, BASIS_VECTORS), np.uint32)
+        return add(from_centred(operand, Q31), combine(coefficients, self._bases[product]), Q31)
 
 
 WEAK_MASKS: dict[str, Callable[[np.random.Generator], BrokenMask]] = {
@@ -128,7 +128,7 @@ def hide(plain: Transcript, mask: BrokenMask) -> Transcript:
     """A transcript of operands in the clear as it would be under a broken mask."""
     return Transcript(
         [
-            Operand(x.product, x.rows, x.columns, mask.hide(centre(x.words()), x.product))
+            Operand(x.product, x.rows, x.columns, mask.hide(centre(x.words(), Q31), x.product))
             for x in plain.operands
         ],
         plain.fingerprint,

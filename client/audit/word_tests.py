@@ -13,7 +13,7 @@ from scipy.stats import chi2, chisquare, norm
 
 from blindtune.client.audit.statistics import Score
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import subtract
 
@@ -93,11 +93,11 @@ def small_differences(transcript: Transcript) -> Score:
     for one, other in _same_product(transcript.operands):
         rows = min(len(one.words()), len(other.words()))
         a, b = (np.ascontiguousarray(x.words()[:rows]) for x in (one, other))
-        difference = subtract(a, b).astype(np.int64)
-        small += int(np.count_nonzero(np.minimum(difference, MODULUS - difference) < MODULUS // 8))
+        difference = subtract(a, b, Q31).astype(np.int64)
+        small += int(np.count_nonzero(np.minimum(difference, Q31.modulus - difference) < Q31.modulus // 8))
         words += difference.size
     # The residues of magnitude below q/8 are a quarter, but for rounding.
-    chance = (2 * (MODULUS // 8) - 1) / MODULUS
+    chance = (2 * (Q31.modulus // 8) - 1) / Q31.modulus
     return Score("small differences", "words", small, max(words, 1), chance)
 
 
@@ -107,7 +107,7 @@ def size_p_value(words: NDArray[np.uint32]) -> float:
 
 
 def _sizes(words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    bins = words.astype(np.uint64) * np.uint64(_BINS) // np.uint64(MODULUS)
+    bins = words.astype(np.uint64) * np.uint64(_BINS) // np.uint64(Q31.modulus)
     return np.bincount(bins.astype(np.int64), minlength=_BINS)
 
 

@@ -15,7 +15,7 @@ from scipy.stats import chisquare
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import Operand
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.daemon import serve
@@ -36,8 +36,8 @@ class Tally:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Bin b holds the residues x with floor(256 x / q) = b; the bins' sizes differ by one at most.
-        edges = [-(-b * MODULUS // _BINS) for b in range(_BINS + 1)]
-        self._expected_residues = np.diff(np.array(edges)) / MODULUS
+        edges = [-(-b * Q31.modulus // _BINS) for b in range(_BINS + 1)]
+        self._expected_residues = np.diff(np.array(edges)) / Q31.modulus
         self._residues = np.zeros(_BINS, np.int64)
         self._key_bytes = np.zeros(_BINS, np.int64)
 
@@ -46,7 +46,7 @@ class Tally:
         if isinstance(part, Seed):
             counts = np.bincount(np.frombuffer(part.key, np.uint8), minlength=_BINS)
         else:
-            bins = part.astype(np.uint64).ravel() * np.uint64(_BINS) // np.uint64(MODULUS)
+            bins = part.astype(np.uint64).ravel() * np.uint64(_BINS) // np.uint64(Q31.modulus)
             counts = np.bincount(bins.astype(np.int64), minlength=_BINS)
         with self._lock:
             if isinstance(part, Seed):
@@ -80,11 +80,11 @@ class LyingMultiplier:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Operand) -> Residues:
-        answer = self._honest.multiply(product, operand)
+    def multiply(self, product: Product, operand: Operand, parameters: ParameterSet) -> Residues:
+        answer = self._honest.multiply(product, operand, parameters)
         if self._lie.is_set():
             self._lie.clear()
-            answer[0, 0] = (int(answer[0, 0]) + 1) % MODULUS
+            answer[0, 0] = (int(answer[0, 0]) + 1) % parameters.modulus
         return answer
 
 

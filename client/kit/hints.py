@@ -6,7 +6,7 @@
 A hint file is a page with a header of JSON, padded with spaces, and then the array as it lies in memory,
 mapped and not read. The header says what the hint belongs to: model fingerprint, product, parameter
 set and public seed; and it carries a keyed hash over that and the array, made after the worker's
-answer was verified with both vectors. It is checked when the file is opened: verification of later
+answer was verified with all vectors for hints. It is checked when the file is opened: verification of later
 responses does not cover a hint that rots on disk.
 
 Each file appears when it is complete, so that making hints can be interrupted and goes on where it was.
@@ -41,7 +41,7 @@ _VERSION = 1
 _HASHED_AT_ONCE = 1 << 24
 
 Ask = Callable[[Product, Share], Residues]
-"""Multiplies a share by a product at an operator, and verifies the answer with both vectors."""
+"""Multiplies a share by a product at an operator, and verifies the answer with all vectors for hints."""
 
 
 def hint_bytes(parameters: LatticeParameters, outputs: int) -> int:
@@ -154,8 +154,8 @@ class HintStore:
         """Obtains a hint and writes its file."""
         packed = np.empty(packed_shape(self._parameters, self._kit.outputs(product)), np.int32)
         for first in range(0, self._parameters.dimension, DEGREE):
-            share = hint_request(self.public_seed, product, first, DEGREE)
-            pack_rows(self._ask(product, share), packed, first)
+            share = hint_request(self._parameters.residues, self.public_seed, product, first, DEGREE)
+            pack_rows(self._ask(product, share), packed, first, self._parameters.residues)
         binding = self._binding(product)
         header = _Header(binding=binding, keyed_digest=self._digest(binding, packed)).model_dump_json()
         if len(header.encode()) > _HEADER_BYTES:

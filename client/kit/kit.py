@@ -33,7 +33,7 @@ from blindtune.errors import KitError
 from blindtune.protocol.certificate.words import CertificateWords
 from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES, derive_key
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.verification import CheckVectors, secret_vectors
 from blindtune.protocol.weights import SCHEMES, Scheme
@@ -264,18 +264,18 @@ class Kit:
             s = np.concatenate(
                 [
                     secret_vectors(
-                        self._secret, x.layer, Direction.FORWARD, self.layers[x.layer].out_features
+                        self._secret, x.layer, Direction.FORWARD, self.layers[x.layer].out_features, Q31
                     )
                     for x in product.spans
                 ],
                 axis=1,
             )
             parts = [self._array(x.layer, "forward")[:, x.start : x.stop] for x in product.spans]
-            v = sum(part.astype(np.uint64) for part in parts) % MODULUS
-            return CheckVectors(s, np.ascontiguousarray(v, np.uint32))
-        s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features)
+            v = sum(part.astype(np.uint64) for part in parts) % Q31.modulus
+            return CheckVectors(s, np.ascontiguousarray(v, np.uint32), Q31)
+        s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features, Q31)
         parts = [self._array(x.layer, "backward")[:, x.start : x.stop] for x in product.spans]
-        return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32))
+        return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32), Q31)
 
     def certificate(self, product: Product) -> CertificateWords:
         """The secret words that tell whether results of a product wrapped."""

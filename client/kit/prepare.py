@@ -39,6 +39,7 @@ from blindtune.errors import ConfigurationError, KitError
 from blindtune.protocol.certificate.words import images
 from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
@@ -235,16 +236,16 @@ def _bounds(integers: torch.Tensor, power: int) -> _Bounds:
 
 def _layer_arrays(name: str, layer: IntegerLayer, secret: bytes) -> dict[str, np.ndarray]:
     squares, magnitudes = _bounds(layer.integers, 2), _bounds(layer.integers, 1)
-    forward = secret_vectors(secret, name, Direction.FORWARD, layer.out_features)
-    backward = secret_vectors(secret, name, Direction.BACKWARD, layer.in_features)
+    forward = secret_vectors(secret, name, Direction.FORWARD, layer.out_features, Q31)
+    backward = secret_vectors(secret, name, Direction.BACKWARD, layer.in_features, Q31)
     arrays: dict[str, np.ndarray] = {
         "scales": layer.scales,
         "row_squares": squares.row,
         "column_squares": squares.column,
         "row_magnitudes": magnitudes.row.max(axis=1),
         "column_magnitudes": magnitudes.column,
-        "forward": check_vectors(layer.integers, forward, Direction.FORWARD),
-        "backward": check_vectors(layer.integers, backward, Direction.BACKWARD),
+        "forward": check_vectors(layer.integers, forward, Direction.FORWARD, Q31),
+        "backward": check_vectors(layer.integers, backward, Direction.BACKWARD, Q31),
     }
     for direction in Direction:
         features = layer.out_features if direction is Direction.FORWARD else layer.in_features

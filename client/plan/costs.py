@@ -27,7 +27,7 @@ from blindtune.common.blocks import block_bytes
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import shared_rows
-from blindtune.protocol.multiplication.product_methods import LIMBS
+from blindtune.protocol.parameters import Q31
 
 __all__ = [
     "ANSWERS_KEPT_BYTES",
@@ -144,7 +144,7 @@ def product_stages(
     after += sum(down) * client.byte
     times = [
         worker.request
-        + 2 * LIMBS * matrix.operand * matrix.outputs * worker.operation
+        + 2 * Q31.limbs * matrix.operand * matrix.outputs * worker.operation
         + matrix.contraction * matrix.outputs * worker.weight
         + matrix.operand * (worker.operand + (worker.expanded if seeded else 0.0))
         + matrix.answer * worker.output

@@ -22,6 +22,7 @@ from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import contraction_lengths
 
 __all__ = ["LAYER", "NARROW", "OPERATORS", "WIDE", "Loopback", "loopback"]
@@ -77,7 +78,7 @@ def loopback() -> Iterator[Loopback]:
         with checkpoint.reader() as reader:
             layers = {x.name: reader.read(x).integers for x in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
-        multiplier = Multiplier(layers, exact_method(lengths))
+        multiplier = Multiplier(layers, exact_method(lengths, Q31))
         with _workers(checkpoint.folder, Path(folder)) as operators:
             config = BlindConfig(operators=operators, allow_one_machine=True, progress=False)
             remote = connect(config, kit)

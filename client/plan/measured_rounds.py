@@ -112,7 +112,7 @@ class _InProcess(PrivateMultiplier):
             started = time.perf_counter()
             received = share.residues if share.seed is None else share.seed.expand(*share.shape)
             expanded = time.perf_counter()
-            answer = self._multiplier.multiply(product, received)
+            answer = self._multiplier.multiply(product, received, self.source.parameters)
             self.multiplying += time.perf_counter() - expanded
             self.expanding += expanded - started
             if share.expected is None:

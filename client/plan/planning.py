@@ -31,7 +31,7 @@ from blindtune.client.plan.skeleton import Skeleton, Task, config_folder, skelet
 from blindtune.client.plan.traffic import WORD_BYTES, Traffic
 from blindtune.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
-from blindtune.protocol.verification import VECTORS
+from blindtune.protocol.parameters import Q31
 
 __all__ = ["Memory", "Plan", "Settings", "make_plan"]
 
@@ -325,7 +325,7 @@ def _memory(
     small = work.held_small + (in_flight - 1) * (work.saved - work.saved_large)
     buffers += round((profile.client.spread - 1) * small)
     sizes = {x.name: (x.out_features, x.in_features) for x in skeleton.layers}
-    buffers += sum(2 * WORD_BYTES * VECTORS * (a + b) for a, b in sizes.values())
+    buffers += sum(2 * WORD_BYTES * Q31.hint_vectors * (a + b) for a, b in sizes.values())
     hints = 0
     if protocol.lattice is not None:
         buffers += WORD_BYTES * protocol.lattice.dimension * widest + min(

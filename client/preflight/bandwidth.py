@@ -142,7 +142,7 @@ def _widest(kit: Kit, upload: bool) -> Product:
 
 def _multiply(client: OperatorClient, kit: Kit, product: Product, rows: int, upload: bool) -> float:
     """Seconds of a verified multiplication of rows that were never used and never will be again."""
-    seed = Seed(os.urandom(KEY_BYTES))
+    seed = Seed(os.urandom(KEY_BYTES), Q31)
     operand = SeededRows(seed, rows, product.contraction)
     share = Share(client.index, operand.residues() if upload else operand)
     _ = share.residues  # a download is not measured with the expansion that verifies it

@@ -18,6 +18,7 @@ from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION
 
 __all__ = ["check_core_dumps", "check_kernels", "check_randomness", "diagnose"]
@@ -48,7 +49,7 @@ def _product() -> Finding:
     check = "integer products"
     notes: list[str] = []
     try:
-        method = exact_method(_CONTRACTIONS, log=notes.append)
+        method = exact_method(_CONTRACTIONS, Q31, log=notes.append)
     except RuntimeError as error:
         return Finding(
             check,
@@ -69,7 +70,7 @@ def _product() -> Finding:
 
 def _speed(method: Method) -> float:
     """10^9 products of a residue and a weight in a second, the best of a few tries."""
-    operand = Seed(bytes(KEY_BYTES)).expand(_ROWS, _FEATURES)
+    operand = Seed(bytes(KEY_BYTES), Q31).expand(_ROWS, _FEATURES)
     matrix = torch.from_numpy(np.ones((_FEATURES, _FEATURES), np.int8))
     times = []
     for _ in range(_REPEATS):

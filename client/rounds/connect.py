@@ -95,8 +95,8 @@ def _lattice(
         request = WorkRequest(
             kit.description.fingerprint, Q31.name, product, share, outputs=kit.outputs(product)
         )
-        # A hint serves all of a run, so it is checked with both vectors.
-        return operator.multiply(request, check, vectors=2)
+        # A hint serves all of a run, so it is checked with more vectors.
+        return operator.multiply(request, check, vectors=Q31.hint_vectors)
 
     hints = HintStore(kit, parameters, ask)
 

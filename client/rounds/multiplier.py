@@ -344,7 +344,7 @@ class ReferenceMultiplier(PrivateMultiplier):
         with checkpoint.reader() as reader:
             layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
-        self._multiplier = Multiplier(layers, exact_method(lengths, log=_logger.warning))
+        self._multiplier = Multiplier(layers, exact_method(lengths, parameters, log=_logger.warning))
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         masked = self.source.mask(operand, product)
@@ -353,4 +353,5 @@ class ReferenceMultiplier(PrivateMultiplier):
     def _ask(
         self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
     ) -> Decoded:
-        return decode([self._multiplier.multiply(product, masked.shares[0].residues)])
+        residues = masked.shares[0].residues
+        return decode([self._multiplier.multiply(product, residues, self.source.parameters)])

@@ -14,6 +14,7 @@ import torch
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.core.registry import cpu_target
 from numba.extending import intrinsic
 from numpy.typing import NDArray
@@ -39,7 +40,8 @@ TILE_ROWS, ROW_BYTES = 16, 64
 TILE_BYTES = TILE_ROWS * ROW_BYTES
 TILE_WORDS = TILE_BYTES // 4
 
-_SUMS, _LEFT, _RIGHT = (0, 1, 2, 3), (4, 5), (6, 7)  # registers
+# Registers of sums, left tiles and right ones, by how many left tiles meet two right ones at once.
+_REGISTERS = {2: ((0, 1, 2, 3), (4, 5), (6, 7)), 3: ((0, 1, 2, 3, 4, 5), (6,), (7,))}
 
 _I8, _I32, _I64, _VOID = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.VoidType()
 
@@ -106,60 +108,90 @@ def release(context):  # type: ignore[no-untyped-def]
     return types.void(), generate
 
 
+def _registers(numbers: types.BaseTuple) -> tuple[tuple[int, ...], ...]:
+    if len(numbers) not in _REGISTERS:
+        raise TypingError(f"{len(numbers)} left tiles do not fit the registers")
+    return _REGISTERS[len(numbers)]
+
+
 @intrinsic
-def clear_sums(context):  # type: ignore[no-untyped-def]
-    """Sets the sums of `multiply_tiles` to zero."""
+def clear_sums(context, numbers):  # type: ignore[no-untyped-def]
+    """Sets the sums of `multiply_tiles` to zero; for ``numbers``, see there."""
+    sums, _, _ = _registers(numbers)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        for register in _SUMS:
+        for register in sums:
             _instruction(builder, "tilezero", _register(register))
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(numbers), generate
 
 
 @intrinsic
-def multiply_tiles(context, left, at, right, one, other):  # type: ignore[no-untyped-def]
-    """Adds the products of two tiles, one behind the other, with each of two, to four tiles of sums.
+def multiply_tiles(context, left, at, numbers, right, one, other):  # type: ignore[no-untyped-def]
+    """Adds the products of two or three tiles, one behind the other, with each of two, to tiles of sums.
 
     Args:
         left: int8.
         at: the first one's first byte.
+        numbers: of the left tiles, a tuple, whose length the compiler knows.
         right: uint32.
         one, other: the two others' first words.
     """
     require_elements(left, types.int8)
     require_elements(right, types.uint32)
 
+    sums, lefts, rights = _registers(numbers)
+
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        for register, number in zip(_RIGHT, values[3:], strict=True):
-            start = address_of(context, builder, right, (values[2], number), _I8)
+        def load(register: int, array_type: types.Array, array: ir.Value, number: ir.Value) -> None:
+            start = address_of(context, builder, array_type, (array, number), _I8)
             _tile(builder, "tileloadd64", register, start)
-        for i, register in enumerate(_LEFT):
+
+        def load_left(i: int) -> None:
             number = builder.add(values[1], ir.Constant(values[1].type, i * TILE_BYTES))
-            _tile(
-                builder, "tileloadd64", register, address_of(context, builder, left, (values[0], number), _I8)
-            )
-            for j in range(len(_RIGHT)):
-                operands = _SUMS[len(_RIGHT) * i + j], register, _RIGHT[j]
-                _instruction(builder, "tdpbssd", *map(_register, operands))
+            load(lefts[i % len(lefts)], left, values[0], number)
+
+        def load_right(j: int) -> None:
+            load(rights[j % len(rights)], right, values[3], values[4 + j])
+
+        def multiply(i: int, j: int) -> None:
+            operands = sums[2 * i + j], lefts[i % len(lefts)], rights[j % len(rights)]
+            _instruction(builder, "tdpbssd", *map(_register, operands))
+
+        if len(lefts) == len(numbers):
+            for j in range(2):
+                load_right(j)
+            for i in range(len(numbers)):
+                load_left(i)
+                for j in range(2):
+                    multiply(i, j)
+        else:
+            # One register serves all left tiles in turn, and is loaded while products are under way.
+            for j in range(2):
+                load_right(j)
+                for i in range(len(numbers)):
+                    load_left(i)
+                    multiply(i, j)
         return context.get_dummy_value()
 
-    return types.void(left, types.intp, right, types.intp, types.intp), generate
+    return types.void(left, types.intp, numbers, right, types.intp, types.intp), generate
 
 
 @intrinsic
-def store_sums(context, sums, at):  # type: ignore[no-untyped-def]
-    """Puts the sums of the first left tile with both right ones, and then the second's, into an array.
+def store_sums(context, sums, at, numbers):  # type: ignore[no-untyped-def]
+    """Puts the sums of the first left tile with both right ones, and then the next one's, into an array.
 
     Args:
-        sums: int32, with room for four tiles from ``at`` on.
+        sums: int32, with room for two tiles of each left one from ``at`` on.
         at: an index.
+        numbers: as for `multiply_tiles`.
     """
     require_elements(sums, types.int32)
+    registers, _, _ = _registers(numbers)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
-        for i, register in enumerate(_SUMS):
+        for i, register in enumerate(registers):
             number = builder.add(values[1], ir.Constant(values[1].type, i * TILE_WORDS))
             _tile(
                 builder,
@@ -169,7 +201,7 @@ def store_sums(context, sums, at):  # type: ignore[no-untyped-def]
             )
         return context.get_dummy_value()
 
-    return types.void(sums, types.intp), generate
+    return types.void(sums, types.intp, numbers), generate
 
 
 def _loaded(context, builder, array_type, values, count):  # type: ignore[no-untyped-def]
@@ -270,14 +302,17 @@ def _lanes(builder: ir.IRBuilder, x: list[ir.Value]) -> list[ir.Value]:
 
 
 @intrinsic
-def store_apart(context, array, at, pitch, words):  # type: ignore[no-untyped-def]
-    """Bytes 0 of sixteen words go to bytes ``at ... at + 15`` of an int8 array, bytes 1 ``pitch`` on, ..."""
+def store_apart(context, array, at, pitch, numbers, words):  # type: ignore[no-untyped-def]
+    """Bytes 0 of sixteen words go to bytes ``at ... at + 15`` of an int8 array, bytes 1 ``pitch`` on, ...
+
+    As many as a tuple has numbers.
+    """
     require_elements(array, types.int8)
 
     def generate(context, builder, signature, values):  # type: ignore[no-untyped-def]
         every, some = (ir.VectorType(_I8, n * LANES) for n in (4, 1))
-        bytes_of_words, number = builder.bitcast(values[3], every), values[1]
-        for k in range(4):
+        bytes_of_words, number = builder.bitcast(values[4], every), values[1]
+        for k in range(len(numbers)):
             order = ir.Constant(ir.VectorType(_I32, LANES), [4 * j + k for j in range(LANES)])
             chosen = builder.shuffle_vector(bytes_of_words, ir.Constant(every, ir.Undefined), order)
             address = address_of(context, builder, array, (values[0], number), some)
@@ -285,4 +320,4 @@ def store_apart(context, array, at, pitch, words):  # type: ignore[no-untyped-de
             number = builder.add(number, values[2])
         return context.get_dummy_value()
 
-    return types.void(array, types.intp, types.intp, words_type), generate
+    return types.void(array, types.intp, types.intp, numbers, words_type), generate

@@ -10,6 +10,8 @@ how many there are, so one A serves operands of every width.
 Kernels read both packed: int32 [feature tile][rank][256][16], centred, the last tile padded.
 """
 
+from dataclasses import replace
+
 import numpy as np
 
 from blindtune.protocol.expansion import Seed
@@ -19,13 +21,12 @@ from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import Share
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
 __all__ = ["MOST_COLUMNS", "PublicMatrix", "hint_request", "pack_combination", "pack_rows", "packed_shape"]
 
-_HALF = (MODULUS - 1) // 2
 _ROWS_AT_ONCE = 64
 
 MOST_COLUMNS = 1 << 16
@@ -38,23 +39,25 @@ def packed_shape(parameters: LatticeParameters, columns: int) -> tuple[int, int,
 
 
 @kernel
-def _pack(rows, packed, first_row, start, stop):  # type: ignore[no-untyped-def]
+def _pack(rows, packed, first_row, q, start, stop):  # type: ignore[no-untyped-def]
+    modulus = np.int64(q)
     for t in range(start, stop):
         width = min(LANES, rows.shape[1] - LANES * t)
         for r in range(rows.shape[0]):
             rank, j = divmod(first_row + r, DEGREE)
             for f in range(LANES):
                 x = np.int64(rows[r, LANES * t + f]) if f < width else np.int64(0)
-                packed[t, rank, j, f] = np.int32(x - MODULUS) if x > _HALF else np.int32(x)
+                packed[t, rank, j, f] = np.int32(x - modulus) if x > modulus >> 1 else np.int32(x)
 
 
-def pack_rows(rows: Residues, packed: Centred, first_row: int) -> None:
+def pack_rows(rows: Residues, packed: Centred, first_row: int, parameters: ParameterSet) -> None:
     """Puts some rows of A or H at their places.
 
     Args:
         rows: uint32 [some, columns], all below q: of a worker's answer, only rows that were verified.
         packed: int32, of the `packed_shape` of these columns; may be mapped from a file.
         first_row: index of the first of these rows, in 0 ... rank * 256 - 1.
+        parameters: of the residues.
 
     Raises:
         ValueError: the rows do not fit.
@@ -69,22 +72,25 @@ def pack_rows(rows: Residues, packed: Centred, first_row: int) -> None:
             f"rows {first_row} ... {first_row + rows.shape[0] - 1} are not among the {rank * DEGREE} "
             f"of rank {rank}"
         )
-    target = np.asarray(packed)
-    for_row_blocks(tiles, rows.shape[0] * LANES, lambda a, b: _pack(rows, target, first_row, a, b))
+    target, q = np.asarray(packed), parameters.q
+    for_row_blocks(tiles, rows.shape[0] * LANES, lambda a, b: _pack(rows, target, first_row, q, a, b))
 
 
-def hint_request(public_seed: bytes, product: Product, first_row: int, rows: int) -> Share:
+def hint_request(
+    parameters: ParameterSet, public_seed: bytes, product: Product, first_row: int, rows: int
+) -> Share:
     """What to ask an operator for rows ``first_row ... first_row + rows - 1`` of a product's hint.
 
-    The answer must be verified with two vectors before it is packed: it serves all of a run.
+    The answer must be verified with all vectors for hints before it is packed: it serves all of a run.
 
     Args:
+        parameters: of the residues.
         public_seed: 32 bytes of the client's own randomness, which need not stay secret.
         product: whose hint.
-        first_row: of ``parameters.dimension`` rows in all.
+        first_row: of as many rows as the lattice has dimensions in all.
         rows: number of rows.
     """
-    seed = Seed(public_seed, first_row)
+    seed = Seed(public_seed, parameters, first_row)
     share = Share(0, SeededRows(seed, rows, product.contraction))
     _ = share.residues  # expanded once, and not by each of its parts
     return share
@@ -95,7 +101,7 @@ class PublicMatrix:
 
     def __init__(self, parameters: LatticeParameters, public_seed: bytes) -> None:
         self._parameters = parameters
-        self._seed = Seed(public_seed)
+        self._seed = Seed(public_seed, parameters.residues)
         self._packed: Centred = np.empty(packed_shape(parameters, 0), np.int32)
 
     def packed(self, columns: int) -> Centred:
@@ -110,8 +116,9 @@ class PublicMatrix:
             # a lock would be held for ever in a child forked meanwhile.
             packed = np.empty(shape, np.int32)
             for row in range(0, self._parameters.dimension, _ROWS_AT_ONCE):
-                seed = Seed(self._seed.key, row)
-                pack_rows(seed.expand(_ROWS_AT_ONCE, shape[0] * LANES), packed, row)
+                seed = replace(self._seed, row_offset=row)
+                rows = seed.expand(_ROWS_AT_ONCE, shape[0] * LANES)
+                pack_rows(rows, packed, row, self._seed.parameters)
             self._packed = packed
         return packed
 
@@ -130,12 +137,13 @@ def _add_products(packed, low, high, sums):  # type: ignore[no-untyped-def]
                 sums[1, rank, j] += of_high
 
 
-def pack_combination(packed: Centred, v: Residues) -> Centred:
+def pack_combination(packed: Centred, v: Residues, parameters: ParameterSet) -> Centred:
     """A v, the combination of A's features: R v = (A v) S + E v, so that it gives the dot products of masks.
 
     Args:
         packed: A, int32 [feature tiles or more, rank, 256, 16].
         v: uint32 [columns], below q, at most `MOST_COLUMNS` of them.
+        parameters: of the residues.
 
     Returns:
         Packed as if it were A of one column, int32 [1, rank, 256, 16].
@@ -149,7 +157,8 @@ def pack_combination(packed: Centred, v: Residues) -> Centred:
     low, high = (part.reshape(tiles, LANES) for part in (padded & 0xFFFF, padded >> 16))
     sums = np.zeros((2, rank, DEGREE), np.int64)
     _add_products(packed[:tiles], low, high, sums)
-    total = (sums[0] + (sums[1] % MODULUS << 16)) % MODULUS
+    modulus = parameters.modulus
+    total = (sums[0] + (sums[1] % modulus << 16)) % modulus
     out = np.empty((1, rank, DEGREE, LANES), np.int32)
-    pack_rows(total.reshape(-1, 1).astype(np.uint32), out, 0)
+    pack_rows(total.reshape(-1, 1).astype(np.uint32), out, 0, parameters)
     return out

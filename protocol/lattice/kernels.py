@@ -45,8 +45,8 @@ from blindtune.protocol.kernels.vectors import (
     store_aside,
 )
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.lattice.transform import ASKED, inverse, reduce_sums, transform_of
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import (
     Centred,
     Residues,
@@ -58,8 +58,6 @@ __all__ = ["Scales", "add_operand", "mask_rows", "unmask_rows", "unmask_with"]
 
 Scales = tuple[Float64, Float32]
 
-_Q = np.uint32(MODULUS)
-_HALF = np.uint32((MODULUS - 1) // 2)
 _BLOCKS = 4  # that share a tile of A or H when it is in the cache
 _TILES = 16  # side by side, of several blocks; of one alone, twice as many
 _AHEAD = 4  # rows: they lie too far apart for processors to see which one comes next
@@ -68,7 +66,7 @@ _STRIDE = DEGREE * LANES + LANES  # between tiles, so that a coefficient of all 
 
 
 @kernel
-def _ring_tile(tile, later, factors, ranks, tiles, at, b, blocks):  # type: ignore[no-untyped-def]
+def _ring_tile(tile, later, factors, ranks, transform, tiles, at, b, blocks):  # type: ignore[no-untyped-def]
     """The product of a tile with one block's S. Meanwhile its share of a later tile comes from memory."""
     for j in range(DEGREE):
         even, odd = repeated_half(int64(0)), repeated_half(int64(0))
@@ -78,20 +76,20 @@ def _ring_tile(tile, later, factors, ranks, tiles, at, b, blocks):  # type: igno
             factor = repeated_half(int64(factors[rank, j]))
             even = add(even, multiply_signed(even_words(words), factor))
             odd = add(odd, multiply_signed(odd_words(words), factor))
-        store(tiles, at + j * LANES, reduce_sums(even, odd))
+        store(tiles, at + j * LANES, reduce_sums(even, odd, transform.inverse, transform.q))
         if b == 0:
             prefetch(later, ASKED + j * LANES)
-    inverse(tiles, at, later, b, blocks)
+    inverse(tiles, at, transform, later, b, blocks)
 
 
 @kernel
-def _ring_tiles(packed, t, end, factors, first, last, ranks, tiles, side):  # type: ignore[no-untyped-def]
+def _ring_tiles(packed, t, end, factors, first, last, ranks, transform, tiles, side):  # type: ignore[no-untyped-def]
     """The products of some tiles with the S of some blocks."""
     for u in range(t, end):
         later = packed[min(u + 1, len(packed) - 1)]
         for b in range(first, last):
             at = ((b - first) * side + u - t) * _STRIDE
-            _ring_tile(packed[u], later, factors[b], ranks, tiles, at, b - first, last - first)
+            _ring_tile(packed[u], later, factors[b], ranks, transform, tiles, at, b - first, last - first)
 
 
 @kernel
@@ -116,26 +114,26 @@ def _put_rows(tiles, place, first, count, out, row, i, k):  # type: ignore[no-un
 
 
 @kernel
-def _add_row(x, e, out):  # type: ignore[no-untyped-def]
+def _add_row(x, e, q, out):  # type: ignore[no-untyped-def]
     """Adds, and returns the largest of x + (q-1)/2 mod 2^32, below q if all x are centred residues."""
     largest = uint32(0)
     for i in range(out.shape[0]):
-        largest = max(largest, uint32(uint32(x[i]) + _HALF))
+        largest = max(largest, uint32(uint32(x[i]) + uint32(q >> 1)))
         residue = uint32(np.int32(x[i] + np.int32(e[i])))
-        total = uint32(min(residue, uint32(residue + _Q)) + out[i])
-        out[i] = min(total, uint32(total - _Q))
+        total = uint32(min(residue, uint32(residue + q)) + out[i])
+        out[i] = min(total, uint32(total - q))
     return largest
 
 
 @kernel
-def _unmask_row(y, mask, inverse, column_scale, u, first, out):  # type: ignore[no-untyped-def]
+def _unmask_row(y, mask, inverse, column_scale, u, first, q, out):  # type: ignore[no-untyped-def]
     """Integers, or real numbers with column scales, from ``first`` on, and 1 / the row's scale.
 
     Returns the integers' dot product with words mod 2^32, and their largest magnitude, or zeros.
     """
     total, peak = uint32(0), uint32(0)
     for i in range(out.shape[0]):
-        integer = centred_difference(y[i], mask[i])
+        integer = centred_difference(y[i], mask[i], q)
         if u is not None:
             total = uint32(total + uint32(integer) * u[first + i])
             peak = max(peak, magnitude(integer))
@@ -147,23 +145,23 @@ def _unmask_row(y, mask, inverse, column_scale, u, first, out):  # type: ignore[
 
 
 @kernel
-def _add_rows(x, e, out, start, stop):  # type: ignore[no-untyped-def]
+def _add_rows(x, e, q, out, start, stop):  # type: ignore[no-untyped-def]
     largest = uint32(0)
     for r in range(start, stop):
-        largest = max(largest, _add_row(x[r], e[r], out[r]))
+        largest = max(largest, _add_row(x[r], e[r], q, out[r]))
     return largest
 
 
 @kernel
-def _unmask_some(y, mask, inverses, column_scale, u, out, sums, start, stop):  # type: ignore[no-untyped-def]
+def _unmask_some(y, mask, inverses, column_scale, u, q, out, sums, start, stop):  # type: ignore[no-untyped-def]
     for r in range(start, stop):
-        total, peak = _unmask_row(y[r], mask[r], inverses[r], column_scale, u, 0, out[r])
+        total, peak = _unmask_row(y[r], mask[r], inverses[r], column_scale, u, 0, q, out[r])
         if u is not None:
             sums[0, r], sums[1, r] = total, peak
 
 
 @kernel
-def _mask(packed, factors, ranks, runs, out, rest, start, stop):  # type: ignore[no-untyped-def]
+def _mask(packed, factors, ranks, transform, runs, out, rest, start, stop):  # type: ignore[no-untyped-def]
     blocks, side = _together(runs.shape[0], stop - start)
     tiles = aligned(blocks * side * _STRIDE)
     for t in range(start, stop, side):
@@ -171,7 +169,8 @@ def _mask(packed, factors, ranks, runs, out, rest, start, stop):  # type: ignore
         i, k, place = t * LANES, min(end * LANES, out.shape[1]), 0
         for b in range(runs.shape[0]):
             if b % blocks == 0:
-                _ring_tiles(packed, t, end, factors, b, min(b + blocks, runs.shape[0]), ranks, tiles, side)
+                last = min(b + blocks, runs.shape[0])
+                _ring_tiles(packed, t, end, factors, b, last, ranks, transform, tiles, side)
             place = b % blocks * side * _STRIDE
             _put_rows(tiles, place, runs[b, 1], runs[b, 2], out, runs[b, 0], i, k)
         _put_rows(tiles, place, DEGREE - rest.shape[0], rest.shape[0], rest, 0, i, k)
@@ -179,7 +178,10 @@ def _mask(packed, factors, ranks, runs, out, rest, start, stop):  # type: ignore
 
 
 @kernel
-def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, u, out, rest, sums, start, stop):  # type: ignore[no-untyped-def]
+def _unmask(  # type: ignore[no-untyped-def]
+    packed, factors, ranks, transform, runs, y, inverses, column_scale, aside, u, out, rest, sums, start, stop
+):
+    q = transform.q
     columns = out.shape[1]
     blocks, side = _together(runs.shape[0], stop - start)
     tiles, used = aligned(blocks * side * _STRIDE), np.empty(LANES, np.uint32)
@@ -189,7 +191,8 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, u, o
         whole, place = (k - i) // LANES, 0
         for b in range(runs.shape[0]):
             if b % blocks == 0:
-                _ring_tiles(packed, t, end, factors, b, min(b + blocks, runs.shape[0]), ranks, tiles, side)
+                last = min(b + blocks, runs.shape[0])
+                _ring_tiles(packed, t, end, factors, b, last, ranks, transform, tiles, side)
             place = b % blocks * side * _STRIDE
             row, first = runs[b, 0], runs[b, 1]
             for r in range(runs[b, 2]):
@@ -199,7 +202,7 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, u, o
                 for w in range(whole):
                     prefetch(y, at + _AHEAD * columns + w * LANES)
                     mask_words = load(tiles, w * _STRIDE + coefficient)
-                    words = centred_differences(load(y, at + w * LANES), mask_words)
+                    words = centred_differences(load(y, at + w * LANES), mask_words, q)
                     if u is not None:
                         some_sums = low_products(some_sums, words, load(u, i + w * LANES))
                         some_peaks = larger(some_peaks, words)
@@ -225,6 +228,7 @@ def _unmask(packed, factors, ranks, runs, y, inverses, column_scale, aside, u, o
                         column_scale,
                         u,
                         j,
+                        q,
                         out[row + r, j:k],
                     )
                     if u is not None:
@@ -241,19 +245,24 @@ def _read_only(x: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _for_tiles(run_tiles, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
+def _for_tiles(run_tiles, parameters, packed, factors, runs, *arrays):  # type: ignore[no-untyped-def]
     """Runs a kernel over the feature tiles, in threads when it pays."""
-    packed, ranks = _read_only(packed), (0,) * packed.shape[1]
+    packed, ranks, transform = _read_only(packed), (0,) * packed.shape[1], transform_of(parameters)
     for_row_blocks(
         packed.shape[0],
         len(runs) * DEGREE * LANES,
-        lambda start, stop: run_tiles(packed, factors, ranks, runs, *arrays, start, stop),
+        lambda start, stop: run_tiles(packed, factors, ranks, transform, runs, *arrays, start, stop),
         DRAWN,
     )
 
 
 def mask_rows(
-    packed: Centred, factors: Centred, runs: NDArray[np.int64], out: Residues, rest: Residues
+    packed: Centred,
+    factors: Centred,
+    runs: NDArray[np.int64],
+    parameters: ParameterSet,
+    out: Residues,
+    rest: Residues,
 ) -> None:
     """Rows of A S, which hide nothing before the noise is added to them.
 
@@ -261,6 +270,7 @@ def mask_rows(
         packed: A, int32 [feature tiles or more, rank, 256, 16].
         factors: int32 [blocks, rank, 256], S of each block as `transformed` makes it.
         runs: int64 [blocks, 3]: first row of the operand, first row of the block, and how many.
+        parameters: of the residues.
         out: uint32 [rows of the operand, columns], contiguous, receives the rows.
         rest: uint32 [some, columns], contiguous, receives the last rows of the last block's A S.
 
@@ -270,25 +280,26 @@ def mask_rows(
     tiles = -(-out.shape[1] // LANES)
     if packed.shape[0] < tiles:
         raise ValueError(f"{packed.shape[0]} tiles of A do not cover {out.shape[1]} columns")
-    _for_tiles(_mask, packed[:tiles], factors, runs, out, rest)
+    _for_tiles(_mask, parameters, packed[:tiles], factors, runs, out, rest)
 
 
-def add_operand(operand: Centred, noise: NDArray[np.int8], out: Residues) -> bool:
+def add_operand(operand: Centred, noise: NDArray[np.int8], parameters: ParameterSet, out: Residues) -> bool:
     """Adds an operand and E to rows of A S.
 
     Args:
         operand: int32 [rows, columns].
         noise: E, int8 [rows, columns].
+        parameters: of the residues.
         out: uint32 [rows, columns], all below q; becomes the masked operand.
 
     Returns:
         Whether all integers are centred residues. If not, ``out`` must not be used: see `require_centred`.
     """
-    x, e = _read_only(operand), _read_only(noise)
+    x, e, q = _read_only(operand), _read_only(noise), parameters.q
     rows, columns = out.shape
     largest: list[int] = []
-    for_row_blocks(rows, columns, lambda a, b: largest.append(_add_rows(x, e, out, a, b)))
-    return max(largest, default=0) < MODULUS
+    for_row_blocks(rows, columns, lambda a, b: largest.append(_add_rows(x, e, q, out, a, b)))
+    return max(largest, default=0) < parameters.modulus
 
 
 def _inverses(rows: int, columns: int, scales: Scales | None) -> tuple[Float64, Float32 | None]:
@@ -305,6 +316,7 @@ def unmask_rows(
     packed: Centred,
     factors: Centred,
     runs: NDArray[np.int64],
+    parameters: ParameterSet,
     response: Residues,
     out: Centred | Float32,
     rest: Residues,
@@ -316,7 +328,7 @@ def unmask_rows(
 
     Args:
         packed: H, int32 [feature tiles, rank, 256, 16].
-        factors, runs: as `mask_rows` had them.
+        factors, runs, parameters: as `mask_rows` had them.
         response: uint32 [rows, columns], all below q.
         out: [rows, columns], contiguous, receives the centred rows as int32; or with scales, as float32, what
             `dequantize_rows` makes of those.
@@ -330,7 +342,8 @@ def unmask_rows(
     inverses, column_scale = _inverses(rows, columns, scales)
     y, aside = _read_only(response), out.nbytes >= _ASIDE
     if u is None or sums is None:
-        _for_tiles(_unmask, packed, factors, runs, y, inverses, column_scale, aside, None, out, rest, None)
+        arrays = (y, inverses, column_scale, aside, None, out, rest, None)
+        _for_tiles(_unmask, parameters, packed, factors, runs, *arrays)
         return
     # Threads compute parts of all rows.
     parts: SimpleQueue[Words] = SimpleQueue()
@@ -342,7 +355,7 @@ def unmask_rows(
         parts.put(of_tiles)
 
     own = _read_only(u)
-    _for_tiles(part, packed, factors, runs, y, inverses, column_scale, aside, own, out, rest)
+    _for_tiles(part, parameters, packed, factors, runs, y, inverses, column_scale, aside, own, out, rest)
     while not parts.empty():
         of_tiles = parts.get()
         sums[0] += of_tiles[0]
@@ -352,6 +365,7 @@ def unmask_rows(
 def unmask_with(
     kept: Residues,
     response: Residues,
+    parameters: ParameterSet,
     out: Centred | Float32,
     scales: Scales | None = None,
     u: Words | None = None,
@@ -365,6 +379,6 @@ def unmask_with(
     own = None if u is None else _read_only(u)
 
     def block(start: int, stop: int) -> None:
-        _unmask_some(y, mask, inverses, column_scale, own, out, sums, start, stop)
+        _unmask_some(y, mask, inverses, column_scale, own, parameters.q, out, sums, start, stop)
 
     for_row_blocks(rows, columns, block)

@@ -29,14 +29,14 @@ from blindtune.protocol.kernels.vectors import (
     store,
 )
 from blindtune.protocol.lattice.noise import batches_of, sample_row
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues, dots_fit, residues_of, signed_products, sums_of
 
 __all__ = ["add_noisy_integers", "largest_budget", "noisy_dots_fit"]
 
 
 @kernel
-def _add_noisy_row(integers, noise, v, image, out, used):  # type: ignore[no-untyped-def]
+def _add_noisy_row(integers, noise, v, image, q, out, used):  # type: ignore[no-untyped-def]
     """Adds both to a row of residues; the dot products of their sum, with v mod 2^64, image mod 2^32."""
     whole, dots = out.shape[0] - out.shape[0] % LANES, repeated_half(np.int64(0))
     sums = repeated(uint32(0))
@@ -46,7 +46,7 @@ def _add_noisy_row(integers, noise, v, image, out, used):  # type: ignore[no-unt
             dots = add(dots, signed_products(words, load(v, i)))
         if image is not None:
             sums = low_products(sums, words, load(image, i))
-        store(out, i, sums_of(residues_of(words), load(out, i)))
+        store(out, i, sums_of(residues_of(words, q), load(out, i), q))
     total, small = np.int64(total_of_half(dots)), total_of_words(sums, used)
     for i in range(whole, out.shape[0]):
         integer = np.int64(integers[i]) + np.int64(noise[i])
@@ -54,13 +54,13 @@ def _add_noisy_row(integers, noise, v, image, out, used):  # type: ignore[no-unt
             total += integer * np.int64(v[i])
         if image is not None:
             small = uint32(small + uint32(integer) * image[i])
-        out[i] = uint32((np.int64(out[i]) + integer) % MODULUS)
+        out[i] = uint32((np.int64(out[i]) + integer) % np.int64(q))
     return total, small
 
 
 @kernel
 def _add_noisy_rows(  # type: ignore[no-untyped-def]
-    x, column_scale, budget, radius, states, runs, batches, eta, v, image, out, scales, dots, sums, turn
+    x, column_scale, budget, radius, states, runs, batches, eta, v, image, q, out, scales, dots, sums, turn
 ):
     rows, columns = x.shape
     some, (places, width) = rows_at_once(columns), batches
@@ -81,17 +81,17 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, values)
             if np.isnan(scales[r]):
                 return r
-            dots[r], sums[r] = _add_noisy_row(integers, noise, v, image, out[r], used)
+            dots[r], sums[r] = _add_noisy_row(integers, noise, v, image, q, out[r], used)
 
 
-def largest_budget(eta: int) -> int:
+def largest_budget(eta: int, parameters: ParameterSet) -> int:
     """Up to which integers with noise are centred residues, whatever the noise."""
-    return (MODULUS // 2 - eta) ** 2
+    return (parameters.half - eta) ** 2
 
 
-def noisy_dots_fit(budget: int, eta: int, columns: int) -> bool:
+def noisy_dots_fit(budget: int, eta: int, columns: int, parameters: ParameterSet) -> bool:
     """Whether the dot products of `add_noisy_integers` are below 2^63 in magnitude, whatever the noise."""
-    return dots_fit((isqrt(budget) + 1 + eta * (isqrt(columns) + 1)) ** 2, columns)
+    return dots_fit((isqrt(budget) + 1 + eta * (isqrt(columns) + 1)) ** 2, columns, parameters)
 
 
 def add_noisy_integers(
@@ -102,6 +102,7 @@ def add_noisy_integers(
     runs: NDArray[np.int64],
     eta: int,
     v: Residues | None,
+    parameters: ParameterSet,
     out: Residues,
     image: Words | None = None,
 ) -> tuple[Float64, NDArray[np.int64], Words]:
@@ -115,6 +116,7 @@ def add_noisy_integers(
             many. They cover all rows in order.
         eta: of the noise.
         v: uint32 [columns], below q.
+        parameters: of the residues.
         out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, some rows
             are still as they were.
         image: V of a certificate, uint32 [columns].
@@ -128,7 +130,7 @@ def add_noisy_integers(
     """
     rows, columns = x.shape
     radius = radius_of(x, budget, column_scale)
-    if x.dtype != np.float32 or budget > largest_budget(eta):
+    if x.dtype != np.float32 or budget > largest_budget(eta, parameters):
         raise ValueError(f"the rows are not float32, or a budget of {budget} leaves no room for noise")
     ends = runs[:, 0] + runs[:, 2]
     if len(keys) != len(runs) or runs[0, 0] != 0 or ends[-1] != rows or (ends[:-1] != runs[1:, 0]).any():
@@ -158,6 +160,7 @@ def add_noisy_integers(
             eta,
             v,
             image,
+            parameters.q,
             out,
             scales,
             dots,

@@ -29,7 +29,7 @@ from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import Run, Stock, bounds
 from blindtune.protocol.lattice.transform import LANES
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Revealed, Share
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, require_centred, subtract_and_centre
 
@@ -43,6 +43,7 @@ class _LatticeMasked(MaskedOperand):
 
     def __init__(
         self,
+        parameters: ParameterSet,
         share: Share,
         product: Product,
         hint: Centred,
@@ -52,6 +53,7 @@ class _LatticeMasked(MaskedOperand):
         sums: Words | None,
     ) -> None:
         self.shares = (share,)
+        self._parameters = parameters
         self.expected_sums = sums
         self._packed = packed
         self._certified: list[Run] = []
@@ -85,10 +87,12 @@ class _LatticeMasked(MaskedOperand):
             factors = run.block.factors[np.newaxis]
             one = np.array([(0, run.first + row - run.row, 1)], np.int64)
             mask, rest = np.empty((1, z.shape[1]), np.uint32), np.empty((0, z.shape[1]), np.uint32)
-            mask_rows(self._packed, factors, one, mask, rest)
-            z[place] = subtract_and_centre(self.shares[0].rows(row, row + 1).residues, mask)
+            mask_rows(self._packed, factors, one, self._parameters, mask, rest)
+            shown = self.shares[0].rows(row, row + 1).residues
+            z[place] = subtract_and_centre(shown, mask, self._parameters)
             rest = np.empty((0, shape[1]), np.uint32)
-            unmask_rows(self._hint, factors, one, responses[0][row : row + 1], y[place : place + 1], rest)
+            answer, to = responses[0][row : row + 1], y[place : place + 1]
+            unmask_rows(self._hint, factors, one, self._parameters, answer, to, rest)
         return z, y
 
     def _reveal(
@@ -137,12 +141,12 @@ class _LatticeMasked(MaskedOperand):
             raise ValueError(f"an operand of {self._product.label} was unmasked before")
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            unmask_rows(self._hint, factors, bounds, response, out, rest, scales, u, sums)
+            unmask_rows(self._hint, factors, bounds, self._parameters, response, out, rest, scales, u, sums)
 
         def serve(rows: slice, kept: Residues) -> None:
             part = None if scales is None else (scales[0][rows], scales[1])
             some = None if sums is None else sums[:, rows]
-            unmask_with(kept, response[rows], out[rows], part, u, some)
+            unmask_with(kept, response[rows], self._parameters, out[rows], part, u, some)
 
         self._stock.for_rows("hint", runs, out.shape[1], compute, serve)
 
@@ -231,11 +235,12 @@ class LatticeSource(MaskSource):
         for run in runs:
             run.noise(noise[run.rows])
         operand = integers(noise)
-        if not add_operand(operand, noise, masked):
-            require_centred(operand)
+        if not add_operand(operand, noise, self.parameters, masked):
+            require_centred(operand, self.parameters)
             raise ValueError("the operand changed while it was masked")
         sums = None if image is None else row_sums(operand + noise, image)
-        return _LatticeMasked(Share(0, masked), product, hint, packed, stock, runs, sums)
+        share = Share(0, masked)
+        return _LatticeMasked(self.parameters, share, product, hint, packed, stock, runs, sums)
 
     def hide(
         self,
@@ -248,21 +253,21 @@ class LatticeSource(MaskSource):
     ) -> tuple[MaskedOperand, Float64]:
         rows, columns = x.shape
         eta = self.lattice.eta
-        if rows == 0 or budget > largest_budget(eta):
+        if rows == 0 or budget > largest_budget(eta, self.parameters):
             return super().hide(x, product, budget, column_scale, v, image)
         self._require(product, x, np.float32)
         hint, packed = self._hint(product), self._public.packed(columns)
         stock, runs, masked = self._masks(product, rows, packed)
         keys = [run.block.noise_key for run in runs]
-        exact = columns <= MOST_COLUMNS and noisy_dots_fit(budget, eta, columns)
+        exact = columns <= MOST_COLUMNS and noisy_dots_fit(budget, eta, columns, self.parameters)
         # A transform for less than a block of rows costs more than a check that looks at them once more.
         v = v if exact and rows >= DEGREE else None
         scales, dots, sums = add_noisy_integers(
-            x, budget, column_scale, keys, bounds(runs), eta, v, masked, image
+            x, budget, column_scale, keys, bounds(runs), eta, v, self.parameters, masked, image
         )
         expected = None if v is None else self._expected(product, v, packed, runs, dots)
         share, own = Share(0, masked, expected=expected), None if image is None else sums
-        return _LatticeMasked(share, product, hint, packed, stock, runs, own), scales
+        return _LatticeMasked(self.parameters, share, product, hint, packed, stock, runs, own), scales
 
     def _require(self, product: Product, operand: NDArray[Any], dtype: type[Any]) -> None:
         columns = operand.shape[1]
@@ -288,7 +293,7 @@ class LatticeSource(MaskSource):
         masks = large_matrix(rows, product.contraction, np.uint32)
 
         def compute(factors: Centred, bounds: NDArray[np.int64], rest: Residues) -> None:
-            mask_rows(packed, factors, bounds, masks, rest)
+            mask_rows(packed, factors, bounds, self.parameters, masks, rest)
 
         def serve(rows: slice, kept: Residues) -> None:
             masks[rows] = kept
@@ -303,9 +308,11 @@ class LatticeSource(MaskSource):
         known, combination = self._combinations.get(product, (None, packed))
         if known is None or not np.array_equal(known, v):
             known = v.copy()
-            combination = pack_combination(packed, known)
+            combination = pack_combination(packed, known, self.parameters)
             self._combinations[product] = known, combination
         factors = np.stack([run.block.factors for run in runs])
         masks = np.empty((len(dots), 1), np.uint32)
-        mask_rows(combination, factors, bounds(runs), masks, np.empty((0, 1), np.uint32))
-        return ((dots % MODULUS + masks[:, 0]) % MODULUS).astype(np.uint32)
+        rest = np.empty((0, 1), np.uint32)
+        mask_rows(combination, factors, bounds(runs), self.parameters, masks, rest)
+        modulus = self.parameters.modulus
+        return ((dots % modulus + masks[:, 0]) % modulus).astype(np.uint32)

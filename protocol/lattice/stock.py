@@ -57,7 +57,7 @@ class _Block:
     def __init__(self, parameters: LatticeParameters, product: Product, secret: bytes) -> None:
         label = "lattice", parameters.name, product.label
         s = centred_binomial(derive_key(secret, *label, "S"), 0, parameters.rank, DEGREE, parameters.eta)
-        self.factors = transformed(s)
+        self.factors = transformed(s, parameters.residues)
         self.drawn = 0
         self.shared = False
         self.noise_key = derive_key(secret, *label, "E")

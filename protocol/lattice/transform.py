@@ -23,6 +23,9 @@ all time goes, they are Shoup's, with z' = floor(2^32 z / q):
 so that only low words are subtracted, for which vectors need fewer instructions.
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import numpy as np
 from numba import int64, njit, uint32, uint64
 from numpy.typing import NDArray
@@ -46,22 +49,74 @@ from blindtune.protocol.kernels.vectors import (
     subtract,
 )
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.residues import Centred
 
-__all__ = ["ASKED", "LANES", "PSI", "forward", "inverse", "reduce_sums", "reversed_bits", "transformed"]
+__all__ = [
+    "ASKED",
+    "LANES",
+    "Transform",
+    "forward",
+    "inverse",
+    "primitive_root",
+    "reduce_sums",
+    "reversed_bits",
+    "transform_of",
+    "transformed",
+]
 
-_GENERATOR = 11  # of the multiplicative group mod q, whose order is 2^12 * 3 * 5 * 7 * 4993
-PSI = pow(_GENERATOR, (MODULUS - 1) // (2 * DEGREE), MODULUS)
-"""A primitive 512th root of unity mod q."""
+# Of the multiplicative group mod q, whose order is 2^12 * 3 * 5 * 7 * 4993 for q31.
+_GENERATORS = {Q31.name: 11}
 
 ASKED = DEGREE // 2 * (DEGREE.bit_length() - 1) * LANES
 """The words of as many vectors as a transform has butterflies."""
 
 _WORD = 1 << 32
-_INVERSE = np.uint32(pow(MODULUS, -1, _WORD))
-_Q = np.uint32(MODULUS)
-_HALF = (MODULUS - 1) // 2
+
+
+class Transform(NamedTuple):
+    """What kernels need to know of a modulus.
+
+    Attributes:
+        q: the modulus.
+        inverse: 1 / q mod 2^32.
+        w, w1: w and w' of the roots, uint32 [256], in the order of use.
+        z, z1: z and z' of their inverses.
+        scale, scale1: w and w' of what a transform back leaves out.
+    """
+
+    q: np.uint32
+    inverse: np.uint32
+    w: NDArray[np.uint32]
+    w1: NDArray[np.uint32]
+    z: NDArray[np.uint32]
+    z1: NDArray[np.uint32]
+    scale: np.uint32
+    scale1: np.uint32
+
+
+def primitive_root(parameters: ParameterSet) -> int:
+    """psi, a primitive 512th root of unity mod q."""
+    q = parameters.modulus
+    return pow(_GENERATORS[parameters.name], (q - 1) // (2 * DEGREE), q)
+
+
+@cache
+def transform_of(parameters: ParameterSet) -> Transform:
+    """The constants of a parameter set."""
+    q, psi = parameters.modulus, primitive_root(parameters)
+    inverse = pow(q, -1, _WORD)
+
+    def constants(z: list[int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
+        """w and w' of the factors z."""
+        w = [x * _WORD % q for x in z]
+        return np.array(w, np.uint32), np.array([x * inverse % _WORD for x in w], np.uint32)
+
+    roots = [pow(psi, reversed_bits(j), q) for j in range(DEGREE)]
+    back = [pow(x, -1, q) for x in roots]
+    (scale,), (scale1,) = constants([_WORD * pow(DEGREE, -1, q) % q])
+    z, z1 = np.array(back, np.uint32), np.array([x * _WORD // q for x in back], np.uint32)
+    return Transform(parameters.q, np.uint32(inverse), *constants(roots), z, z1, scale, scale1)
 
 
 def reversed_bits(j: int) -> int:
@@ -69,40 +124,26 @@ def reversed_bits(j: int) -> int:
     return int(f"{j:08b}"[::-1], 2)
 
 
-def _constants(z: list[int]) -> tuple[NDArray[np.uint32], NDArray[np.uint32]]:
-    """w and w' of the factors z."""
-    w = [x * _WORD % MODULUS for x in z]
-    return np.array(w, np.uint32), np.array([x * int(_INVERSE) % _WORD for x in w], np.uint32)
-
-
-_ROOTS = [pow(PSI, reversed_bits(j), MODULUS) for j in range(DEGREE)]
-_W, _W1 = _constants(_ROOTS)
-_INVERSE_ROOTS = [pow(x, -1, MODULUS) for x in _ROOTS]
-_Z = np.array(_INVERSE_ROOTS, np.uint32)
-_Z1 = np.array([x * _WORD // MODULUS for x in _INVERSE_ROOTS], np.uint32)
-_SCALE, _SCALE1 = _constants([_WORD * pow(DEGREE, -1, MODULUS) % MODULUS])
-
-
 @njit(inline="always")
-def _times(b, w, w1):  # type: ignore[no-untyped-def]
+def _times(b, w, w1, q):  # type: ignore[no-untyped-def]
     """b z mod q for a constant z given by w and w'."""
     m = uint32(uint32(b) * uint32(w1))
     difference = uint32(
-        uint32((uint64(b) * uint64(w)) >> uint64(32)) - uint32((uint64(m) * uint64(_Q)) >> uint64(32))
+        uint32((uint64(b) * uint64(w)) >> uint64(32)) - uint32((uint64(m) * uint64(q)) >> uint64(32))
     )
-    return min(difference, uint32(difference + _Q))
+    return min(difference, uint32(difference + q))
 
 
 @njit(inline="always")
-def _once_less(x):  # type: ignore[no-untyped-def]
+def _once_less(x, q):  # type: ignore[no-untyped-def]
     """x mod q for words below 2 q."""
-    return least(x, subtract(x, repeated(_Q)))
+    return least(x, subtract(x, repeated(q)))
 
 
 @njit(inline="always")
-def _once_more(x):  # type: ignore[no-untyped-def]
+def _once_more(x, q):  # type: ignore[no-untyped-def]
     """x mod q for differences of residues, which are negative numbers modulo 2^32 or below q."""
-    return least(x, add(x, repeated(_Q)))
+    return least(x, add(x, repeated(q)))
 
 
 @njit(inline="always")
@@ -113,57 +154,59 @@ def _high_products(a, b):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _vector_times(b, z, z1):  # type: ignore[no-untyped-def]
+def _vector_times(b, z, z1, q):  # type: ignore[no-untyped-def]
     """b z mod q for any sixteen words b and a constant z, given with z'."""
     quotient = _high_products(b, z1)
-    return _once_less(subtract(multiply_low(b, repeated(z)), multiply_low(quotient, repeated(_Q))))
+    return _once_less(subtract(multiply_low(b, repeated(z)), multiply_low(quotient, repeated(q))), q)
 
 
 @njit(inline="always")
-def reduce_sums(even, odd):  # type: ignore[no-untyped-def]
+def reduce_sums(even, odd, inverse, q):  # type: ignore[no-untyped-def]
     """total / 2^32 mod q, for sixteen int64 totals of magnitude below 2^32 q, in two halves.
 
     High words lie in -q ... q - 1, so one correction makes them residues.
     """
-    m = multiply_low(low_words(even, odd), repeated(_INVERSE))
-    return _once_more(subtract(_once_more(high_words(even, odd)), _high_products(m, _Q)))
+    m = multiply_low(low_words(even, odd), repeated(inverse))
+    return _once_more(subtract(_once_more(high_words(even, odd), q), _high_products(m, q)), q)
 
 
 @kernel
-def forward(tile):  # type: ignore[no-untyped-def]
+def forward(tile, transform):  # type: ignore[no-untyped-def]
     """Transforms a tile in place."""
+    q = transform.q
     length = DEGREE // 2
     while length:
         groups = DEGREE // (2 * length)
         for g in range(groups):
-            w, w1 = _W[groups + g], _W1[groups + g]
+            w, w1 = transform.w[groups + g], transform.w1[groups + g]
             for j in range(2 * length * g, 2 * length * g + length):
                 for f in range(LANES):
-                    a, b = tile[j, f], _times(tile[j + length, f], w, w1)
+                    a, b = tile[j, f], _times(tile[j + length, f], w, w1, q)
                     plus, minus = uint32(a + b), uint32(a - b)
-                    tile[j, f] = min(plus, uint32(plus - _Q))
-                    tile[j + length, f] = min(minus, uint32(minus + _Q))
+                    tile[j, f] = min(plus, uint32(plus - q))
+                    tile[j + length, f] = min(minus, uint32(minus + q))
         length //= 2
 
 
 @kernel
-def inverse(tile, at, later=None, share=0, shares=1):  # type: ignore[no-untyped-def]
+def inverse(tile, at, transform, later=None, share=0, shares=1):  # type: ignore[no-untyped-def]
     """Transforms a tile back in place, and leaves it n times too large.
 
     Args:
         tile: uint32, of one dimension.
         at: where the tile's 256 times 16 words begin.
+        transform: of the modulus.
         later: int32, contiguous. Its first `ASKED` words, or one share of them, come from memory meanwhile,
             which the transform leaves alone.
         share, shares: which of how many.
     """
-    length, level = 1, 0
+    q, length, level = transform.q, 1, 0
     while length < DEGREE:
         asks = level % shares == share
         word = level * (DEGREE // 2) * LANES
         groups = DEGREE // (2 * length)
         for g in range(groups):
-            z, z1 = _Z[groups + g], _Z1[groups + g]
+            z, z1 = transform.z[groups + g], transform.z1[groups + g]
             first = at + 2 * length * LANES * g
             for j in range(first, first + length * LANES, LANES):
                 if later is not None:
@@ -171,35 +214,38 @@ def inverse(tile, at, later=None, share=0, shares=1):  # type: ignore[no-untyped
                         prefetch(later, word)
                         word += LANES
                 a, b = load(tile, j), load(tile, j + length * LANES)
-                store(tile, j, _once_less(add(a, b)))
+                store(tile, j, _once_less(add(a, b), q))
                 # a - b + q lies in 1 ... 2 q - 1, which a product with a constant takes as it is.
-                store(tile, j + length * LANES, _vector_times(add(subtract(a, b), repeated(_Q)), z, z1))
+                store(tile, j + length * LANES, _vector_times(add(subtract(a, b), repeated(q)), z, z1, q))
         length *= 2
         level += 1
 
 
 @kernel
-def _scaled_and_centred(tile, out):  # type: ignore[no-untyped-def]
+def _scaled_and_centred(tile, transform, out):  # type: ignore[no-untyped-def]
+    q = transform.q
     for p in range(out.shape[0]):
         for j in range(DEGREE):
-            x = np.int64(_times(tile[j, p], _SCALE[0], _SCALE1[0]))
-            out[p, j] = np.int32(x - MODULUS) if x > _HALF else np.int32(x)
+            x = np.int64(_times(tile[j, p], transform.scale, transform.scale1, q))
+            out[p, j] = np.int32(x - np.int64(q)) if x > np.int64(q >> 1) else np.int32(x)
 
 
-def transformed(polynomials: NDArray[np.int8]) -> Centred:
+def transformed(polynomials: NDArray[np.int8], parameters: ParameterSet) -> Centred:
     """The factors of a pointwise product that `reduce_sums` and `inverse` turn into a product in the ring.
 
     They carry the factors 2^32 and 1/n that those two leave out.
 
     Args:
         polynomials: int8 [count, 256], at most 16 ring elements.
+        parameters: of the residues.
 
     Returns:
         int32 [count, 256], centred.
     """
     tile = np.zeros((DEGREE, LANES), np.uint32)
-    tile[:, : len(polynomials)] = polynomials.T.astype(np.int64) % MODULUS
-    forward(tile)
+    tile[:, : len(polynomials)] = polynomials.T.astype(np.int64) % parameters.modulus
+    transform = transform_of(parameters)
+    forward(tile, transform)
     out = np.empty(polynomials.shape, np.int32)
-    _scaled_and_centred(tile, out)
+    _scaled_and_centred(tile, transform, out)
     return out

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from blindtune.protocol.kernels.tiles import are_usable
-from blindtune.protocol.multiplication.expansion_probes import PROBES
+from blindtune.protocol.multiplication.expansion_probes import probes
 from blindtune.protocol.multiplication.product_methods import (
     FloatProduct,
     Int8Product,
@@ -22,24 +22,27 @@ from blindtune.protocol.multiplication.product_methods import (
     TorchInt8Product,
 )
 from blindtune.protocol.multiplication.tile_product import TileProduct
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION
 from blindtune.protocol.residues import Residues
 
 __all__ = ["exact_method", "expand_on_host_unless_exact", "int8_methods", "is_exact"]
 
 _logger = logging.getLogger(__name__)
-_HALF = (MODULUS - 1) // 2
 
 
-def _test_operands(rows: int, contraction: int, generator: np.random.Generator) -> Iterable[Residues]:
-    """Random residues; the largest and smallest centred ones; and limbs that are all -128 or 127."""
-    yield generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
-    yield np.where(generator.integers(0, 2, (rows, contraction)) == 1, _HALF, _HALF + 1).astype(np.uint32)
-    for limb, top in ((-128, -63), (127, 63)):
-        # Three full limbs and a fourth that keeps the value inside the centred range.
-        value = limb * (1 + 256 + 65536) + top * 256**3
-        yield np.full((rows, contraction), value % MODULUS, np.uint32)
+def _test_operands(
+    rows: int, contraction: int, parameters: ParameterSet, generator: np.random.Generator
+) -> Iterable[Residues]:
+    """Random residues; the largest and smallest lifted ones; and limbs that are all -128 or 127."""
+    modulus, lift, most = parameters.modulus, parameters.lift, 256 ** (parameters.limbs - 1)
+    yield generator.integers(0, modulus, (rows, contraction), dtype=np.uint32)
+    yield np.where(generator.integers(0, 2, (rows, contraction)) == 1, lift, lift + 1).astype(np.uint32)
+    for limb, extreme in ((-128, lift - modulus + 1), (127, lift)):
+        # All limbs full but for the highest, which keeps the value inside the range of lifted ones.
+        rest = limb * ((most - 1) // 255)
+        top = -((rest - extreme) // most) if limb < 0 else (extreme - rest) // most
+        yield np.full((rows, contraction), (rest + top * most) % modulus, np.uint32)
 
 
 def _layouts(matrix: torch.Tensor, device: torch.device) -> Iterable[torch.Tensor]:
@@ -64,20 +67,21 @@ def is_exact(method: Method, contraction: int, device: torch.device) -> bool:
     choose their kernels by shape. The inputs are fixed: they are public, and a failure must be
     repeatable.
     """
-    generator = np.random.default_rng(contraction)
+    parameters, generator = method.parameters, np.random.default_rng(contraction)
     for rows, outputs, repeats in ((1, 264, 1), (17, 24, 1), (5, 40, 1), (17, 24, 16)):
         matrices = [
             generator.integers(-127, 128, (contraction, outputs), dtype=np.int8),
             np.where(generator.integers(0, 2, (contraction, outputs)) == 1, 127, -127).astype(np.int8),
             np.full((contraction, outputs), 127, np.int8),
         ]
-        for operand in _test_operands(rows, contraction, generator):
+        for operand in _test_operands(rows, contraction, parameters, generator):
             centred = torch.from_numpy(operand.astype(np.int64))
-            centred[centred > _HALF] -= MODULUS
+            centred[centred > parameters.half] -= parameters.modulus
             prepared = method.prepare(np.tile(operand, (repeats, 1)))
             for matrix in map(torch.from_numpy, matrices):
                 # |sum| < 2^30 * 2^7 * 2^15: the product in int64 is exact.
-                expected = torch.remainder(centred @ matrix.to(torch.int64), MODULUS).tile(repeats, 1)
+                expected = torch.remainder(centred @ matrix.to(torch.int64), parameters.modulus)
+                expected = expected.tile(repeats, 1)
                 for layout in _layouts(matrix, device):
                     answer = method.multiply(prepared, layout).astype(np.int64)
                     if not np.array_equal(answer, expected.numpy()):
@@ -87,6 +91,7 @@ def is_exact(method: Method, contraction: int, device: torch.device) -> bool:
 
 def exact_method(
     contractions: Iterable[int],
+    parameters: ParameterSet,
     device: torch.device | str = "cpu",
     log: Callable[[str], None] = _logger.warning,
 ) -> Method:
@@ -94,6 +99,7 @@ def exact_method(
 
     Args:
         contractions: every contraction length that will be multiplied, each at most MAX_CONTRACTION.
+        parameters: of the operands.
         device: where the matrices lie.
         log: told when the int8 product is not exact here, and what is used instead.
 
@@ -106,7 +112,7 @@ def exact_method(
         raise ValueError("there is no contraction length to check a method at")
     if lengths[-1] > MAX_CONTRACTION:
         raise ValueError(f"a contraction of {lengths[-1]} must be cut into spans of {MAX_CONTRACTION}")
-    for method in (*int8_methods(device), FloatProduct(device)):
+    for method in (*int8_methods(parameters, device), FloatProduct(parameters, device)):
         try:
             wrong = next((n for n in lengths if not is_exact(method, n, device)), None)
             reason = f"is not exact at contraction length {wrong}" if wrong else None
@@ -128,7 +134,7 @@ def expand_on_host_unless_exact(method: Method, device: torch.device, log: Calla
         return
     reason = None
     try:
-        for rows in PROBES:
+        for rows in probes(method.parameters):
             unit = torch.eye(rows.columns, dtype=torch.int8, device=device)
             if not np.array_equal(method.multiply(expand(rows), unit), rows.residues()):
                 reason = f"differs from the host's in the rows from {rows.seed.row_offset} on"
@@ -146,13 +152,14 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def int8_methods(device: torch.device) -> list[Method]:
+def int8_methods(parameters: ParameterSet, device: torch.device) -> list[Method]:
     """The ways to multiply int8 on a device, the fastest first."""
     if device.type == "cpu":
-        return [TileProduct(), Int8Product()] if are_usable() else [Int8Product()]
-    methods: list[Method] = [TorchInt8Product(device)]
+        library = Int8Product(parameters)
+        return [TileProduct(parameters), library] if are_usable() else [library]
+    methods: list[Method] = [TorchInt8Product(parameters, device)]
     if find_spec("triton"):
         from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
-        methods.insert(0, TritonInt8Product(device))
+        methods.insert(0, TritonInt8Product(parameters, device))
     return methods

@@ -11,6 +11,7 @@ from blindtune.protocol.multiplication.exactness import is_exact
 from blindtune.protocol.multiplication.layer_memory import joined
 from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.operands import Operand, SeededRows
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.residues import Residues
 
@@ -30,18 +31,18 @@ _MOST_STACKED = 1 << 27
 class Multiplier:
     """Multiplies operands by products of a set of layers.
 
-    It trusts its method: the layers' contraction lengths are those the method was checked at. Where it is
-    faster to multiply several layers as one, it first checks the method at their length together.
+    It trusts its methods: the layers' contraction lengths are those the methods were checked at. Where it is
+    faster to multiply several layers as one, it first checks a method at their length together.
 
     Args:
-        layers: int8 [out, in] of each layer, on the method's device.
-        method: from `exact_method`.
+        layers: int8 [out, in] of each layer, on the methods' device.
+        methods: from `exact_method`, one for each parameter set that is served.
     """
 
-    def __init__(self, layers: Mapping[str, torch.Tensor], method: Method) -> None:
+    def __init__(self, layers: Mapping[str, torch.Tensor], *methods: Method) -> None:
         self._layers = layers
-        self.method = method
-        self._exact_at: dict[int, bool] = {}
+        self.methods = {method.parameters.name: method for method in methods}
+        self._exact_at: dict[tuple[str, int], bool] = {}
 
     def outputs(self, product: Product) -> int:
         """Columns of the result.
@@ -70,28 +71,31 @@ class Multiplier:
             raise ValueError("the layers of a product do not read the same features")
         return sum(widths) if forward else widths[0]
 
-    def multiply(self, product: Product, operand: Operand) -> Residues:
+    def multiply(self, product: Product, operand: Operand, parameters: ParameterSet) -> Residues:
         """operand . M mod q, for the product's matrix M.
 
         Args:
             operand: uint32 [rows, product.contraction], all below q; or rows of a seed, of that shape.
+            parameters: of the residues, one of those that there is a method for.
 
         Returns:
             uint32 [rows, outputs].
         """
-        outputs = self.outputs(product)
+        outputs, method = self.outputs(product), self.methods[parameters.name]
+        if isinstance(operand, SeededRows) and operand.seed.parameters.name != parameters.name:
+            raise ValueError(f"the seed is one of {operand.seed.parameters.name}, not of {parameters.name}")
         if operand.shape[1] != product.contraction:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
-        matrices = self._matrices(product)
+        matrices = self._matrices(product, method)
         if len(matrices) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
-            return self.method.multiply(self._prepared(operand), matrices[0])
+            return method.multiply(_prepared(operand, method), matrices[0])
         out = large_matrix(len(operand), outputs, np.uint32)
         for start in range(0, len(operand), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            self._multiply_rows(product.direction, matrices, operand[rows], out[rows])
+            self._multiply_rows(product.direction, matrices, operand[rows], method, out[rows])
         return out
 
-    def _matrices(self, product: Product) -> list[torch.Tensor]:
+    def _matrices(self, product: Product, method: Method) -> list[torch.Tensor]:
         """The product's matrix in parts, int8 [features, outputs]: one for each span, or one for all.
 
         Backward, neighbours are one contraction only where that is exact.
@@ -101,53 +105,60 @@ class Multiplier:
             return [part.t() for part in joined([layer[:, features] for layer, features in spans])]
         parts = [layer[features] for layer, features in spans]
         together = joined(parts)
-        return together if len(together) == len(parts) or self._is_exact_as_one(parts) else parts
-
-    def _prepared(self, operand: Operand) -> Any:
-        if not isinstance(operand, SeededRows):
-            return self.method.prepare(operand)
-        if self.method.expand is None:
-            return self.method.prepare(operand.residues())
-        return self.method.expand(operand)
+        return together if len(together) == len(parts) or self._is_exact_as_one(parts, method) else parts
 
     def _multiply_rows(
-        self, direction: Direction, matrices: list[torch.Tensor], operand: Operand, out: Residues
+        self,
+        direction: Direction,
+        matrices: list[torch.Tensor],
+        operand: Operand,
+        method: Method,
+        out: Residues,
     ) -> None:
-        if isinstance(operand, SeededRows) and self.method.expand is None:
+        if isinstance(operand, SeededRows) and method.expand is None:
             operand = operand.residues()  # once for all layers
         if direction is Direction.FORWARD:
-            prepared = self._prepared(operand)
+            prepared = _prepared(operand, method)
             column = 0
             for matrix in matrices:
-                self.method.multiply_into(out, column, prepared, matrix)
+                method.multiply_into(out, column, prepared, matrix)
                 column += matrix.shape[1]
-        elif len(matrices) == 1 or (len(operand) >= _FEW_ROWS and self._should_stack(matrices)):
-            self.method.multiply_into(out, 0, self._prepared(operand), *matrices)
+        elif len(matrices) == 1 or (len(operand) >= _FEW_ROWS and self._should_stack(matrices, method)):
+            method.multiply_into(out, 0, _prepared(operand, method), *matrices)
         else:
             column = 0
             for index, matrix in enumerate(matrices):
-                prepared = self._prepared(operand[:, column : column + len(matrix)])
-                self.method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
+                prepared = _prepared(operand[:, column : column + len(matrix)], method)
+                method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
                 column += len(matrix)
 
-    def _should_stack(self, matrices: list[torch.Tensor]) -> bool:
+    def _should_stack(self, matrices: list[torch.Tensor], method: Method) -> bool:
         """Whether matrices are faster as one contraction although they must be copied for it, and exact."""
         if min(map(len, matrices)) >= _LONG_SPAN or sum(map(torch.numel, matrices)) > _MOST_STACKED:
             return False
-        return self._is_exact_as_one(matrices)
+        return self._is_exact_as_one(matrices, method)
 
-    def _is_exact_as_one(self, matrices: list[torch.Tensor]) -> bool:
+    def _is_exact_as_one(self, matrices: list[torch.Tensor], method: Method) -> bool:
         """Whether the method is exact at the length of all of them together, checked the first time."""
         length = sum(map(len, matrices))
         if length > MAX_CONTRACTION:
             return False
-        if length not in self._exact_at:
+        key = method.parameters.name, length
+        if key not in self._exact_at:
             if len(self._exact_at) >= _MOST_CHECKED_LENGTHS:
                 return False
             try:
-                self._exact_at[length] = is_exact(self.method, length, matrices[0].device)
+                self._exact_at[key] = is_exact(method, length, matrices[0].device)
             except torch.OutOfMemoryError:
                 raise
             except RuntimeError:  # the library refuses that length; layer by layer, it was seen to run
-                self._exact_at[length] = False
-        return self._exact_at[length]
+                self._exact_at[key] = False
+        return self._exact_at[key]
+
+
+def _prepared(operand: Operand, method: Method) -> Any:
+    if not isinstance(operand, SeededRows):
+        return method.prepare(operand)
+    if method.expand is None:
+        return method.prepare(operand.residues())
+    return method.expand(operand)

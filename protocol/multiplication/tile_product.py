@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, uint32
+from numba import njit, types, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.kernels.compiled import kernel
@@ -51,13 +51,14 @@ from blindtune.protocol.kernels.vectors import (
     repeated,
     shift_left,
     shift_right_signed,
+    splat,
     store,
     subtract,
     words_type,
 )
-from blindtune.protocol.multiplication.product_methods import LIMBS, Method, contiguous_rows, stacked
-from blindtune.protocol.parameters import MODULUS
-from blindtune.protocol.residues import Residues, centred_of, residues_of, sums_of
+from blindtune.protocol.multiplication.product_methods import Method, contiguous_rows, stacked
+from blindtune.protocol.parameters import ParameterSet
+from blindtune.protocol.residues import Residues, lifted_of, residues_of, sums_of
 
 __all__ = ["TileProduct"]
 
@@ -68,54 +69,64 @@ _PANEL = 2 * TILE_ROWS  # columns side by side in registers
 _GROUP = 16 * _PANEL  # columns, at most
 _GROUPS_A_THREAD = 2
 _PANEL_WORDS = 2 * _STEPS * TILE_WORDS
-_SUMS = 2 * LIMBS * TILE_WORDS
 _PAYING = 1 << 22  # products of numbers that a thread must have
 
 
-@operation(words_type, words_type)
-def _high_quotients(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
-    """The integers nearest to 2^24 a / q, of words with signs below 2^26, or their neighbours."""
+@operation(words_type, words_type, types.float32)
+def _high_quotients(builder: ir.IRBuilder, a: ir.Value, factor: ir.Value) -> ir.Value:
+    """The integers nearest to products with a number, of words with signs below 2^26, or their neighbours."""
     floats = ir.VectorType(ir.FloatType(), a.type.count)
     shift = 1.5 * 2.0**23  # among numbers this large neighbours differ by one, and the lowest bits count them
-    exact = ir.Constant(floats, [2.0**24 / MODULUS] * floats.count)
-    shifted = builder.fmul(builder.sitofp(a, floats), exact)
+    shifted = builder.fmul(builder.sitofp(a, floats), splat(builder, factor, floats))
     shifted = builder.fadd(shifted, ir.Constant(floats, [shift] * floats.count))
     bits = int(np.float32(shift).view(np.int32))
     return builder.sub(builder.bitcast(shifted, a.type), ir.Constant(a.type, [bits] * floats.count))
 
 
 @njit(inline="always")
-def _residues_of_sums(a, b, c, d):  # type: ignore[no-untyped-def]
-    """a + 2^8 b + 2^16 c + 2^24 d mod q, of sums of `_STEPS` products of tiles: 2^25 at most in magnitude.
+def _residues_of_sums(sums, at, numbers, factor, q):  # type: ignore[no-untyped-def]
+    """s_0 + 2^8 s_1 + 2^16 s_2 (+ 2^24 s_3) mod q, of sums of `_STEPS` products of tiles: 2^25 at most.
 
-    With t = d + floor(b / 2^16) + floor(c / 2^8), the sum is 2^24 t and less than 4 * 2^24, below 0.04 q,
-    more or less. As float32, t has an error of up to 2, which is 0.02 q; and 2^24 / q and its product with t,
-    below 2^19, have 2^-24 of it each, which is 0.07 q. So the integer nearest to that product, times q, is
-    less than 0.7 q from the sum, and 32 bits, which do not hold the sum, hold the difference.
+    With n limbs, B = 2^(8 (n - 1)) and t = s_(n-1) + floor(s_(n-2) / 2^8) + floor(s_(n-3) / 2^16), the
+    number is B t and a rest. Where n = 4 that is less than 4 * 2^24, more or less, below 0.04 q; where n = 3
+    the floors leave out less than 2 * 2^16, below 0.01 q. As float32, t has an error of up to 2, which is
+    0.02 q, or 0.01 q; and B / q and its product with t, below 2^19, have 2^-24 of it each, which is 0.07 q.
+    So the integer nearest to that product, times q, is less than 0.7 q from the number, and 32 bits, which
+    do not hold the number, hold the difference.
+
+    Args:
+        sums: int32, from ``at`` on those of sixteen columns, each limb's two tiles behind the one before.
+        numbers: of the limbs, a tuple.
+        factor: B / q.
     """
-    high = add(d, add(shift_right_signed(c, uint32(8)), shift_right_signed(b, uint32(16))))
-    total = add(add(a, shift_left(b, uint32(8))), add(shift_left(c, uint32(16)), shift_left(d, uint32(24))))
-    return residues_of(subtract(total, multiply_low(_high_quotients(high), repeated(uint32(MODULUS)))))
+    top = at + 2 * TILE_WORDS * (len(numbers) - 1)
+    high = add(load(sums, top), shift_right_signed(load(sums, top - 2 * TILE_WORDS), uint32(8)))
+    high = add(high, shift_right_signed(load(sums, top - 4 * TILE_WORDS), uint32(16)))
+    total = load(sums, at)
+    # The length of a tuple belongs to its type, so the compiler unrolls such loops.
+    for k in range(1, len(numbers)):
+        total = add(total, shift_left(load(sums, at + 2 * TILE_WORDS * k), uint32(8 * k)))
+    return residues_of(subtract(total, multiply_low(_high_quotients(high, factor), repeated(q))), q)
 
 
 @njit(inline="always")
-def _limbs_of(words):  # type: ignore[no-untyped-def]
-    """Sixteen residues as four signed bytes each."""
+def _limbs_of(words, lift, q):  # type: ignore[no-untyped-def]
+    """Sixteen residues as signed bytes, the lowest first. Above the limbs there may be any."""
     # Adding 128 to every byte carries just where a digit below is negative, so that each byte then holds its
     # digit plus 128, and flipping the byte's top bit takes the 128 off again.
     top = repeated(uint32(_BYTES_OF_128))
-    return bits_xor(add(centred_of(words), top), top)
+    return bits_xor(add(lifted_of(words, lift, q), top), top)
 
 
 @kernel
-def _split(operand, columns, limbs, start, stop):  # type: ignore[no-untyped-def]
-    """Left tiles of some blocks: of sixteen rows and 64 columns, four limbs, 0 beyond the operand."""
+def _split(operand, columns, numbers, lift, q, limbs, start, stop):  # type: ignore[no-untyped-def]
+    """Left tiles of some blocks: of sixteen rows and 64 columns, its limbs, 0 beyond the operand."""
     steps, rest = limbs.shape[1], np.zeros(ROW_BYTES, np.uint32)
     for block in range(start, stop):
         for s in range(steps):
             for i in range(TILE_ROWS):
                 r = block * TILE_ROWS + i
-                at, first = ((block * steps + s) * LIMBS * TILE_ROWS + i) * ROW_BYTES, s * ROW_BYTES
+                at, first = ((block * steps + s) * len(numbers) * TILE_ROWS + i) * ROW_BYTES, s * ROW_BYTES
                 whole = r < operand.shape[0] and first + ROW_BYTES <= columns
                 if not whole:
                     rest[:] = 0
@@ -123,7 +134,7 @@ def _split(operand, columns, limbs, start, stop):  # type: ignore[no-untyped-def
                         rest[j - first] = operand[r, j]
                 for j in range(0, ROW_BYTES, LANES):
                     words = load(operand[r], first + j) if whole else load(rest, j)
-                    store_apart(limbs, at + j, TILE_BYTES, _limbs_of(words))
+                    store_apart(limbs, at + j, TILE_BYTES, numbers, _limbs_of(words, lift, q))
 
 
 @kernel
@@ -181,37 +192,40 @@ def _pack_features(stored, width, step, steps, first, tiles, packed, edge):  # t
 
 
 @kernel
-def _multiply_block(limbs, at, packed, panel, steps, sums):  # type: ignore[no-untyped-def]
-    """Four limbs of sixteen rows, times a panel: int32 sums [limb, tile, row, column]."""
-    for pair in range(2):
-        clear_sums()
+def _multiply_block(limbs, at, numbers, packed, panel, steps, sums):  # type: ignore[no-untyped-def]
+    """The limbs of sixteen rows, times a panel: int32 sums [limb, tile, row, column]."""
+    if len(numbers) == 3:
+        clear_sums(numbers)
         for k in range(steps):
-            left, right = at + (k * LIMBS + 2 * pair) * TILE_BYTES, panel + 2 * k * TILE_WORDS
-            multiply_tiles(limbs, left, packed, right, right + TILE_WORDS)
-        store_sums(sums, pair * LIMBS * TILE_WORDS)
+            left, right = at + k * 3 * TILE_BYTES, panel + 2 * k * TILE_WORDS
+            multiply_tiles(limbs, left, numbers, packed, right, right + TILE_WORDS)
+        store_sums(sums, 0, numbers)
+    else:
+        two = 0, 1
+        for first in range(0, len(numbers), 2):
+            clear_sums(two)
+            for k in range(steps):
+                left, right = at + (k * len(numbers) + first) * TILE_BYTES, panel + 2 * k * TILE_WORDS
+                multiply_tiles(limbs, left, two, packed, right, right + TILE_WORDS)
+            store_sums(sums, first * 2 * TILE_WORDS, two)
 
 
 @kernel
-def _recombine(sums, out, row, column, end, adding, words):  # type: ignore[no-untyped-def]
+def _recombine(sums, numbers, factor, q, out, row, column, end, adding, words):  # type: ignore[no-untyped-def]
     """Residues of sixteen rows, as far as there are, and of a panel's columns up to an end."""
     for tile in range(2):
         first = column + tile * TILE_ROWS
         for i in range(min(TILE_ROWS, out.shape[0] - row)):
             at = tile * TILE_WORDS + i * LANES
-            residues = _residues_of_sums(
-                load(sums, at),
-                load(sums, at + 2 * TILE_WORDS),
-                load(sums, at + 4 * TILE_WORDS),
-                load(sums, at + 6 * TILE_WORDS),
-            )
+            residues = _residues_of_sums(sums, at, numbers, factor, q)
             if first + LANES <= end:
                 place = (row + i) * out.shape[1] + first
-                store(out, place, sums_of(residues, load(out, place)) if adding else residues)
+                store(out, place, sums_of(residues, load(out, place), q) if adding else residues)
             else:
                 store(words, 0, residues)
                 for j in range(end - first):
                     t = uint32(words[j] + (out[row + i, first + j] if adding else uint32(0)))
-                    out[row + i, first + j] = min(t, uint32(t - uint32(MODULUS)))
+                    out[row + i, first + j] = min(t, uint32(t - q))
 
 
 @kernel
@@ -223,11 +237,14 @@ def _ask(out, row, column):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def _multiply(limbs, stored, forward, width, work, out, column, adding, configuration, packed, turn):  # type: ignore[no-untyped-def]
+def _multiply(  # type: ignore[no-untyped-def]
+    limbs, numbers, factor, q, stored, forward, width, work, out, column, adding, configuration, packed, turn
+):
     """Groups of columns by parts of the rows that this thread takes.
 
     Args:
-        limbs: see `_split`.
+        limbs, numbers: see `_split`.
+        factor, q: see `_residues_of_sums`.
         stored, forward, width: the matrix, as `_pack_outputs` takes it if ``forward``, else `_pack_features`.
         work: columns of a group, and blocks of sixteen rows of a part.
         out: uint32, receives the residues from ``column`` on, or gets them added.
@@ -238,7 +255,8 @@ def _multiply(limbs, stored, forward, width, work, out, column, adding, configur
     (blocks, steps), (group, part) = limbs.shape[:2], work
     outputs = stored.shape[0] if forward else width
     groups, parts = -(-outputs // group), -(-blocks // part)
-    sums, words, edge = np.empty(_SUMS, np.int32), np.empty(LANES, np.uint32), np.zeros(TILE_BYTES, np.int8)
+    sums, words = np.empty(2 * len(numbers) * TILE_WORDS, np.int32), np.empty(LANES, np.uint32)
+    edge = np.zeros(TILE_BYTES, np.int8)
     configure(configuration)
     while True:
         taken = take(turn, 1)
@@ -257,10 +275,11 @@ def _multiply(limbs, stored, forward, width, work, out, column, adding, configur
                 for panel in range(panels):
                     to = column + first + panel * _PANEL
                     for block in range(b, min(b + _BLOCKS, stop)):
-                        row, at = block * TILE_ROWS, (block * steps + s) * LIMBS * TILE_BYTES
+                        row, at = block * TILE_ROWS, (block * steps + s) * len(numbers) * TILE_BYTES
                         _ask(out, row, to)
-                        _multiply_block(limbs, at, packed, panel * _PANEL_WORDS, count, sums)
-                        _recombine(sums, out, row, to, column + outputs, adding or s > 0, words)
+                        _multiply_block(limbs, at, numbers, packed, panel * _PANEL_WORDS, count, sums)
+                        end, more = column + outputs, adding or s > 0
+                        _recombine(sums, numbers, factor, q, out, row, to, end, more, words)
     release()
 
 
@@ -270,7 +289,7 @@ class Prepared:
 
     Attributes:
         rows, columns: of the operand.
-        limbs: int8 [blocks of sixteen rows, steps of 64 columns, four tiles], see `_split`.
+        limbs: int8 [blocks of sixteen rows, steps of 64 columns, a tile for each limb], see `_split`.
     """
 
     rows: int
@@ -279,7 +298,7 @@ class Prepared:
 
 
 class TileProduct(Method):
-    """Four int8 products in the tile registers of a processor that has them (Intel AMX).
+    """An int8 product for each limb in the tile registers of a processor that has them (Intel AMX).
 
     Raises:
         RuntimeError: there are none, or they may not be used.
@@ -287,17 +306,23 @@ class TileProduct(Method):
 
     name = "int8-amx"
 
-    def __init__(self) -> None:
+    def __init__(self, parameters: ParameterSet) -> None:
+        super().__init__(parameters)
         if not are_usable():
             raise RuntimeError("this processor has no int8 tiles, or they may not be used")
+        self._lift = np.uint32(parameters.lift)
+        self._numbers = tuple(range(parameters.limbs))
+        self._factor = np.float32(256.0 ** (parameters.limbs - 1) / parameters.modulus)
 
     def prepare(self, operand: Residues) -> Prepared:
         rows, columns = operand.shape
         blocks, steps = -(-rows // TILE_ROWS), -(-columns // ROW_BYTES)
-        limbs = large_matrix(blocks, steps * LIMBS * TILE_BYTES, np.int8)
-        limbs = limbs.reshape(blocks, steps, LIMBS * TILE_BYTES)
-        wide = contiguous_rows(operand)
-        for_row_blocks(blocks, TILE_ROWS * columns, lambda a, b: _split(wide, columns, limbs, a, b))
+        wide, numbers, q, lift = contiguous_rows(operand), self._numbers, self.parameters.q, self._lift
+        limbs = large_matrix(blocks, steps * len(numbers) * TILE_BYTES, np.int8)
+        limbs = limbs.reshape(blocks, steps, len(numbers) * TILE_BYTES)
+        for_row_blocks(
+            blocks, TILE_ROWS * columns, lambda a, b: _split(wide, columns, numbers, lift, q, limbs, a, b)
+        )
         return Prepared(rows, columns, limbs)
 
     def multiply(self, prepared: Any, matrix: torch.Tensor) -> Residues:
@@ -321,8 +346,8 @@ class TileProduct(Method):
 
         def some(turn: NDArray[np.int64]) -> None:
             packed = large_matrix(1, group // _PANEL * _PANEL_WORDS, np.uint32)[0]
-            work = group, part
-            _multiply(limbs, rows, forward, width, work, out, column, adding, CONFIGURATION, packed, turn)
+            work, product = (group, part), (limbs, self._numbers, self._factor, self.parameters.q)
+            _multiply(*product, rows, forward, width, work, out, column, adding, CONFIGURATION, packed, turn)
 
         # A block costs the same however many of its rows there are.
         products = group * contraction * min(part, len(limbs)) * TILE_ROWS

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from blindtune.protocol.fixed_point import Float32, Float64
 from blindtune.protocol.kernels.low_sums import Words
 from blindtune.protocol.masks import MaskedOperand, Revealed, Share
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Centred, Residues, centre, subtract, subtract_and_centre
 from blindtune.protocol.shares.one_pass import reveal_reals, reveal_reals_with_sums
 
@@ -20,6 +21,7 @@ class SharedOperand(MaskedOperand):
     """An operand whose last share hides under the expansions of all others, or under none if it is alone."""
 
     shares: tuple[Share, ...]
+    parameters: ParameterSet
     expected_sums: Words | None = field(default=None, repr=False)
 
     def unmask(self, responses: Sequence[Residues]) -> Centred:
@@ -27,24 +29,25 @@ class SharedOperand(MaskedOperand):
             raise ValueError(f"{len(self.shares)} responses are needed, not {len(responses)}")
         *masks, result = responses
         if not masks:
-            return centre(result)
+            return centre(result, self.parameters)
         for mask in masks[:-1]:
-            result = subtract(result, mask)
-        return subtract_and_centre(result, masks[-1])
+            result = subtract(result, mask, self.parameters)
+        return subtract_and_centre(result, masks[-1], self.parameters)
 
     def reveal(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
     ) -> Float32:
         if len(responses) != len(self.shares) or len(responses) < 2:
             return super().reveal(responses, scales, column_scale)
-        return reveal_reals(*_last_two(responses), scales, column_scale)
+        return reveal_reals(*self._last_two(responses), scales, column_scale, self.parameters)
 
     def reveal_with_sums(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
     ) -> Revealed:
         if len(responses) != len(self.shares) or len(responses) < 2:
             return super().reveal_with_sums(responses, scales, column_scale, u)
-        return Revealed(*reveal_reals_with_sums(*_last_two(responses), scales, column_scale, u))
+        last_two = self._last_two(responses)
+        return Revealed(*reveal_reals_with_sums(*last_two, scales, column_scale, u, self.parameters))
 
     def rows_again(self, responses: Sequence[Residues], rows: NDArray[np.int64]) -> tuple[Centred, Centred]:
         def operand(share: Share) -> Residues:
@@ -54,10 +57,9 @@ class SharedOperand(MaskedOperand):
         z, y = (self.unmask(some) for some in shown)
         return z, y
 
-
-def _last_two(responses: Sequence[Residues]) -> tuple[Residues, Residues]:
-    """The last answer less all others' but one, and that one."""
-    *masks, result = responses
-    for mask in masks[:-1]:
-        result = subtract(result, mask)
-    return result, masks[-1]
+    def _last_two(self, responses: Sequence[Residues]) -> tuple[Residues, Residues]:
+        """The last answer less all others' but one, and that one."""
+        *masks, result = responses
+        for mask in masks[:-1]:
+            result = subtract(result, mask, self.parameters)
+        return result, masks[-1]

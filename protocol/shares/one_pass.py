@@ -40,7 +40,7 @@ from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.kernels.row_blocks import DRAWN, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import rows_at_once, take
 from blindtune.protocol.kernels.vectors import AHEAD, LANES, aligned, load, prefetch, repeated, store
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import (
     Residues,
     add_rows,
@@ -56,7 +56,9 @@ __all__ = ["hide_reals", "reveal_reals", "reveal_reals_with_sums"]
 
 
 @kernel
-def _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scales, dots, sums, turn):  # type: ignore[no-untyped-def]
+def _hide(  # type: ignore[no-untyped-def]
+    x, column_scale, budget, radius, states, v, fits, image, q, masked, scales, dots, sums, turn
+):
     rows, columns = x.shape
     step, count = rows_at_once(columns), len(states)
     integers = aligned(columns).view(np.int32).reshape((1, columns))
@@ -68,9 +70,9 @@ def _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scale
         if start >= rows:
             return -1
         for r in range(start, min(start + step, rows)):
-            expand_rows(states[0], uint64(r), masks[0], x, masked)
+            expand_rows(states[0], uint64(r), q, masks[0], x, masked)
             for k in range(1, count):
-                expand_rows(states[k], uint64(r), masks[k])
+                expand_rows(states[k], uint64(r), q, masks[k])
             scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], values)
             if np.isnan(scales[r]):
                 return r
@@ -78,17 +80,17 @@ def _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scale
                 sums[r] = row_sum(integers[0], image, used)
             row, expected = masked[r : r + 1], uint64(0)
             if v is None:
-                hide_rows(integers, masks[0], row)
+                hide_rows(integers, masks[0], q, row)
             else:
-                dots[0, r], small = hide_row(integers[0], masks[0, 0], v, row[0])
-                expected = uint64(small % np.int64(MODULUS)) + uint64(dots[0, r])
+                dots[0, r], small = hide_row(integers[0], masks[0, 0], v, q, row[0])
+                expected = uint64(small % np.int64(q)) + uint64(dots[0, r])
             for k in range(1, count):
-                add_rows(row, masks[k], row)
+                add_rows(row, masks[k], q, row)
                 if v is not None:
-                    dots[k, r] = dot(masks[k, 0], v)
+                    dots[k, r] = dot(masks[k, 0], v, q)
                     expected += uint64(dots[k, r])
             if v is not None:
-                dots[count, r] = uint32(expected % uint64(MODULUS)) if fits else dot(row[0], v)
+                dots[count, r] = uint32(expected % uint64(q)) if fits else dot(row[0], v, q)
 
 
 def hide_reals(
@@ -97,6 +99,7 @@ def hide_reals(
     column_scale: Float32 | None,
     keys: Sequence[bytes],
     v: Residues | None,
+    parameters: ParameterSet,
     image: Words | None = None,
 ) -> tuple[Residues, Float64, Residues | None, Words | None]:
     """Quantizes rows and adds the masks that keys expand to.
@@ -106,6 +109,7 @@ def hide_reals(
         budget, column_scale: as for `quantize_rows`.
         keys: one or more, each used for nothing else.
         v: uint32 [columns], verification vector.
+        parameters: of the residues.
         image: V of a certificate, uint32 [columns].
 
     Returns:
@@ -119,7 +123,7 @@ def hide_reals(
     """
     rows, columns = x.shape
     radius = radius_of(x, budget, column_scale)
-    if budget > (MODULUS // 2) ** 2:
+    if budget > parameters.half**2:
         raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
     vectors = [vector for vector in (v, image) if vector is not None]
     if x.dtype != np.float32 or any(w.shape != (columns,) or w.dtype != np.uint32 for w in vectors):
@@ -132,11 +136,13 @@ def hide_reals(
     masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
     dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
     sums = None if image is None else np.empty(rows, np.uint32)
-    fits = dots_fit(budget, columns)
-    failed: list[int] = []
+    fits = dots_fit(budget, columns, parameters)
+    q, failed = parameters.q, list[int]()
 
     def some(turn: NDArray[np.int64]) -> None:
-        bad = _hide(x, column_scale, budget, radius, states, v, fits, image, masked, scales, dots, sums, turn)
+        bad = _hide(
+            x, column_scale, budget, radius, states, v, fits, image, q, masked, scales, dots, sums, turn
+        )
         if bad >= 0:
             failed.append(bad)
 
@@ -147,7 +153,7 @@ def hide_reals(
 
 
 @kernel
-def _reveal(result, mask, scales, column_scale, u, out, sums, peaks, turn):  # type: ignore[no-untyped-def]
+def _reveal(result, mask, scales, column_scale, u, q, out, sums, peaks, turn):  # type: ignore[no-untyped-def]
     rows, columns = result.shape
     # Several at once, because memory is read fastest in order.
     whole, some = columns - columns % LANES, 8 * rows_at_once(columns)
@@ -165,30 +171,37 @@ def _reveal(result, mask, scales, column_scale, u, out, sums, peaks, turn):  # t
                 prefetch(y, j + AHEAD)
                 prefetch(m, j + AHEAD)
                 prefetch(to, j + AHEAD)
-                integers = centred_differences(load(y, j), load(m, j))
+                integers = centred_differences(load(y, j), load(m, j), q)
                 store_reals(to, j, real_values(integers, factor, column_scale, j))
                 if u is not None:
                     some_sums = low_products(some_sums, integers, load(u, j))
                     some_peaks = larger(some_peaks, integers)
             for j in range(whole, columns):
-                to[j] = real_value(centred_difference(y[j], m[j]), inverse, column_scale[j])
+                to[j] = real_value(centred_difference(y[j], m[j], q), inverse, column_scale[j])
             if u is not None:
                 total = total_of_words(some_sums, words)
                 store(words, 0, some_peaks)
                 peak = words.max()
                 for j in range(whole, columns):
-                    integer = centred_difference(y[j], m[j])
+                    integer = centred_difference(y[j], m[j], q)
                     total = uint32(total + uint32(integer) * u[j])
                     peak = max(peak, magnitude(integer))
                 sums[r], peaks[r] = total, peak
 
 
-def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None) -> Float32:
+def reveal_reals(
+    result: Residues,
+    mask: Residues,
+    scales: Float64,
+    column_scale: Float32 | None,
+    parameters: ParameterSet,
+) -> Float32:
     """Real values of the answer to a masked operand, less its mask's.
 
     Args:
         result, mask: uint32 [rows, outputs], verified.
         scales, column_scale: as for `dequantize_rows`.
+        parameters: of the residues.
 
     Returns:
         float32 [rows, outputs].
@@ -196,17 +209,23 @@ def reveal_reals(result: Residues, mask: Residues, scales: Float64, column_scale
     Raises:
         ValueError: shapes don't fit.
     """
-    return _revealed(result, mask, scales, column_scale, None)[0]
+    return _revealed(result, mask, scales, column_scale, None, parameters)[0]
 
 
 def reveal_reals_with_sums(
-    result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None, u: Words
+    result: Residues,
+    mask: Residues,
+    scales: Float64,
+    column_scale: Float32 | None,
+    u: Words,
+    parameters: ParameterSet,
 ) -> tuple[Float32, Words, Words]:
     """`reveal_reals`, and of each row of integers its dot product with words mod 2^32 and largest magnitude.
 
     Args:
         result, mask, scales, column_scale: as for `reveal_reals`.
         u: uint32 [outputs].
+        parameters: of the residues.
 
     Returns:
         float32 [rows, outputs], uint32 [rows], uint32 [rows].
@@ -214,11 +233,16 @@ def reveal_reals_with_sums(
     Raises:
         ValueError: shapes don't fit.
     """
-    return _revealed(result, mask, scales, column_scale, u)
+    return _revealed(result, mask, scales, column_scale, u, parameters)
 
 
 def _revealed(
-    result: Residues, mask: Residues, scales: Float64, column_scale: Float32 | None, u: Words | None
+    result: Residues,
+    mask: Residues,
+    scales: Float64,
+    column_scale: Float32 | None,
+    u: Words | None,
+    parameters: ParameterSet,
 ) -> tuple[Float32, Words, Words]:
     rows, columns = result.shape
     if column_scale is None:
@@ -231,5 +255,6 @@ def _revealed(
     u = None if u is None else np.ascontiguousarray(u)
     out = large_matrix(rows, columns, np.float32)
     sums, peaks = (np.empty(0 if u is None else rows, np.uint32) for _ in range(2))
-    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, u, out, sums, peaks, turn))
+    q = parameters.q
+    for_rows_in_turn(rows, columns, lambda turn: _reveal(*arrays, u, q, out, sums, peaks, turn))
     return out, sums, peaks

@@ -61,13 +61,13 @@ class ShareSource(MaskSource):
                 some = slice(first, min(first + step, stop))
                 parts = [mask[: some.stop - first] for mask in masks]
                 for seed, part in zip(seeds, parts, strict=True):
-                    expand_into(part, seed.key, first)
-                if not hide(operand[some], parts, masked[some]):
+                    expand_into(part, seed.key, first, self.parameters)
+                if not hide(operand[some], parts, self.parameters, masked[some]):
                     exposed.append(first)
 
         for_row_blocks(rows, columns, block, DRAWN)
         if exposed:
-            require_centred(operand)
+            require_centred(operand, self.parameters)
             raise ValueError("the operand changed while it was masked")
         sums = None if image is None else row_sums(operand, image)
         return self._shared(seeds, ahead, masked, None, sums)
@@ -86,13 +86,17 @@ class ShareSource(MaskSource):
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
         seeds, ahead = self._drawn(rows, product)
         masked, scales, expected, sums = hide_reals(
-            x, budget, column_scale, [seed.key for seed in seeds], v, image
+            x, budget, column_scale, [seed.key for seed in seeds], v, self.parameters, image
         )
         return self._shared(seeds, ahead, masked, expected, sums), scales
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
         shares = tuple(
-            Share(i, SeededRows(seed, rows, product.contraction), expected=expanded_dots(seed.key, rows, v))
+            Share(
+                i,
+                SeededRows(seed, rows, product.contraction),
+                expected=expanded_dots(seed.key, rows, v, self.parameters),
+            )
             for i, seed in enumerate(self._draw(rows, product))
         )
         self._ahead = self._ahead.of_this_process()
@@ -108,7 +112,7 @@ class ShareSource(MaskSource):
     def _draw(self, rows: int, product: Product) -> list[Seed]:
         secret = self._random_bytes(KEY_BYTES)
         return [
-            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)))
+            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)), self.parameters)
             for recipient in range(self.operators - 1)
         ]
 
@@ -125,4 +129,5 @@ class ShareSource(MaskSource):
         shares = ahead or tuple(
             Share(i, SeededRows(seed, *masked.shape), expected=dots[i]) for i, seed in enumerate(seeds)
         )
-        return SharedOperand((*shares, Share(self.operators - 1, masked, expected=dots[-1])), sums)
+        last = Share(self.operators - 1, masked, expected=dots[-1])
+        return SharedOperand((*shares, last), self.parameters, sums)

@@ -27,4 +27,5 @@ class UnmaskedSource(MaskSource):
 
     def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         sums = None if image is None else row_sums(operand, image)
-        return SharedOperand((Share(LOCAL, from_centred(operand)),), sums)
+        share = Share(LOCAL, from_centred(operand, self.parameters))
+        return SharedOperand((share,), self.parameters, sums)

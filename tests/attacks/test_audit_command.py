@@ -22,6 +22,7 @@ from blindtune.client.audit.weak_masks import (
 from blindtune.client.cli.main import main
 from blindtune.client.process.exit_codes import ExitCode
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.parameters import Q31
 from blindtune.server.cli import main as serve
 
 pytestmark = pytest.mark.hf
@@ -145,7 +146,7 @@ def test_rows_of_a_seed_that_serve_twice_in_part_are_seen(
     assert seed
     again = operands[places[1]]
     operands[places[1]] = Operand(
-        again.product, again.rows, again.columns, seed=Seed(seed.key, seed.row_offset + again.rows - 1)
+        again.product, again.rows, again.columns, seed=Seed(seed.key, Q31, seed.row_offset + again.rows - 1)
     )
     folder = write_transcript(tmp_path / "t", operands)
     assert "rows that came before" in _found(run, folder, lab_folder / "language_model")

@@ -11,7 +11,7 @@ from blindtune.client.audit.game import EXTREMES, GAME_ROWS, Round, game_rounds,
 from blindtune.client.audit.statistics import Score
 from blindtune.client.audit.transcript import Operand, Transcript
 from blindtune.client.audit.workloads import Sizes
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 
 WIDTH = 32
@@ -26,7 +26,7 @@ def _played(rounds: list[Round], extreme: str, words: Callable[[int, Round], Wor
 
 
 def _uniform(random: np.random.Generator) -> Words:
-    return random.integers(0, MODULUS, (GAME_ROWS, WIDTH), np.uint32)
+    return random.integers(0, Q31.modulus, (GAME_ROWS, WIDTH), np.uint32)
 
 
 @pytest.mark.parametrize("count", [6, 30, 75, 600])

@@ -10,7 +10,7 @@ from blindtune.client.audit.field import combine, outside, row_space
 from blindtune.client.audit.statistics import FAMILY_ERROR, Score, judge
 from blindtune.client.audit.transcript import Operand, Transcript
 from blindtune.client.audit.word_tests import correlation, small_differences, uniformity
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 
 
@@ -83,7 +83,7 @@ def test_what_is_no_score_is_refused(values: tuple[int, int, float]) -> None:
 
 
 def _residues(random: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    return random.integers(0, MODULUS, (rows, columns), np.uint32)
+    return random.integers(0, Q31.modulus, (rows, columns), np.uint32)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 5, 8])
@@ -94,7 +94,9 @@ def test_the_rank_of_a_span_is_found_and_its_rows_are_told_from_others(rank: int
     # By big integers, which cannot overflow.
     coefficients = _residues(random, 3, rank)
     exact = (
-        coefficients.astype(object) @ basis.astype(object) % MODULUS if rank else np.zeros((3, 12), object)
+        coefficients.astype(object) @ basis.astype(object) % Q31.modulus
+        if rank
+        else np.zeros((3, 12), object)
     )
     members = combine(coefficients, basis)
     assert (members == exact).all()

@@ -21,13 +21,13 @@ from blindtune.protocol.expansion import derive_key, expand
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "security-estimates.md"
 SEED = bytes(range(32))
 INSTANCES = 5
-FAR = MODULUS // 8  # what three in four random residues exceed in magnitude
+FAR = Q31.modulus // 8  # what three in four random residues exceed in magnitude
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def secret(*label: str) -> bytes:
     return derive_key(SEED, "toy lattice", *label)
 
 
-def random_operand(rows: int, columns: int, q: int = MODULUS, seed: int = 1) -> NDArray[np.int32]:
+def random_operand(rows: int, columns: int, q: int = Q31.modulus, seed: int = 1) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(-(q // 2), q // 2, (rows, columns), np.int32, endpoint=True)
 
 
@@ -71,8 +71,8 @@ def attacked(
 
 
 def test_the_toy_expands_a_seed_as_the_product_does() -> None:
-    words = uniform(SEED, 40, 5000, MODULUS)
-    assert np.array_equal(words, expand(SEED, 0, 40, 5000))
+    words = uniform(SEED, 40, 5000, Q31.modulus)
+    assert np.array_equal(words, expand(SEED, 0, 40, 5000, Q31))
     # 2^31 - q of 2^31 words are rejected, so that some of these 200,000 come from a later stream.
     raw = uniform(SEED, 40, 5000, (1 << 31) - 1)
     assert np.count_nonzero(raw != words) > 0
@@ -85,10 +85,10 @@ def test_the_toy_masks_as_the_product_does_at_its_degree(rank: int) -> None:
     hint = np.zeros(packed_shape(parameters, 3), np.int32)
     source = LatticeSource(parameters, SEED, lambda _: hint, lambda size: secret("S, E")[:size])
     toy = ToyLattice(DEGREE, rank, 21).block(SEED, product, secret("S, E"))
-    assert np.array_equal(toy.masked(operand, MODULUS), source.mask(operand, product).shares[0].residues)
+    assert np.array_equal(toy.masked(operand, Q31.modulus), source.mask(operand, product).shares[0].residues)
 
 
-@pytest.mark.parametrize(("degree", "q"), [(8, 257), (16, MODULUS)])
+@pytest.mark.parametrize(("degree", "q"), [(8, 257), (16, Q31.modulus)])
 def test_the_toy_multiplies_in_its_ring(degree: int, q: int) -> None:
     lattice = ToyLattice(degree, 1, 21, q)
     a, s = lattice.public_matrix(SEED, 1)[0, :, 0], np.arange(degree) - 3

@@ -23,7 +23,7 @@ from blindtune.client.audit.transcript import Operand, Transcript, read_transcri
 from blindtune.errors import ConfigurationError, DataError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.admission.refusals import CannotRecord
@@ -38,12 +38,12 @@ BACKWARD = Product(Direction.BACKWARD, (Span("query", 0, 5), Span("value", 2, 9)
 
 
 def _rows(product: Product, rows: int, seed: int = 0) -> Operand:
-    words = np.random.default_rng(seed).integers(0, MODULUS, (rows, product.contraction), np.uint32)
+    words = np.random.default_rng(seed).integers(0, Q31.modulus, (rows, product.contraction), np.uint32)
     return Operand(product, rows, product.contraction, words)
 
 
 def _seed(product: Product, rows: int) -> Operand:
-    return Operand(product, rows, product.contraction, seed=Seed(bytes(range(32)), 7))
+    return Operand(product, rows, product.contraction, seed=Seed(bytes(range(32)), Q31, 7))
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_requests_that_arrive_at_the_same_time_are_kept_apart(tmp_path: Path) ->
     barrier = threading.Barrier(len(operands))
 
     def send(operand: Operand) -> None:
-        request = Request(operand.product, operand.rows, operand.columns, 8, None)
+        request = Request(operand.product, operand.rows, operand.columns, 8, Q31, None)
         barrier.wait()
         for start in range(0, operand.rows, 4):
             recorder.operand(request, operand.words()[start : start + 4])
@@ -123,7 +123,7 @@ def test_requests_that_arrive_at_the_same_time_are_kept_apart(tmp_path: Path) ->
 def test_what_arrived_before_a_client_went_away_is_kept(tmp_path: Path) -> None:
     operand = _rows(FORWARD, 5)
     recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
-    recorder.operand(Request(FORWARD, 5, 8, 8, None), operand.words()[:2])
+    recorder.operand(Request(FORWARD, 5, 8, 8, Q31, None), operand.words()[:2])
     recorder.close()
     (found,) = read_transcript(tmp_path / "t").operands
     assert np.array_equal(found.words(), operand.words()[:2])
@@ -171,14 +171,14 @@ def test_after_a_part_that_was_not_written_all_requests_are_refused(
 ) -> None:
     operand = _rows(FORWARD, 200)
     recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
-    request = Request(FORWARD, 200, 8, 8, None)
+    request = Request(FORWARD, 200, 8, 8, Q31, None)
     recorder.operand(request, operand.words()[:100])
     with _no_file_longer_than(4000), pytest.raises(CannotRecord) as refused:
         recorder.operand(request, operand.words()[100:])
     assert str(tmp_path) not in str(refused.value)
     assert (tmp_path / "t" / "operands.bin").stat().st_size == 3200
     # There is room again: what came in between is missing all the same.
-    for later in (request, Request(FORWARD, 200, 8, 8, None)):
+    for later in (request, Request(FORWARD, 200, 8, 8, Q31, None)):
         with pytest.raises(CannotRecord):
             recorder.operand(later, operand.words()[100:])
     recorder.close()
@@ -193,7 +193,7 @@ def test_a_closed_recording_takes_nothing(tmp_path: Path) -> None:
     recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
     recorder.close()
     with pytest.raises(CannotRecord):
-        recorder.operand(Request(FORWARD, 5, 8, 8, None), _rows(FORWARD, 5).words())
+        recorder.operand(Request(FORWARD, 5, 8, 8, Q31, None), _rows(FORWARD, 5).words())
     recorder.close()
 
 
@@ -242,7 +242,7 @@ def test_requests_of_clients_that_left_are_forgotten(tmp_path: Path) -> None:
     words = _rows(FORWARD, 5).words()
     recorder = TranscriptRecorder(recording_folder(tmp_path / "t"), "", "")
     for _ in range(50):
-        recorder.operand(Request(FORWARD, 5, 8, 8, None), words[:2])
+        recorder.operand(Request(FORWARD, 5, 8, 8, Q31, None), words[:2])
     gc.collect()
     assert not recorder._begun
     # Equal headers, one after the other, are two requests even where the second gets the first's address.
@@ -253,7 +253,8 @@ def test_requests_of_clients_that_left_are_forgotten(tmp_path: Path) -> None:
 
 def test_hints_are_told_from_the_operands_of_a_training(operands: list[Operand]) -> None:
     hints = [
-        Operand(FORWARD, 256, FORWARD.contraction, seed=Seed(bytes(32), 256 * block)) for block in range(5)
+        Operand(FORWARD, 256, FORWARD.contraction, seed=Seed(bytes(32), Q31, 256 * block))
+        for block in range(5)
     ]
     rows = [x for x in operands if x.seed is None]
     assert len(rows) == 2
@@ -265,8 +266,10 @@ def test_hints_are_told_from_the_operands_of_a_training(operands: list[Operand])
 
 
 def test_colluding_operators_see_the_operand(operands: list[Operand]) -> None:
-    mask = [Operand(x.product, x.rows, x.columns, seed=Seed(bytes(32))) for x in operands]
-    sums = [(x.words().astype(np.int64) + y.words()) % MODULUS for x, y in zip(operands, mask, strict=True)]
+    mask = [Operand(x.product, x.rows, x.columns, seed=Seed(bytes(32), Q31)) for x in operands]
+    sums = [
+        (x.words().astype(np.int64) + y.words()) % Q31.modulus for x, y in zip(operands, mask, strict=True)
+    ]
     sent = [
         Operand(x.product, x.rows, x.columns, y.astype(np.uint32))
         for x, y in zip(operands, sums, strict=True)
@@ -334,7 +337,7 @@ def test_damage_is_refused_and_named(
 
 
 def test_a_word_that_is_no_residue_is_refused(tmp_path: Path) -> None:
-    words = np.full((2, 8), MODULUS, np.uint32)
+    words = np.full((2, 8), Q31.modulus, np.uint32)
     folder = write_transcript(tmp_path / "t", [Operand(FORWARD, 2, 8, words)])
     with pytest.raises(DataError, match="request 0 holds a word that is no residue"):
         read_transcript(folder)

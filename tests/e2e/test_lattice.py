@@ -38,7 +38,7 @@ from blindtune.errors import ConfigurationError, OperatorUnavailableError
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Product
 from blindtune.protocol.residues import Centred, Residues
 
@@ -388,9 +388,9 @@ def recorded(
 def _uniformity(residues: NDArray[np.unsignedinteger[Any]]) -> list[float]:
     """The p-values of chi-square tests: by size, by lowest byte, and by the byte above it."""
     values = residues.ravel().astype(np.int64)
-    edges = -(-np.arange(257) * MODULUS // 256)
+    edges = -(-np.arange(257) * Q31.modulus // 256)
     size = np.searchsorted(edges, values, side="right") - 1
-    expected = np.diff(edges) / MODULUS * len(values)
+    expected = np.diff(edges) / Q31.modulus * len(values)
     return [
         float(chisquare(np.bincount(size, minlength=256), expected).pvalue),
         float(chisquare(np.bincount(values & 255, minlength=256)).pvalue),
@@ -420,7 +420,7 @@ def test_requests_for_hints_carry_the_public_seed_and_nothing_else(
 def test_residues_are_uniform(recorded: tuple[Kit, list[Received]]) -> None:
     operands = _operands(recorded[1])
     everything = np.concatenate([x.ravel() for x in operands])
-    assert everything.max() < MODULUS
+    assert everything.max() < Q31.modulus
     assert len(everything) > 200_000
     assert min(_uniformity(everything)) > UNLIKELY
     for operand in operands:
@@ -439,14 +439,14 @@ def test_operands_of_equal_batches_are_unrelated(recorded: tuple[Kit, list[Recei
     for a, b in combinations(steps, 2):
         # About one in 10 000 runs has a single coincidence.
         assert np.count_nonzero(a == b) <= 2
-        assert min(_uniformity((a - b) % MODULUS)) > UNLIKELY
+        assert min(_uniformity((a - b) % Q31.modulus)) > UNLIKELY
         assert abs(np.corrcoef(a, b)[0, 1]) < 6 / len(a) ** 0.5
 
 
 def test_rows_and_columns_of_operands_are_unrelated(recorded: tuple[Kit, list[Received]]) -> None:
     operands = [x.astype(np.int64) for x in _operands(recorded[1])]
-    rows = np.concatenate([(x[1:] - x[:-1]).ravel() % MODULUS for x in operands])
-    columns = np.concatenate([(x[:, 1:] - x[:, :-1]).ravel() % MODULUS for x in operands])
+    rows = np.concatenate([(x[1:] - x[:-1]).ravel() % Q31.modulus for x in operands])
+    columns = np.concatenate([(x[:, 1:] - x[:, :-1]).ravel() % Q31.modulus for x in operands])
     # Across a block: S has an equation for each of its 256 rows, X^256 = -1 being the first.
     blocks: list[NDArray[np.int64]] = []
     by_product: dict[str, list[Residues]] = defaultdict(list)
@@ -455,7 +455,7 @@ def test_rows_and_columns_of_operands_are_unrelated(recorded: tuple[Kit, list[Re
             by_product[x.product].append(x.residues)
     for same in by_product.values():
         whole = np.concatenate(same).astype(np.int64)
-        blocks += [(whole[DEGREE:] + sign * whole[:-DEGREE]).ravel() % MODULUS for sign in (1, -1)]
+        blocks += [(whole[DEGREE:] + sign * whole[:-DEGREE]).ravel() % Q31.modulus for sign in (1, -1)]
     for differences in (rows, columns, np.concatenate(blocks)):
         assert len(differences) > 50_000
         assert min(_uniformity(differences)) > UNLIKELY
@@ -551,10 +551,10 @@ class Ledger:
         for row in rows[:, :16].astype(np.int64):
             # Masks that are near in the first column, across 0 too; then those near in all of them.
             near = [np.searchsorted(sorted_first, row[0] + x) for x in (-SMALL, SMALL)]
-            near += [np.searchsorted(sorted_first, MODULUS + row[0] - SMALL)]
-            near += [np.searchsorted(sorted_first, row[0] + SMALL - MODULUS)]
+            near += [np.searchsorted(sorted_first, Q31.modulus + row[0] - SMALL)]
+            near += [np.searchsorted(sorted_first, row[0] + SMALL - Q31.modulus)]
             candidates = order[np.r_[near[0] : near[1], near[2] : len(order), 0 : near[3]]]
-            rest = (row - few[candidates] + MODULUS // 2) % MODULUS - MODULUS // 2
+            rest = (row - few[candidates] + Q31.modulus // 2) % Q31.modulus - Q31.modulus // 2
             (index,) = candidates[(abs(rest) < SMALL).all(axis=1)]
             found.append(int(index))
         return found

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 pytestmark = pytest.mark.hf
 
@@ -122,7 +122,7 @@ def test_a_daemon_states_its_model_multiplies_and_drains_on_sigterm(daemon: Daem
     layer = next(layer for layer in checkpoint.layers if layer.name.endswith("down_proj.weight"))
     with checkpoint.reader() as reader:
         weight = reader.read(layer).integers.numpy().astype(object)
-    operand = np.random.default_rng(0).integers(0, MODULUS, (ROWS, 48), dtype=np.uint32)
+    operand = np.random.default_rng(0).integers(0, Q31.modulus, (ROWS, 48), dtype=np.uint32)
     header = worker_pb2.MultiplyRequest(
         header=worker_pb2.MultiplyHeader(
             protocol_version=PROTOCOL_VERSION,
@@ -159,7 +159,7 @@ def test_a_daemon_states_its_model_multiplies_and_drains_on_sigterm(daemon: Daem
     messages.put(None)
     received += [response.residues for response in call]
     answer = np.frombuffer(b"".join(received), "<u4").reshape(ROWS, 32)
-    assert np.array_equal(answer, (operand.astype(object) @ weight.T) % MODULUS)
+    assert np.array_equal(answer, (operand.astype(object) @ weight.T) % Q31.modulus)
     assert daemon.process.wait(PATIENCE) == 0
 
     lines = daemon.lines()

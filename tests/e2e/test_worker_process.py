@@ -35,7 +35,7 @@ class Hanging:
     def __init__(self, multiplier):
         self.outputs = multiplier.outputs
 
-    def multiply(self, product, operand):
+    def multiply(self, product, operand, parameters):
         print("hangs", flush=True)
         threading.Event().wait()
 

@@ -34,7 +34,7 @@ from blindtune.errors import (
     VerificationError,
 )
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import INT8
@@ -72,7 +72,7 @@ def request_(kit: Kit) -> WorkRequest:
 @pytest.fixture(scope="module")
 def right(checkpoint: Checkpoint, request_: WorkRequest) -> list[bytes]:
     """The right answer's messages."""
-    answer = honest_multiplier(checkpoint).multiply(FORWARD, request_.share.residues)
+    answer = honest_multiplier(checkpoint).multiply(FORWARD, request_.share.residues, Q31)
     return [Response(residues=x.tobytes()).SerializeToString() for x in (answer[:2], answer[2:])]
 
 
@@ -96,7 +96,7 @@ def answers(draw: st.DrawFn, right: list[bytes]) -> list[bytes]:
             case "shuffle":
                 messages = draw(st.permutations(messages))
             case "words":
-                words = draw(st.sampled_from([MODULUS, MODULUS + 1, 2**32 - 1, 0]))
+                words = draw(st.sampled_from([Q31.modulus, Q31.modulus + 1, 2**32 - 1, 0]))
                 rows = np.full((draw(st.integers(1, ROWS)), OUTPUTS), words, "<u4")
                 messages[at : at + 1] = [Response(residues=rows.tobytes()).SerializeToString()]
             case _:

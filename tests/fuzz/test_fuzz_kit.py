@@ -18,6 +18,7 @@ from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import cached_kit
 from blindtune.errors import KitError
 from blindtune.protocol.lattice.parameters import LatticeParameters
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 
 TOY = LatticeParameters(name="toy", rank=1, eta=2, security="none: a toy for tests")
@@ -38,7 +39,7 @@ def kit(checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
     shutil.copytree(cached_kit(checkpoint).folder, folder, ignore=shutil.ignore_patterns("hints"))
     kit = Kit.open(folder)
     honest = honest_multiplier(checkpoint)
-    HintStore(kit, TOY, lambda product, share: honest.multiply(product, share.residues)).get(PRODUCT)
+    HintStore(kit, TOY, lambda product, share: honest.multiply(product, share.residues, Q31)).get(PRODUCT)
     return kit
 
 

@@ -17,6 +17,7 @@ from support.operators import running_operators
 from blindtune.checkpoint import Checkpoint
 from blindtune.proto import worker_pb2, worker_pb2_grpc
 from blindtune.protocol.expansion import Seed
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import backward_products, forward_products
 from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.places import Places, bounds_of
@@ -26,7 +27,7 @@ from blindtune.server.store import LayerStore
 LAYERS = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(LAYERS, 32)
 (BACKWARD,) = backward_products(zip(LAYERS, (32, 16, 16), strict=True))
-SEED = Seed(MARK * 8, 3)
+SEED = Seed(MARK * 8, Q31, 3)
 REFUSALS = {
     grpc.StatusCode.INVALID_ARGUMENT,
     grpc.StatusCode.NOT_FOUND,

@@ -21,22 +21,22 @@ SLIPS_WITH_MASKS = (
         "shares-of-four-operators",
         "of the masks of four operators and more only the first and the last are taken off",
         "protocol/shares/answered.py",
-        "    *masks, result = responses\n"
-        "    for mask in masks[:-1]:\n"
-        "        result = subtract(result, mask)\n"
-        "    return result, masks[-1]",
-        "    *masks, result = responses\n"
-        "    for mask in masks[:1] if len(masks) > 1 else ():\n"
-        "        result = subtract(result, mask)\n"
-        "    return result, masks[-1]",
+        "        *masks, result = responses\n"
+        "        for mask in masks[:-1]:\n"
+        "            result = subtract(result, mask, self.parameters)\n"
+        "        return result, masks[-1]",
+        "        *masks, result = responses\n"
+        "        for mask in masks[:1] if len(masks) > 1 else ():\n"
+        "            result = subtract(result, mask, self.parameters)\n"
+        "        return result, masks[-1]",
         f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(
         "one-pass-masks-of-four-operators",
         "from floating point, the second mask of an operand is added again in the place of the third",
         "protocol/shares/one_pass.py",
-        "                add_rows(row, masks[k], row)",
-        "                add_rows(row, masks[1], row)",
+        "                add_rows(row, masks[k], q, row)",
+        "                add_rows(row, masks[1], q, row)",
         f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(
@@ -83,8 +83,8 @@ SLIPS_WITH_MASKS = (
         "mask-rows-of-one-thread",
         "rows beyond the first few of a thread are masked with the mask of its first ones again",
         "protocol/shares/source.py",
-        "expand_into(part, seed.key, first)",
-        "expand_into(part, seed.key, start)",
+        "expand_into(part, seed.key, first, self.parameters)",
+        "expand_into(part, seed.key, start, self.parameters)",
         f"{_MASKS}::test_shares_multiplied_by_a_worker_from_seeds_equal_the_unmasked_product",
         path="integers",
     ),
@@ -101,23 +101,23 @@ SLIPS_WITH_MASKS = (
         "words at the end of a row that fill no vector are not held against q",
         "protocol/verification.py",
         "        largest = max(largest, row[j])",
-        "        largest = max(largest, row[j] % uint32(MODULUS))",
+        "        largest = max(largest, row[j] % q)",
         f"{_VERIFICATION}::test_a_residue_plus_q_is_caught_though_it_is_congruent",
     ),
     mutation(
         "second-vector-like-the-first",
         "both verification vectors of a layer are the same",
         "protocol/verification.py",
-        "return expand(key, 0, VECTORS, features)",
-        "return np.repeat(expand(key, 0, 1, features), VECTORS, axis=0)",
+        "return expand(key, 0, parameters.hint_vectors, features, parameters)",
+        "return np.repeat(expand(key, 0, 1, features, parameters), parameters.hint_vectors, axis=0)",
         f"{_VERIFICATION}::test_the_vectors_of_a_layer_differ_from_each_other_by_direction_and_by_secret",
     ),
     mutation(
         "second-vector-not-compared",
         "of two vectors only the first is held against the answer",
         "protocol/verification.py",
-        "            for k in range(s.shape[0]):\n                if dot(response[r], s[k], later)",
-        "            for k in range(1):\n                if dot(response[r], s[k], later)",
+        "            for k in range(s.shape[0]):\n                if dot(response[r], s[k], q, later)",
+        "            for k in range(1):\n                if dot(response[r], s[k], q, later)",
         f"{_VERIFICATION}::test_an_error_hidden_from_one_vector_is_caught_by_the_other",
     ),
     mutation(

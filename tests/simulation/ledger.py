@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.proto import worker_pb2
 from blindtune.protocol.masks import MaskedOperand, Share
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 from simulation.workers import SimulatedWorker
@@ -129,7 +129,7 @@ class Ledger:
             if share.seed is not None:
                 self._enter_key(share, drawn[0])
                 continue
-            mask = (share.residues.astype(np.int64) - operand) % MODULUS
+            mask = (share.residues.astype(np.int64) - operand) % Q31.modulus
             for entry, sent, row in zip(drawn, share.residues, mask, strict=True):
                 hidden = _digest(row)
                 if hidden in self._mask_rows or not row.any():

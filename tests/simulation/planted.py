@@ -20,7 +20,7 @@ from blindtune.errors import OperatorUnavailableError
 from blindtune.proto import worker_pb2
 from blindtune.protocol.lattice.stock import Stock
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.shares.masks_ahead import MasksAhead
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors
@@ -185,7 +185,7 @@ def _words_beyond_the_modulus_accepted(patch: pytest.MonkeyPatch) -> None:
         CheckVectors,
         "_compare",
         lambda self, *expected_and_response: real(
-            self, *expected_and_response[:-1], expected_and_response[-1] % np.uint32(MODULUS)
+            self, *expected_and_response[:-1], expected_and_response[-1] % np.uint32(Q31.modulus)
         ),
     )
 

@@ -7,7 +7,7 @@ import grpc
 from support.lies import Rogue
 
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.limits import Limits
@@ -142,14 +142,14 @@ class _Computing:
     def outputs(self, product: Product) -> int:
         return self._rogue.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         if self.memory_errors:
             self.memory_errors -= 1
             raise MemoryError
         self._scheduler.sleep(self.seconds)
         while self.hangs:
             self.recovered.wait()
-        return self._err(self._rogue.multiply(product, operand))
+        return self._err(self._rogue.multiply(product, operand, parameters))
 
     def err_in(self, row: int, hangs: float = 0.0) -> None:
         """Lets a number be wrong in one row: of those multiplied from now on, the one after so many.
@@ -177,7 +177,7 @@ class _Computing:
         if row < rows:
             answer = answer.copy()
             column = row % answer.shape[1]
-            answer[row, column] = (int(answer[row, column]) + 1) % MODULUS
+            answer[row, column] = (int(answer[row, column]) + 1) % Q31.modulus
             self.erred += 1
             if self._hangs_then:
                 self.hang(self._hangs_then)
@@ -271,7 +271,7 @@ class SimulatedWorker:
 
     def true_answer(self, product: Product, operand: Residues) -> Residues:
         """What it ought to say."""
-        return self._honest.multiply(product, operand)
+        return self._honest.multiply(product, operand, Q31)
 
     def open_call(self, client: str) -> Call:
         """Begins to serve a request."""

@@ -74,7 +74,7 @@ class Assets:
         self.final = cache(self._final)
 
     def _ask(self, product: Product, share: Share) -> Residues:
-        return self.honest.multiply(product, share.residues)
+        return self.honest.multiply(product, share.residues, Q31)
 
     def _final(self, job: Job) -> State:
         states = [State.first()]

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from blindtune.client.audit.transcript import read_transcript
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.record import TranscriptRecorder, recording_folder
@@ -32,7 +33,7 @@ def _attempt(folder: Path) -> dict[str, object]:
     taken = []
     for part in words:
         try:
-            recorder.operand(Request(PRODUCT, len(part), 8, 8, None), part)
+            recorder.operand(Request(PRODUCT, len(part), 8, 8, Q31, None), part)
             taken.append(True)
         except CannotRecord:
             taken.append(False)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.refusals import Busy, Draining
@@ -25,18 +25,18 @@ Lie = Callable[["Rogue", Product, Residues, Residues], Residues | None]
 
 
 def _one_residue(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
-    answer[-1, -1] = (int(answer[-1, -1]) + 1) % MODULUS
+    answer[-1, -1] = (int(answer[-1, -1]) + 1) % Q31.modulus
     return answer
 
 
 def _plus_modulus(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
     """Congruent to the right answer, so that no check mod q by itself would notice."""
-    answer[0, 0] += np.uint32(MODULUS)
+    answer[0, 0] += np.uint32(Q31.modulus)
     return answer
 
 
 def _plus_2_to_30(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
-    answer[0, -1] = (int(answer[0, -1]) + 2**30) % MODULUS
+    answer[0, -1] = (int(answer[0, -1]) + 2**30) % Q31.modulus
     return answer
 
 
@@ -53,7 +53,7 @@ def _other_layer(rogue: "Rogue", product: Product, operand: Residues, answer: Re
         for s in product.spans
     )
     other = replace(product, spans=spans)
-    return None if other == product else rogue.honest.multiply(other, operand)
+    return None if other == product else rogue.honest.multiply(other, operand, Q31)
 
 
 def _rows_swapped(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues | None:
@@ -126,8 +126,8 @@ class Rogue:
     def outputs(self, product: Product) -> int:
         return self.honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
-        answer = self.honest.multiply(product, operand)
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
+        answer = self.honest.multiply(product, operand, parameters)
         right = answer.copy()
         with self._lock:
             lie = self._lie if self._left and not self._wait else None

@@ -20,7 +20,7 @@ from sympy import primitive_root
 
 from blindtune.protocol.expansion import derive_key
 from blindtune.protocol.lattice.noise import centred_binomial
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 
 __all__ = ["ToyBlock", "ToyLattice", "centred", "evaluate", "interpolate", "uniform"]
@@ -115,7 +115,7 @@ class ToyLattice:
     degree: int
     rank: int
     eta: int
-    modulus: int = MODULUS
+    modulus: int = Q31.modulus
     name: str = "toy"
 
     def __post_init__(self) -> None:

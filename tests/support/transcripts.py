@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blindtune.client.audit.transcript import Operand
+from blindtune.protocol.parameters import Q31
 from blindtune.server.record import TranscriptRecorder, recording_folder
 from blindtune.server.wire import Request
 
@@ -16,7 +17,7 @@ def write_transcript(
     """Writes operands with the worker's own recorder, rows in blocks."""
     recorder = TranscriptRecorder(recording_folder(folder), "a model", fingerprint)
     for operand in operands:
-        request = Request(operand.product, operand.rows, operand.columns, 8, operand.seed)
+        request = Request(operand.product, operand.rows, operand.columns, 8, Q31, operand.seed)
         if operand.seed is not None:
             recorder.operand(request, operand.seed)
         else:

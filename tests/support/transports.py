@@ -23,7 +23,7 @@ from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import PARAMETER_SETS, Q31
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import INT8
 from blindtune.server.admission.limits import Limits
@@ -69,7 +69,7 @@ def honest_multiplier(checkpoint: Checkpoint) -> Multiplier:
         layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
     lengths = {min(n, 32_768) for layer in layers.values() for n in layer.shape}
     lengths |= {n % 32_768 for layer in layers.values() for n in layer.shape} - {0}
-    return Multiplier(layers, exact_method(lengths))
+    return Multiplier(layers, exact_method(lengths, Q31))
 
 
 def manifest_of(kit: Kit, limits: Limits | None = None) -> worker_pb2.Manifest:
@@ -135,7 +135,7 @@ class LocalWorker(Transport):
             raise self.failures.pop(0)
         share = request.share
         operand = share.residues if share.seed is None else share.seed.expand(*share.residues.shape)
-        product = self.multiplier.multiply(request.product, operand)
+        product = self.multiplier.multiply(request.product, operand, PARAMETER_SETS[request.parameter_set])
         if product.shape != answer.shape:
             raise VerificationError("the response has another size")
         answer[:] = product

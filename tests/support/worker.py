@@ -20,6 +20,7 @@ from transformers.models.qwen3 import modeling_qwen3
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.weights import SCHEMES
 from blindtune.server.admission.limits import Limits
 from blindtune.server.daemon import RunningWorker, serve
@@ -35,7 +36,7 @@ __all__ = ["WorkerSpec", "run_worker"]
 _WARM = (modeling_bert, modeling_gpt2, modeling_llama, modeling_qwen3)
 if os.environ.get("BLINDTUNE_TEST_WORKERS"):
     torch.set_num_threads(1)
-    exact_method([32])
+    exact_method([32], Q31)
 
 
 @dataclass(frozen=True)

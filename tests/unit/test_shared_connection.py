@@ -11,7 +11,7 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.proto.turns import Turns
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.admission.turns import TurnsOfConnections
@@ -44,7 +44,7 @@ def test_requests_and_answers_go_in_turn(lefts: dict[int, list[tuple[int, int]]]
     store = LayerStore.from_layers(iter([("layer", layer)]), model="none")
     running = serve(store, Endpoint("127.0.0.1", 0, None))
     transport = GrpcTransport(Operator("alpha", [running.address]), running.address, insecure=True)
-    operand = np.random.default_rng(0).integers(0, MODULUS, (ROWS, INPUTS), dtype=np.uint32)
+    operand = np.random.default_rng(0).integers(0, Q31.modulus, (ROWS, INPUTS), dtype=np.uint32)
     product = Product(Direction.FORWARD, (Span("layer", 0, INPUTS),))
     request = WorkRequest(store.fingerprint, Q31.name, product, Share(0, operand), OUTPUTS)
     try:

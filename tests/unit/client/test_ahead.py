@@ -248,7 +248,7 @@ def test_answers_that_are_too_many_or_take_too_much_memory_are_let_go_of_oldest_
             self.nbytes = nbytes
 
     ahead = AnswersAhead(most_bytes=100)
-    shares = [Share(0, SeededRows(Seed(bytes(32)), 1, 1)) for _ in range(4)]
+    shares = [Share(0, SeededRows(Seed(bytes(32), Q31), 1, 1)) for _ in range(4)]
     for share, nbytes in zip(shares, (60, 30, 40, 500), strict=True):
         ahead.put(share, Answer(nbytes))  # type: ignore[arg-type]
         if nbytes == 40:

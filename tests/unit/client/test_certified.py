@@ -25,7 +25,7 @@ from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shap
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.shares.source import ShareSource
@@ -54,8 +54,8 @@ class Operators:
         def hint(product: Product) -> Centred:
             packed = np.empty(packed_shape(TOY, self._kit.outputs(product)), np.int32)
             for first in range(0, TOY.dimension, DEGREE):
-                share = hint_request(bytes(32), product, first, DEGREE)
-                pack_rows(self._honest.multiply(product, share.residues), packed, first)
+                share = hint_request(Q31, bytes(32), product, first, DEGREE)
+                pack_rows(self._honest.multiply(product, share.residues, Q31), packed, first, Q31)
             damage(packed)
             return packed
 
@@ -101,7 +101,7 @@ def exact(honest: Multiplier, x: Float32, product: Product) -> NDArray[np.float6
     """In float64, and the norm that an error is measured by."""
     scale = np.random.default_rng(1).uniform(0.5, 2, x.shape[1])
     unit = np.eye(product.contraction, dtype=np.uint32)
-    matrix = honest.multiply(product, unit).astype(np.int64)
+    matrix = honest.multiply(product, unit, Q31).astype(np.int64)
     matrix[matrix > Q31.half] -= Q31.modulus
     return (x * scale.astype(np.float32)).astype(np.float64) @ matrix
 
@@ -158,8 +158,8 @@ class Lying:
     def __init__(self, honest: Multiplier) -> None:
         self._honest = honest
 
-    def multiply(self, product: Product, operand: Any) -> Residues:
-        answer = self._honest.multiply(product, operand)
+    def multiply(self, product: Product, operand: Any, parameters: ParameterSet) -> Residues:
+        answer = self._honest.multiply(product, operand, parameters)
         answer[-1, -1] ^= 1
         return answer
 

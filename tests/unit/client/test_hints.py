@@ -44,7 +44,7 @@ from blindtune.protocol.lattice.hint import pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.masks import Share
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.server.admission.limits import Limits
@@ -113,7 +113,7 @@ class Asked:
 
     def __call__(self, product: Product, share: Share) -> Residues:
         self.shares.append((product, share))
-        return self._multiplier.multiply(product, share.residues)
+        return self._multiplier.multiply(product, share.residues, Q31)
 
 
 def _not_asked(product: Product, share: Share) -> Residues:
@@ -142,9 +142,9 @@ def _path(kit: Kit, product: Product, parameters: LatticeParameters = MLWE1280) 
 def _expected(kit: Kit, honest: Multiplier, product: Product) -> Centred:
     """H = A M, from the kit's public seed."""
     seed = (_folder(kit) / "public.seed").read_bytes()
-    rows = honest.multiply(product, expand(seed, 0, MLWE1280.dimension, product.contraction))
+    rows = honest.multiply(product, expand(seed, 0, MLWE1280.dimension, product.contraction, Q31), Q31)
     packed = np.empty(packed_shape(MLWE1280, rows.shape[1]), np.int32)
-    pack_rows(rows, packed, 0)
+    pack_rows(rows, packed, 0, Q31)
     return packed
 
 
@@ -264,11 +264,11 @@ class Insider:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
-        answer = self._honest.multiply(product, operand)
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
+        answer = self._honest.multiply(product, operand, parameters)
         s = self._kit.check_vectors(product).s[0].astype(object)
-        answer[1, 0] = (int(answer[1, 0]) + s[1]) % MODULUS
-        answer[1, 1] = (int(answer[1, 1]) - s[0]) % MODULUS
+        answer[1, 0] = (int(answer[1, 0]) + s[1]) % Q31.modulus
+        answer[1, 1] = (int(answer[1, 1]) - s[0]) % Q31.modulus
         return answer
 
 
@@ -325,9 +325,9 @@ def test_hints_are_there_before_the_first_operand_and_not_asked_for_again(
         before = len(asked.requests)
         for product in PRODUCTS:
             result = one.multiply(_operand(product), product)
-            exact = honest.multiply(product, np.asarray(_operand(product) % MODULUS, np.uint32))
+            exact = honest.multiply(product, np.asarray(_operand(product) % Q31.modulus, np.uint32), Q31)
             bound = MLWE1280.noise(kit.column_absolute_sum(product))
-            difference = (result - exact.astype(np.int64) + MODULUS // 2) % MODULUS - MODULUS // 2
+            difference = (result - exact.astype(np.int64) + Q31.modulus // 2) % Q31.modulus - Q31.modulus // 2
             assert 0 < abs(difference).max() <= bound
         assert len(asked.requests) == before + len(PRODUCTS)
 

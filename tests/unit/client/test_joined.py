@@ -49,7 +49,7 @@ from blindtune.errors import (
     UntrustworthyOperatorError,
 )
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Direction, Product, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.shares.source import ShareSource
@@ -219,9 +219,9 @@ class Confused:
     honest: Multiplier
     other: dict[str, str]
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         spans = tuple(replace(x, layer=self.other.get(x.layer, x.layer)) for x in product.spans)
-        return self.honest.multiply(replace(product, spans=spans), operand)
+        return self.honest.multiply(replace(product, spans=spans), operand, Q31)
 
 
 def _two_parts(family: Family) -> tuple[str, str]:
@@ -263,7 +263,7 @@ def test_parts_of_one_tensor_share_neither_masks_nor_verification_vectors(family
     operand = np.ones((3, 32), np.int32)
     seeds = [source.mask(operand, x).shares[0].seed for x in products]
     assert seeds[0] and seeds[1] and seeds[0].key != seeds[1].key
-    s = [secret_vectors(bytes(32), name, Direction.FORWARD, shape[name][0]) for name in names]
+    s = [secret_vectors(bytes(32), name, Direction.FORWARD, shape[name][0], Q31) for name in names]
     assert not np.array_equal(*s)
 
 

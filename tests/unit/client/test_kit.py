@@ -21,6 +21,7 @@ from blindtune.client.kit.kit import Kit, is_kit
 from blindtune.client.kit.prepare import cached_kit, prepare
 from blindtune.errors import ConfigurationError, KitError
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Product, backward_products, forward_products
 from blindtune.protocol.residues import from_centred
 
@@ -175,8 +176,10 @@ def test_the_check_vectors_accept_the_right_product_and_no_other(
     kit, multiplier = cached_kit(checkpoint), honest_multiplier(checkpoint)
     generator = np.random.default_rng(0)
     for product in _products(checkpoint):
-        operand = from_centred(generator.integers(-(10**9), 10**9, (3, product.contraction)).astype(np.int32))
-        answer = multiplier.multiply(product, operand)
+        operand = from_centred(
+            generator.integers(-(10**9), 10**9, (3, product.contraction)).astype(np.int32), Q31
+        )
+        answer = multiplier.multiply(product, operand, Q31)
         check = kit.check_vectors(product)
         check.verify(operand, answer, vectors=2)
         answer[1, -1] ^= 1

@@ -28,7 +28,7 @@ from blindtune.errors import (
     VerificationError,
 )
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.shares.source import ShareSource
@@ -49,7 +49,7 @@ def _operand(product: Product, rows: int = 5, seed: int = 0) -> Centred:
 
 def _expected(honest: Multiplier, operand: Centred, product: Product) -> Centred:
     masked = UnmaskedSource(Q31).mask(operand, product)
-    return masked.unmask([honest.multiply(product, masked.shares[0].residues)])
+    return masked.unmask([honest.multiply(product, masked.shares[0].residues, Q31)])
 
 
 def _client(
@@ -131,10 +131,10 @@ class Conspiracy:
             def outputs(self, product: Product) -> int:
                 return conspiracy._honest.outputs(product)
 
-            def multiply(self, product: Product, operand: Residues) -> Residues:
+            def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
                 conspiracy._operands[index] = operand
                 conspiracy._both_asked.wait()
-                return conspiracy._honest.multiply(product, conspiracy._operands[1 - index])
+                return conspiracy._honest.multiply(product, conspiracy._operands[1 - index], Q31)
 
         return Member()
 

@@ -43,7 +43,7 @@ def _operand(rows: int, seed: int = 0) -> Centred:
 
 def _expected(honest: Multiplier, operand: Centred) -> Centred:
     masked = UnmaskedSource(Q31).mask(operand, FORWARD)
-    return masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues)])
+    return masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
 
 
 def _client(kit: Kit, workers: list[Transport]) -> OperatorClient:
@@ -62,7 +62,7 @@ def _request(kit: Kit, rows: int) -> WorkRequest:
 
 
 def _answer(honest: Multiplier, request: WorkRequest) -> Residues:
-    return honest.multiply(FORWARD, request.share.residues)
+    return honest.multiply(FORWARD, request.share.residues, Q31)
 
 
 @given(
@@ -244,7 +244,7 @@ class RowByRow(LocalWorker):
         stop: StopRequest | None = None,
     ) -> Generator[int, None, None]:
         self.requests.append(request)
-        right = self.multiplier.multiply(request.product, request.share.residues)
+        right = self.multiplier.multiply(request.product, request.share.residues, Q31)
         if self.wrong is not None:
             right[self.wrong, -1] ^= 1
         try:
@@ -344,7 +344,7 @@ def test_rows_that_were_verified_are_not_taken_back(kit: Kit, honest: Multiplier
     client = _client(kit, [_GoesBack(honest), LocalWorker(honest)])
     request = _request(kit, 8)
     answer = client.multiply(request, kit.check_vectors(FORWARD))
-    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
+    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     assert client.statistics.excluded
 
 

@@ -51,7 +51,7 @@ def test_operands_longer_than_a_worker_takes_are_cut_for_its_own_rows(kit: Kit, 
         operator.connect()
     operand = _operand(160)
     masked = UnmaskedSource(Q31).mask(operand, FORWARD)
-    expected = masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues)])
+    expected = masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
     assert np.array_equal(multiplier.multiply(operand, FORWARD), expected)
     assert [len(request.share.residues) for request in workers[1].requests] == [53, 53, 54]
     seeds = [request.share.seed for request in workers[0].requests]
@@ -74,7 +74,7 @@ def test_the_limits_of_one_replica_do_not_cut_what_others_get(
     rows = 16 * max(most, 256)
     request = _request(kit, rows, operator)
     answer = client.multiply(request, kit.check_vectors(FORWARD))
-    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
+    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     sizes = [[x.share.shape[0] for x in worker.requests] for worker in (strict, generous)]
     assert sum(sizes[0] + sizes[1]) == rows
     assert 0 < max(sizes[0]) <= most < max(sizes[1])
@@ -89,7 +89,7 @@ def test_rows_that_failed_at_a_worker_go_on_in_pieces_to_one_that_takes_fewer(
     client.connect()
     request = _request(kit, 193)
     answer = client.multiply(request, kit.check_vectors(FORWARD))
-    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues))
+    assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     assert generous.requests[0].share.shape[0] == 193
     offsets = [(x.share.seed.row_offset, x.share.shape[0]) for x in strict.requests if x.share.seed]
     assert offsets == [(0, 64), (64, 64), (128, 64), (192, 1)]

@@ -28,7 +28,7 @@ from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.errors import OperatorUnavailableError
 from blindtune.protocol.masks import Share
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span, forward_products
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
@@ -85,7 +85,7 @@ class Stuck(LocalWorker):
         self.requests.append(request)
         assert stop is not None
         stop.by(self.goes_on.set)
-        right = self.multiplier.multiply(request.product, request.share.residues)
+        right = self.multiplier.multiply(request.product, request.share.residues, Q31)
         try:
             if self.acknowledges:
                 yield 0
@@ -151,7 +151,7 @@ class Setting:
             wait_until(lambda: any(x.silent and x.requests for x in self.workers))
             meanwhile()
             answer = asked.result(TEST_SECONDS)
-        assert np.array_equal(answer, self.honest.multiply(FORWARD, request.share.residues))
+        assert np.array_equal(answer, self.honest.multiply(FORWARD, request.share.residues, Q31))
         for worker in self.workers:
             assert all(x is request for x in worker.requests), "other bytes than those"
         assert [x.in_flight for x in self.client._policy._workers] == [0, 0]
@@ -195,7 +195,7 @@ def test_a_replica_answers_the_same_bytes_while_the_first_worker_is_silent(setti
     silent.silent = False
     request = setting.request()
     answer = setting.client.multiply(request, setting.check)
-    assert np.array_equal(answer, setting.honest.multiply(FORWARD, request.share.residues))
+    assert np.array_equal(answer, setting.honest.multiply(FORWARD, request.share.residues, Q31))
 
 
 def test_the_first_worker_wins_if_it_answers_before_its_replica(setting: Setting) -> None:
@@ -421,8 +421,8 @@ def test_one_mask_hides_an_operand_and_no_other_operator_sees_what_is_repeated(
         wait_until(lambda: bool(second.workers[0].requests))
         second.time.sleep(1.0)
         result = asked.result(TEST_SECONDS)
-    expected = honest.multiply(FORWARD, (operand % MODULUS).astype(np.uint32))
-    assert np.array_equal(result % MODULUS, expected)
+    expected = honest.multiply(FORWARD, (operand % Q31.modulus).astype(np.uint32), Q31)
+    assert np.array_equal(result % Q31.modulus, expected)
     assert sum(len(worker.requests) for worker in first.workers) == 1
     assert {id(x.share) for worker in second.workers for x in worker.requests} == {
         id(second.workers[1].requests[0].share)
@@ -459,8 +459,8 @@ def test_products_go_on_over_grpc_next_to_a_worker_that_takes_requests_and_never
         TEST_SECONDS,
     )
     product = Product(Direction.FORWARD, (Span("layer", 0, 32),))
-    s = secret_vectors(bytes(32), "layer", Direction.FORWARD, 48)
-    check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD))
+    s = secret_vectors(bytes(32), "layer", Direction.FORWARD, 48, Q31)
+    check = CheckVectors(s, check_vectors(integers, s, Direction.FORWARD, Q31), Q31)
     generator = np.random.default_rng(0)
     multiplier = store.multiplier()
     started = time.monotonic()
@@ -468,9 +468,9 @@ def test_products_go_on_over_grpc_next_to_a_worker_that_takes_requests_and_never
         client.connect()
         while not client.statistics.set_aside:
             assert time.monotonic() < started + TEST_SECONDS
-            words = generator.integers(0, MODULUS, (3, 32), dtype=np.uint32)
+            words = generator.integers(0, Q31.modulus, (3, 32), dtype=np.uint32)
             request = WorkRequest(store.fingerprint, Q31.name, product, Share(0, words), 48)
-            assert np.array_equal(client.multiply(request, check), multiplier.multiply(product, words))
+            assert np.array_equal(client.multiply(request, check), multiplier.multiply(product, words, Q31))
     finally:
         client.close()
         silent.stop()

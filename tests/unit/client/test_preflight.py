@@ -173,7 +173,7 @@ def test_a_good_worker_passes_every_check_over_tls(
         *(f"alpha {alpha} {x}" for x in ("address", "connection", "certificate", "TLS", "manifest", "model")),
     ]
     assert "TLSv1.3" in named(found, " TLS").detail
-    assert store.method.name in named(found, "manifest").detail
+    assert store.product_method in named(found, "manifest").detail
     assert "29 days" in named(found, f"{alpha} certificate").detail
 
 

@@ -10,6 +10,7 @@ from blindtune.client.operators.messages import request_messages
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import from_centred
 
@@ -35,7 +36,7 @@ def test_no_operand_is_sent_as_it_is_in_either_direction(kit: Kit, honest: Multi
         for worker in workers:
             assert worker.requests[-1].product == product
             # A word of a mask is zero once in 2^31.
-            assert not (worker.requests[-1].share.residues == from_centred(operand)).any()
+            assert not (worker.requests[-1].share.residues == from_centred(operand, Q31)).any()
 
 
 def test_a_request_says_what_the_contract_says_and_no_more(kit: Kit, honest: Multiplier) -> None:

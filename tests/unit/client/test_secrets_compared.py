@@ -11,6 +11,7 @@ from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import prepare
 from blindtune.protocol.lattice.parameters import LatticeParameters
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.server.admission.refusals import Unauthenticated
 from blindtune.server.admission.tokens import Tokens, add_token
@@ -60,7 +61,7 @@ def test_keyed_digests_are_compared_in_constant_time(
     digest = kit.description.keyed_digest.encode()
     assert (digest, digest) in compared
     (product,) = forward_products(["model.layers.0.self_attn.q_proj.weight"], 32)
-    store = HintStore(kit, TOY, lambda product, share: honest.multiply(product, share.residues))
+    store = HintStore(kit, TOY, lambda product, share: honest.multiply(product, share.residues, Q31))
     compared.clear()
     store.get(product)
     ((a, b),) = compared

@@ -10,7 +10,7 @@ from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.shares.source import ShareSource
 
@@ -41,7 +41,7 @@ def test_what_is_expected_holds_for_an_operand_that_changes_meanwhile(masking: s
     )
     x, stop = np.ones((256, COLUMNS), np.float32), np.zeros(1, np.int64)
     v = np.zeros(COLUMNS, np.uint32)
-    v[:] = MODULUS - 1  # C . v = - the sum of C
+    v[:] = Q31.modulus - 1  # C . v = - the sum of C
     scribble(x, np.ones(1, np.int64))
     thread = threading.Thread(target=scribble, args=(x, stop))
     thread.start()
@@ -49,7 +49,7 @@ def test_what_is_expected_holds_for_an_operand_that_changes_meanwhile(masking: s
         for _ in range(200):
             share = source.hide(x, PRODUCT, 1 << 44, None, v)[0].shares[-1]
             assert share.expected is not None
-            assert np.array_equal(share.expected, -share.residues.sum(axis=1, dtype=np.int64) % MODULUS)
+            assert np.array_equal(share.expected, -share.residues.sum(axis=1, dtype=np.int64) % Q31.modulus)
     finally:
         stop[0] = 1
         thread.join()

@@ -29,7 +29,7 @@ from blindtune.protocol.lattice.hint import (
 )
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536
 from blindtune.protocol.lattice.transform import LANES
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 
 def unpacked(packed: np.ndarray, columns: int) -> np.ndarray:
@@ -48,23 +48,23 @@ def test_the_shape_of_a_packed_matrix() -> None:
 def test_rows_packed_in_any_pieces_and_order_lie_at_their_places(
     data: st.DataObject, columns: int, rank: int
 ) -> None:
-    rows = np.random.default_rng(columns).integers(0, MODULUS, (rank * DEGREE, columns), dtype=np.uint32)
-    rows[0, 0], rows[1, 0], rows[2, 0], rows[3, 0] = HALF, HALF + 1, MODULUS - 1, 0
+    rows = np.random.default_rng(columns).integers(0, Q31.modulus, (rank * DEGREE, columns), dtype=np.uint32)
+    rows[0, 0], rows[1, 0], rows[2, 0], rows[3, 0] = HALF, HALF + 1, Q31.modulus - 1, 0
     packed = np.full((-(-columns // LANES), rank, DEGREE, LANES), 99, np.int32)
     cuts = sorted(data.draw(st.sets(st.integers(1, rank * DEGREE - 1), max_size=6)))
     pieces = list(zip([0, *cuts], [*cuts, rank * DEGREE], strict=True))
     for start, stop in data.draw(st.permutations(pieces)):
-        pack_rows(rows[start:stop], packed, start)
+        pack_rows(rows[start:stop], packed, start, Q31)
     assert np.array_equal(unpacked(packed, columns), centred(rows.astype(np.int64)))
     assert not unpacked(packed, packed.shape[0] * LANES)[:, columns:].any()
 
 
 def test_rows_are_packed_into_a_file_that_is_mapped(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).integers(0, MODULUS, (DEGREE, 50), dtype=np.uint32)
+    rows = np.random.default_rng(0).integers(0, Q31.modulus, (DEGREE, 50), dtype=np.uint32)
     shape = packed_shape(TOY, 50)
     mapped = np.memmap(tmp_path / "hint", np.int32, "w+", shape=shape)
-    pack_rows(rows[:100], mapped, 0)
-    pack_rows(rows[100:], mapped, 100)
+    pack_rows(rows[:100], mapped, 0, Q31)
+    pack_rows(rows[100:], mapped, 100, Q31)
     mapped.flush()
     again = np.memmap(tmp_path / "hint", np.int32, "r", shape=shape)
     assert np.array_equal(unpacked(again, 50), centred(rows.astype(np.int64)))
@@ -85,12 +85,12 @@ def test_rows_are_packed_into_a_file_that_is_mapped(tmp_path: Path) -> None:
 def test_rows_that_do_not_fit_are_refused(shape: tuple, columns: int, first: int, count: int) -> None:
     packed = np.zeros(shape, np.int32)
     with pytest.raises(ValueError, match="rows"):
-        pack_rows(np.ones((count, columns), np.uint32), packed, first)
+        pack_rows(np.ones((count, columns), np.uint32), packed, first, Q31)
     assert not packed.any()
 
 
 def test_every_width_is_served_by_a_prefix_of_one_matrix() -> None:
-    expected = centred(expand(PUBLIC_SEED, 0, TOY.dimension, 200).astype(np.int64))
+    expected = centred(expand(PUBLIC_SEED, 0, TOY.dimension, 200, Q31).astype(np.int64))
     public = PublicMatrix(TOY, PUBLIC_SEED)
     for columns in (1, 40, 33, 200, 16, 200):
         packed = public.packed(columns)
@@ -102,7 +102,7 @@ def test_every_width_is_served_by_a_prefix_of_one_matrix() -> None:
 @pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536])
 def test_the_packed_matrix_is_what_a_worker_expands(parameters) -> None:  # type: ignore[no-untyped-def]
     packed = PublicMatrix(parameters, PUBLIC_SEED).packed(20)
-    whole = hint_request(PUBLIC_SEED, product(20), 0, parameters.dimension)
+    whole = hint_request(Q31, PUBLIC_SEED, product(20), 0, parameters.dimension)
     assert np.array_equal(unpacked(packed, 20), centred(whole.residues.astype(np.int64)))
 
 
@@ -116,16 +116,16 @@ def test_a_seed_of_the_wrong_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         PublicMatrix(TOY, bytes(length))
     with pytest.raises(ValueError, match="32 bytes"):
-        hint_request(bytes(length), product(4), 0, 1)
+        hint_request(Q31, bytes(length), product(4), 0, 1)
 
 
 def test_a_request_carries_the_seed_and_the_rows_that_it_expands_to() -> None:
     which = product(30)
-    share = hint_request(PUBLIC_SEED, which, 700, 20)
+    share = hint_request(Q31, PUBLIC_SEED, which, 700, 20)
     assert share.recipient == 0 and share.seed is not None
     assert share.seed.key == PUBLIC_SEED and share.seed.row_offset == 700
     assert np.array_equal(share.residues, share.seed.expand(20, 30))
-    assert np.array_equal(share.residues, expand(PUBLIC_SEED, 0, 720, 30)[700:])
+    assert np.array_equal(share.residues, expand(PUBLIC_SEED, 0, 720, 30, Q31)[700:])
 
 
 @pytest.mark.parametrize("forward", [True, False])
@@ -134,8 +134,8 @@ def test_a_hint_is_the_transform_of_a_times_m(forward: bool) -> None:
     worker, which = Worker(integers), product(14) if forward else backward(9)
     matrix = integers.T if forward else integers
     # A in coefficients, from its transform, then times M in the ring, then transformed again.
-    a = interpolate(expand(PUBLIC_SEED, 0, DEGREE, matrix.shape[0]))
-    expected = evaluate(a @ matrix.astype(object) % MODULUS)
+    a = interpolate(expand(PUBLIC_SEED, 0, DEGREE, matrix.shape[0], Q31))
+    expected = evaluate(a @ matrix.astype(object) % Q31.modulus)
     assert np.array_equal(unpacked(worker.hint(TOY, which), matrix.shape[1]), centred(expected))
 
 
@@ -143,19 +143,23 @@ def test_a_hint_is_the_transform_of_a_times_m(forward: bool) -> None:
 def test_a_combination_of_features_is_a_times_v(columns: int) -> None:
     generator = np.random.default_rng(columns)
     packed = PublicMatrix(MLWE1280, PUBLIC_SEED).packed(64)  # wider than v
-    for v in (generator.integers(0, MODULUS, columns), np.full(columns, MODULUS - 1), np.zeros(columns, int)):
-        combination = pack_combination(packed, v.astype(np.uint32))
+    for v in (
+        generator.integers(0, Q31.modulus, columns),
+        np.full(columns, Q31.modulus - 1),
+        np.zeros(columns, int),
+    ):
+        combination = pack_combination(packed, v.astype(np.uint32), Q31)
         assert combination.shape == packed_shape(MLWE1280, 1) and not combination[..., 1:].any()
         wanted = unpacked(packed, columns).astype(object) @ v.astype(object)
-        assert np.array_equal(unpacked(combination, 1)[:, 0], centred(wanted % MODULUS))
+        assert np.array_equal(unpacked(combination, 1)[:, 0], centred(wanted % Q31.modulus))
 
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_the_largest_sums_of_a_combination_do_not_overflow(sign: int) -> None:
     packed = np.broadcast_to(np.full((1, 1, DEGREE, LANES), sign * HALF, np.int32), (4096, 1, DEGREE, LANES))
-    for word in (0x7FFDFFFF, MODULUS - 1):  # of residues, those with the largest low and high half
+    for word in (0x7FFDFFFF, Q31.modulus - 1):  # of residues, those with the largest low and high half
         v = np.full(MOST_COLUMNS, word, np.uint32)
-        wanted = (sign * HALF * word * MOST_COLUMNS) % MODULUS
-        assert (unpacked(pack_combination(packed, v), 1) % MODULUS == wanted).all()
+        wanted = (sign * HALF * word * MOST_COLUMNS) % Q31.modulus
+        assert (unpacked(pack_combination(packed, v, Q31), 1) % Q31.modulus == wanted).all()
     with pytest.raises(ValueError, match="overflow"):
-        pack_combination(packed, np.zeros(MOST_COLUMNS + 1, np.uint32))
+        pack_combination(packed, np.zeros(MOST_COLUMNS + 1, np.uint32), Q31)

@@ -15,14 +15,14 @@ from blindtune.protocol.lattice.parameters import (
     MLWE1536,
     LatticeParameters,
 )
-from blindtune.protocol.parameters import MODULUS, PARAMETER_SETS, Q31
+from blindtune.protocol.parameters import PARAMETER_SETS, Q31
 
 SETS = list(LATTICE_PARAMETER_SETS.values())
 
 
 def core_svp(parameters: LatticeParameters) -> float:
     """Block size that the primal attack needs (Alkim, Ducas, Pöppelmann, Schwabe 2016), any samples."""
-    n, q, deviation = parameters.dimension, MODULUS, sqrt(parameters.eta / 2)
+    n, q, deviation = parameters.dimension, Q31.modulus, sqrt(parameters.eta / 2)
     for b in range(50, 2000):
         delta = ((pi * b) ** (1 / b) * b / (2 * pi * e)) ** (1 / (2 * (b - 1)))
         for m in range(n // 2, 3 * n, 16):
@@ -58,12 +58,12 @@ def test_rank_4_and_eta_2_are_weaker_than_what_is_offered() -> None:
 def test_workers_need_nothing_but_the_modulus(parameters: LatticeParameters) -> None:
     assert parameters.residues is Q31
     assert parameters.dimension == 256 * parameters.rank == DEGREE * parameters.rank
-    assert (MODULUS - 1) % (2 * DEGREE) == 0
+    assert (Q31.modulus - 1) % (2 * DEGREE) == 0
 
 
 def test_the_largest_rank_still_fits_the_accumulator_and_its_reduction() -> None:
     assert MAX_RANK * HALF**2 < 2**63
-    assert MAX_RANK * HALF**2 < 2**32 * MODULUS
+    assert MAX_RANK * HALF**2 < 2**32 * Q31.modulus
     assert log2(HALF) < 30
 
 

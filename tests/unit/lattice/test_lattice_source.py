@@ -31,9 +31,9 @@ from blindtune.protocol.lattice.noisy import largest_budget, noisy_dots_fit
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
-from blindtune.protocol.verification import VECTORS, CheckVectors
+from blindtune.protocol.verification import CheckVectors
 
 SETS = pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536, TOY], ids=lambda x: x.name)
 
@@ -89,7 +89,7 @@ def test_the_masked_operand_is_the_operand_and_a_s_and_e(parameters: LatticePara
     x = operand_of(300, 18, size=HALF)
     share = source.mask(x, which).shares[0]
     masks = np.concatenate([block_of_masks(parameters, which, secret) for secret in randomness.drawn])
-    assert np.array_equal(share.residues, (x + masks[:300].astype(np.int64)) % MODULUS)
+    assert np.array_equal(share.residues, (x + masks[:300].astype(np.int64)) % Q31.modulus)
 
 
 @pytest.mark.parametrize("outputs", [1, 16, 23, 300])
@@ -188,10 +188,10 @@ def test_the_noise_bound_is_reached_by_the_worst_noise_and_no_more() -> None:
     factors = rng.integers(-HALF, HALF + 1, (1, 5, DEGREE)).astype(np.int32)
     runs, nothing = np.array([[0, 7, 2]]), np.empty((0, 0), np.uint32)
     sent, out = np.empty((2, 48), np.uint32), np.empty((2, 16), np.int32)
-    mask_rows(PublicMatrix(MLWE1280, PUBLIC_SEED).packed(48), factors, runs, sent, nothing)
-    add_operand(x, e, sent)
+    mask_rows(PublicMatrix(MLWE1280, PUBLIC_SEED).packed(48), factors, runs, Q31, sent, nothing)
+    add_operand(x, e, Q31, sent)
     hint = worker.hint(MLWE1280, which)
-    unmask_rows(hint, factors, runs, worker.multiply(which, sent), out, nothing)
+    unmask_rows(hint, factors, runs, Q31, worker.multiply(which, sent), out, nothing)
     error = out - x.astype(np.int64) @ integers.T
     assert error[0, worst] == bound and error[1, worst] == -bound
     assert np.abs(error).max() == bound
@@ -241,7 +241,7 @@ def test_one_operator_gets_one_share_without_a_seed() -> None:
     (share,) = masked.shares
     assert isinstance(share, Share) and share.recipient == 0 and share.seed is None
     assert share.residues.shape == (7, 20) and share.residues.dtype == np.uint32
-    assert share.residues.flags.c_contiguous and share.residues.max() < MODULUS
+    assert share.residues.flags.c_contiguous and share.residues.max() < Q31.modulus
 
 
 def test_masking_leaves_the_operand_as_it_was_and_needs_no_write_access() -> None:
@@ -257,9 +257,9 @@ def test_masking_leaves_the_operand_as_it_was_and_needs_no_write_access() -> Non
 def assert_uniform(residues: np.ndarray) -> None:
     """Chi-square of the high byte, of the lowest byte, and of differences of neighbours."""
     wide = residues.astype(np.int64)
-    high = wide * 256 // MODULUS
-    across = (wide[:, 1:] - wide[:, :-1]) % MODULUS * 256 // MODULUS
-    down = (wide[1:] - wide[:-1]) % MODULUS * 256 // MODULUS
+    high = wide * 256 // Q31.modulus
+    across = (wide[:, 1:] - wide[:, :-1]) % Q31.modulus * 256 // Q31.modulus
+    down = (wide[1:] - wide[:-1]) % Q31.modulus * 256 // Q31.modulus
     for part in (high, wide & 255, across, down):
         counts = np.bincount(part.ravel(), minlength=256)
         statistic = ((counts - part.size / 256) ** 2).sum() * 256 / part.size
@@ -282,7 +282,7 @@ def test_whoever_knows_a_still_sees_two_blocks_differ_uniformly() -> None:
     source = LatticeSource(MLWE1280, PUBLIC_SEED, lambda _: hint, KnownRandomness())
     zero = np.zeros((2 * DEGREE, 300), np.int32)
     sent = source.mask(zero, which).shares[0].residues.astype(np.int64)
-    assert_uniform((sent[:DEGREE] - sent[DEGREE:]) % MODULUS)
+    assert_uniform((sent[:DEGREE] - sent[DEGREE:]) % Q31.modulus)
 
 
 # Secrets.
@@ -472,8 +472,10 @@ def test_rows_of_an_operand_that_is_not_finite_are_not_drawn_again() -> None:
 
 def vectors_of(columns: int, seed: int = 0) -> np.ndarray:
     """A verification vector with every extreme among its words."""
-    v = np.random.default_rng(seed).integers(0, MODULUS, columns, dtype=np.uint32)
-    v[:: max(1, columns // 7)] = np.resize([MODULUS - 1, 0, HALF, HALF + 1], len(v[:: max(1, columns // 7)]))
+    v = np.random.default_rng(seed).integers(0, Q31.modulus, columns, dtype=np.uint32)
+    v[:: max(1, columns // 7)] = np.resize(
+        [Q31.modulus - 1, 0, HALF, HALF + 1], len(v[:: max(1, columns // 7)])
+    )
     return v
 
 
@@ -481,7 +483,7 @@ def assert_expected(masked: MaskedOperand, v: np.ndarray) -> None:
     (share,) = masked.shares
     assert share.expected is not None and not share.expected.flags.writeable
     assert share.expected.tolist() == [
-        sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % MODULUS for row in share.residues
+        sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % Q31.modulus for row in share.residues
     ]
 
 
@@ -511,13 +513,13 @@ def test_what_is_expected_is_the_dot_product_of_what_is_sent(
 def test_what_is_expected_is_exact_up_to_the_largest_budget_for_it(columns: int, sign: int) -> None:
     which = product(columns)
     source, _ = source_for(MLWE1280, Worker(matrix_of(3, columns)), which)
-    low, high = 1, largest_budget(21)
-    assert noisy_dots_fit(low, 21, columns) and not noisy_dots_fit(high, 21, columns)
+    low, high = 1, largest_budget(21, Q31)
+    assert noisy_dots_fit(low, 21, columns, Q31) and not noisy_dots_fit(high, 21, columns, Q31)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (middle, high) if noisy_dots_fit(middle, 21, columns) else (low, middle)
+        low, high = (middle, high) if noisy_dots_fit(middle, 21, columns, Q31) else (low, middle)
     x = np.full((DEGREE, columns), sign, np.float32)
-    v = np.full(columns, MODULUS - 1, np.uint32)
+    v = np.full(columns, Q31.modulus - 1, np.uint32)
     integers, _ = quantize_rows(x, low)
     # The vector points along the rows, so that there is hardly a larger product.
     assert abs(int(integers[0].astype(object) @ v.astype(object))) > 0.999 * 2**63
@@ -542,9 +544,9 @@ def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
     integers, which = matrix_of(20, 33), product(33)
     worker = Worker(integers)
     source, _ = source_for(MLWE1280, worker, which)
-    s = np.random.default_rng(0).integers(0, MODULUS, (VECTORS, 20), dtype=np.uint32)
-    v = (s.astype(object) @ integers.astype(object)) % MODULUS
-    check = CheckVectors(s, np.ascontiguousarray(v.astype(np.uint32)))
+    s = np.random.default_rng(0).integers(0, Q31.modulus, (Q31.hint_vectors, 20), dtype=np.uint32)
+    v = (s.astype(object) @ integers.astype(object)) % Q31.modulus
+    check = CheckVectors(s, np.ascontiguousarray(v.astype(np.uint32)), Q31)
     x = np.random.default_rng(1).standard_normal((600, 33)).astype(np.float32)
     (share,) = source.hide(x, which, 1 << 40, None, check.v[0])[0].shares
     answer = worker.multiply(which, share.residues)
@@ -552,7 +554,7 @@ def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
     check.verify_expected(share.expected, answer)
     for row in (0, 255, 256, 511, 599):
         wrong = answer.copy()
-        wrong[row, row % 20] = (int(wrong[row, row % 20]) + 1) % MODULUS
+        wrong[row, row % 20] = (int(wrong[row, row % 20]) + 1) % Q31.modulus
         with pytest.raises(VerificationError, match=f"row {row} of 600"):
             check.verify_expected(share.expected, wrong)
 

@@ -13,12 +13,12 @@ from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import backward_products, forward_products
 
 CPU = torch.device("cpu")
-HALF = (MODULUS - 1) // 2
-METHOD = TritonInt8Product(CPU)
+HALF = (Q31.modulus - 1) // 2
+METHOD = TritonInt8Product(Q31, CPU)
 KEY = np.random.default_rng(1).bytes(32)
 
 
@@ -32,7 +32,7 @@ def check_split() -> None:
     edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
     centred = np.array([e + d for e in edges for d in range(-130, 131) if abs(e + d) <= HALF], np.int64)
     centred = np.stack([centred, centred[::-1], np.roll(centred, 7)])[:, :-3]
-    limbs, rows = METHOD.prepare((centred % MODULUS).astype(np.uint32))
+    limbs, rows = METHOD.prepare((centred % Q31.modulus).astype(np.uint32))
     digits = limbs.numpy().astype(np.int64).reshape(4, 8, -1)
     assert rows == 3 and not digits[:, 3:].any() and not digits[:, :, centred.shape[1] :].any()
     sums = sum(digits[k, :3, : centred.shape[1]] << (8 * k) for k in range(4))
@@ -42,7 +42,9 @@ def check_split() -> None:
 def check_recombination() -> None:
     """Sums near multiples of q, and the largest and smallest that there can be, are reduced exactly."""
     generator = np.random.default_rng(2)
-    near = generator.integers(-(2**21) + 8, 2**21 - 8, 3000) * MODULUS + generator.integers(-300, 301, 3000)
+    near = generator.integers(-(2**21) + 8, 2**21 - 8, 3000) * Q31.modulus + generator.integers(
+        -300, 301, 3000
+    )
     sums = np.empty((4, 3, 1000), np.int64)
     rest = near.reshape(3, 1000)
     for k in range(3):
@@ -51,12 +53,12 @@ def check_recombination() -> None:
     sums[3] = rest
     extreme = 128 * 127 * 32768
     sums[:, 0, :8] = [[extreme, -extreme] * 4, [extreme] * 8, [-extreme] * 8, [extreme, -extreme] * 4]
-    expected = sum(sums[k] << (8 * k) for k in range(4)) % MODULUS
+    expected = sum(sums[k] << (8 * k) for k in range(4)) % Q31.modulus
     padded = np.zeros((4, 8, 1008), np.int32)
     padded[:, :3, :1000] = sums
     out = torch.full((3, 1000), -1, dtype=torch.int32)
     cuda_product._recombine[(3, 1)](
-        torch.from_numpy(padded).reshape(32, 1008), out, 1000, 1008, 8 * 1008, MODULUS, 1024
+        torch.from_numpy(padded).reshape(32, 1008), out, 1000, 1008, 8 * 1008, Q31.modulus, 1024
     )
     assert np.array_equal(out.numpy(), expected)
 
@@ -73,7 +75,7 @@ def check_expansion() -> None:
         (1, 5, 17, 2_000_003),
         (1, 512, 3, 15),
     ):
-        operand = SeededRows(Seed(KEY, row), rows, columns, first)
+        operand = SeededRows(Seed(KEY, Q31, row), rows, columns, first)
         limbs, counted = METHOD.expand(operand)
         expected, _ = METHOD.prepare(operand.residues())
         assert counted == rows and torch.equal(limbs, expected), (rows, columns, row, first)
@@ -99,9 +101,9 @@ def check_products() -> None:
         (forward_products(["a", "b"], 40)[0], stack.T),
         (backward_products([("a", 21), ("b", 10)])[0], stack),
     ):
-        operand = SeededRows(Seed(KEY, 2**35 + 1), 3, product.contraction)
-        expected = (operand.residues().astype(object) @ matrix.astype(object)) % MODULUS
-        assert np.array_equal(held.multiply(product, operand), expected)
+        operand = SeededRows(Seed(KEY, Q31, 2**35 + 1), 3, product.contraction)
+        expected = (operand.residues().astype(object) @ matrix.astype(object)) % Q31.modulus
+        assert np.array_equal(held.multiply(product, operand, Q31), expected)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.operands import SeededRows
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import backward_products, forward_products
 
 KEY = bytes(range(32))
@@ -42,11 +43,11 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from blindtune.protocol.multiplication import cuda_product
 from blindtune.protocol.multiplication.cuda_expansion import LANES
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 integers = dict.fromkeys(["rows", "columns", "first", "padded", "plane"], "i32")
 pointers = {"seed": "*i32", "x": "*i32", "sums": "*i32", "out": "*i32", "limbs": "*i8"}
-constants = {"MODULUS": MODULUS, "BLOCK": 1024, "LANES": LANES}
+constants = {"Q31.modulus": Q31.modulus, "BLOCK": 1024, "LANES": LANES}
 for kernel, warps in ((cuda_product._split, 4), (cuda_product._expand, 1), (cuda_product._recombine, 4)):
     signature = {n: "constexpr" if n in constants else (integers | pointers)[n] for n in kernel.arg_names}
     source = ASTSource(kernel, signature, {n: v for n, v in constants.items() if n in signature})
@@ -70,14 +71,14 @@ def test_the_kernels_compile_for_gpus_that_are_not_there(capability: int, tmp_pa
 def method() -> Iterator[Method]:
     from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
-    yield TritonInt8Product(torch.device("cuda"))
+    yield TritonInt8Product(Q31, torch.device("cuda"))
 
 
 @pytest.mark.cuda
 @NEEDS_GPU
 def test_on_a_gpu_the_fused_product_and_its_expansion_are_chosen_without_a_word() -> None:
     said: list[str] = []
-    chosen = exact_method([64, 576, 2053, 8192], "cuda", said.append)
+    chosen = exact_method([64, 576, 2053, 8192], Q31, "cuda", said.append)
     assert chosen.name == "int8-triton" and chosen.expand is not None and not said
 
 
@@ -98,7 +99,7 @@ def test_on_a_gpu_limbs_of_a_seed_are_those_of_its_expansion(
     method: Method, row: int, rows: int, columns: int, first: int
 ) -> None:
     assert method.expand is not None
-    operand = SeededRows(Seed(KEY, row), rows, columns, first)
+    operand = SeededRows(Seed(KEY, Q31, row), rows, columns, first)
     limbs, counted = method.expand(operand)
     expected, _ = method.prepare(operand.residues())
     assert counted == rows and torch.equal(limbs, expected)
@@ -118,11 +119,11 @@ def test_on_a_gpu_seeds_are_multiplied_as_their_expansion_by_threads_at_once(met
         backward_products([(name, len(layer)) for name, layer in layers.items()])[0],
     ]
     operands = [
-        (product, SeededRows(Seed(KEY, row), rows, product.contraction))
+        (product, SeededRows(Seed(KEY, Q31, row), rows, product.contraction))
         for product in products
         for row, rows in ((74_100, 100), (2**33 - 600, 1500), (2**50, 1))
     ]
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(lambda asked: held.multiply(*asked), operands))
+        results = list(pool.map(lambda asked: held.multiply(*asked, Q31), operands))
     for (product, operand), result in zip(operands, results, strict=True):
-        assert np.array_equal(result, held.multiply(product, operand.residues()))
+        assert np.array_equal(result, held.multiply(product, operand.residues(), Q31))

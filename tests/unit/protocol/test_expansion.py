@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand, expand_into
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 WORD = 0x7FFFFFFF
 
@@ -26,7 +26,7 @@ def stream_words(key: bytes, row: int, stream: int, block: int) -> list[int]:
 def streams_until_accepted(key: bytes, row: int, column: int) -> list[int]:
     """The words that the definition draws for one element: the last is the element."""
     words: list[int] = []
-    while not words or words[-1] >= MODULUS:
+    while not words or words[-1] >= Q31.modulus:
         words.append(stream_words(key, row, len(words), column // 16)[column % 16])
     return words
 
@@ -34,14 +34,15 @@ def streams_until_accepted(key: bytes, row: int, column: int) -> list[int]:
 def expand_by_definition(key: bytes, row: int, columns: int) -> list[int]:
     first = [w for block in range(-(-columns // 16)) for w in stream_words(key, row, 0, block)][:columns]
     return [
-        word if word < MODULUS else streams_until_accepted(key, row, i)[-1] for i, word in enumerate(first)
+        word if word < Q31.modulus else streams_until_accepted(key, row, i)[-1]
+        for i, word in enumerate(first)
     ]
 
 
 def test_rows_are_expanded_where_they_lie_and_nothing_beside_them_is_touched() -> None:
     whole = np.full((5, 300), 7, np.uint32)
-    expand_into(whole[1:4], COUNTING_KEY, 1 << 40)
-    assert np.array_equal(whole[1:4], expand(COUNTING_KEY, 1 << 40, 3, 300))
+    expand_into(whole[1:4], COUNTING_KEY, 1 << 40, Q31)
+    assert np.array_equal(whole[1:4], expand(COUNTING_KEY, 1 << 40, 3, 300, Q31))
     assert np.all(whole[[0, 4]] == 7)
 
 
@@ -49,9 +50,9 @@ def test_rows_are_expanded_where_they_lie_and_nothing_beside_them_is_touched() -
 def test_expand_gives_the_keystream_of_rfc_8439(vector: tuple[str, bytes, int, str, str]) -> None:
     _, key, counter, nonce, keystream = vector
     expected = np.frombuffer(bytes.fromhex(keystream), "<u4") & WORD
-    assert np.all(expected < MODULUS)
+    assert np.all(expected < Q31.modulus)
     row = int.from_bytes(bytes.fromhex(nonce)[4:], "little")
-    expanded = expand(key, row, 1, 16 * counter + expected.size)
+    expanded = expand(key, row, 1, 16 * counter + expected.size, Q31)
     assert expanded.dtype == np.uint32
     assert np.array_equal(expanded[0, 16 * counter :], expected)
 
@@ -60,10 +61,10 @@ def test_rows_with_rejected_words_follow_the_definition_element_by_element() -> 
     columns, found = 64, []
     for row in range(2000):
         first = [w for block in range(columns // 16) for w in stream_words(COUNTING_KEY, row, 0, block)]
-        if max(first) >= MODULUS:
+        if max(first) >= Q31.modulus:
             found.append(row)
             expected = expand_by_definition(COUNTING_KEY, row, columns)
-            assert expand(COUNTING_KEY, row, 1, columns)[0].tolist() == expected
+            assert expand(COUNTING_KEY, row, 1, columns, Q31)[0].tolist() == expected
             assert expected != first
         if len(found) == 3:
             return
@@ -74,34 +75,34 @@ def test_rows_with_rejected_words_follow_the_definition_element_by_element() -> 
 def test_an_element_rejected_twice_comes_from_the_third_stream(row: int, column: int) -> None:
     # Two of about 3e8 elements each; found by searching the rows of this key.
     words = streams_until_accepted(COUNTING_KEY, row, column)
-    assert len(words) == 3 and min(words[:2]) >= MODULUS > words[2]
-    assert expand(COUNTING_KEY, row, 1, column + 1)[0, column] == words[2]
-    assert expand(COUNTING_KEY, row - 1, 3, 4096)[1, column] == words[2]
+    assert len(words) == 3 and min(words[:2]) >= Q31.modulus > words[2]
+    assert expand(COUNTING_KEY, row, 1, column + 1, Q31)[0, column] == words[2]
+    assert expand(COUNTING_KEY, row - 1, 3, 4096, Q31)[1, column] == words[2]
 
 
 def test_every_expanded_word_is_a_residue() -> None:
     # 4e6 words, of which about 180 are drawn again.
-    block = expand(COUNTING_KEY, 74000, 1000, 4096)
-    assert int(block.max()) < MODULUS
+    block = expand(COUNTING_KEY, 74000, 1000, 4096, Q31)
+    assert int(block.max()) < Q31.modulus
 
 
 def test_a_word_equal_to_q_is_rejected_and_q_minus_1_is_kept() -> None:
     # One word of 2^31 each; found by searching the rows of this key.
     rejected, kept = (244, 777_266), (6967, 744_892)
-    assert stream_words(COUNTING_KEY, rejected[0], 0, rejected[1] // 16)[rejected[1] % 16] == MODULUS
-    assert stream_words(COUNTING_KEY, kept[0], 0, kept[1] // 16)[kept[1] % 16] == MODULUS - 1
+    assert stream_words(COUNTING_KEY, rejected[0], 0, rejected[1] // 16)[rejected[1] % 16] == Q31.modulus
+    assert stream_words(COUNTING_KEY, kept[0], 0, kept[1] // 16)[kept[1] % 16] == Q31.modulus - 1
     again = streams_until_accepted(COUNTING_KEY, *rejected)[-1]
-    assert expand(COUNTING_KEY, rejected[0], 1, rejected[1] + 1)[0, -1] == again
-    assert expand(COUNTING_KEY, kept[0], 1, kept[1] + 1)[0, -1] == MODULUS - 1
+    assert expand(COUNTING_KEY, rejected[0], 1, rejected[1] + 1, Q31)[0, -1] == again
+    assert expand(COUNTING_KEY, kept[0], 1, kept[1] + 1, Q31)[0, -1] == Q31.modulus - 1
 
 
 def test_no_word_below_q_is_changed() -> None:
     columns = 4096
-    expanded = expand(COUNTING_KEY, 0, 300, columns)
+    expanded = expand(COUNTING_KEY, 0, 300, columns, Q31)
     for row in range(300):
         words = library_stream(COUNTING_KEY, 0, bytes(4) + row.to_bytes(8, "little"), columns) & WORD
         changed = np.flatnonzero(expanded[row] != words)
-        assert np.array_equal(changed, np.flatnonzero(words >= MODULUS))
+        assert np.array_equal(changed, np.flatnonzero(words >= Q31.modulus))
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -111,7 +112,7 @@ def test_no_word_below_q_is_changed() -> None:
     columns=st.integers(1, 40),
 )
 def test_any_key_and_row_follow_the_definition(key: bytes, row: int, columns: int) -> None:
-    assert expand(key, row, 1, columns)[0].tolist() == expand_by_definition(key, row, columns)
+    assert expand(key, row, 1, columns, Q31)[0].tolist() == expand_by_definition(key, row, columns)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -119,54 +120,54 @@ def test_any_key_and_row_follow_the_definition(key: bytes, row: int, columns: in
 def test_a_block_of_rows_and_columns_equals_the_slice_of_the_whole(data: st.DataObject) -> None:
     rows, columns = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 200))
     offset = data.draw(st.integers(0, 1 << 62))
-    whole = expand(COUNTING_KEY, offset, rows, columns)
+    whole = expand(COUNTING_KEY, offset, rows, columns, Q31)
     start = data.draw(st.integers(0, rows - 1))
     stop = data.draw(st.integers(start + 1, rows))
     prefix = data.draw(st.integers(1, columns))
-    block = expand(COUNTING_KEY, offset + start, stop - start, prefix)
+    block = expand(COUNTING_KEY, offset + start, stop - start, prefix, Q31)
     assert np.array_equal(block, whole[start:stop, :prefix])
-    assert np.array_equal(Seed(COUNTING_KEY, offset + start).expand(stop - start, prefix), block)
+    assert np.array_equal(Seed(COUNTING_KEY, Q31, offset + start).expand(stop - start, prefix), block)
 
 
 def test_expansion_in_threads_equals_row_by_row_expansion() -> None:
     rows, columns = 257, 1024  # Enough elements that the rows are shared out over threads.
-    whole = expand(COUNTING_KEY, 5, rows, columns)
+    whole = expand(COUNTING_KEY, 5, rows, columns, Q31)
     for row in range(rows):
-        assert np.array_equal(whole[row], expand(COUNTING_KEY, 5 + row, 1, columns)[0])
+        assert np.array_equal(whole[row], expand(COUNTING_KEY, 5 + row, 1, columns, Q31)[0])
 
 
 def test_a_column_prefix_that_ends_at_a_rejected_word_is_the_same_prefix() -> None:
-    whole = expand(COUNTING_KEY, 74133, 1, 4096)
+    whole = expand(COUNTING_KEY, 74133, 1, 4096, Q31)
     for columns in (667, 668, 669, 670, 4095):
-        assert np.array_equal(expand(COUNTING_KEY, 74133, 1, columns), whole[:, :columns])
+        assert np.array_equal(expand(COUNTING_KEY, 74133, 1, columns, Q31), whole[:, :columns])
 
 
 def test_rows_keys_and_distant_offsets_give_unrelated_words() -> None:
     # A nonce that dropped high bytes of the row would repeat a row at a power of 256.
     rows = [0, 1, *(1 << (8 * i) for i in range(1, 8)), (1 << 63) - 1]
-    drawn = {expand(COUNTING_KEY, row, 1, 8).tobytes() for row in rows}
+    drawn = {expand(COUNTING_KEY, row, 1, 8, Q31).tobytes() for row in rows}
     for i in range(32):
         key = bytearray(COUNTING_KEY)
         key[i] ^= 1
-        drawn.add(expand(bytes(key), 0, 1, 8).tobytes())
+        drawn.add(expand(bytes(key), 0, 1, 8, Q31).tobytes())
     assert len(drawn) == len(rows) + 32
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(0, 5), (5, 0), (0, 0)])
 def test_an_empty_block_expands_to_an_empty_matrix(rows: int, columns: int) -> None:
-    assert expand(COUNTING_KEY, 0, rows, columns).shape == (rows, columns)
+    assert expand(COUNTING_KEY, 0, rows, columns, Q31).shape == (rows, columns)
 
 
 @pytest.mark.parametrize("length", [0, 16, 31, 33])
 def test_a_seed_of_another_key_length_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match=f"not {length}"):
-        Seed(bytes(length))
+        Seed(bytes(length), Q31)
 
 
 @pytest.mark.parametrize("offset", [-1, 1 << 63])
 def test_a_seed_with_a_row_offset_outside_63_bits_is_refused(offset: int) -> None:
     with pytest.raises(ValueError, match="row offset"):
-        Seed(COUNTING_KEY, offset)
+        Seed(COUNTING_KEY, Q31, offset)
 
 
 def hkdf_expand(secret: bytes, info: bytes, length: int) -> bytes:

@@ -9,10 +9,10 @@ from chacha20_reference import library_stream
 
 from blindtune.protocol.multiplication import exactness
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.expansion_probes import PROBES
+from blindtune.protocol.multiplication.expansion_probes import probes
 from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 
 WORD = 0x7FFFFFFF
 
@@ -37,7 +37,7 @@ def words(
 
 
 def drawn(
-    rows: SeededRows, bound: int = MODULUS, streams: tuple[int, ...] = (0, 1, 2), **how: object
+    rows: SeededRows, bound: int = Q31.modulus, streams: tuple[int, ...] = (0, 1, 2), **how: object
 ) -> np.ndarray:
     """For each element the first word below a bound, or the last one drawn."""
     found = words(rows, streams[0], **how)  # type: ignore[arg-type]
@@ -55,8 +55,8 @@ WRONG: dict[str, Callable[[SeededRows], np.ndarray]] = {
     "draws again only once": lambda rows: drawn(rows, streams=(0, 1)),
     "skips a stream": lambda rows: drawn(rows, streams=(0, 2, 3)),
     "draws the same stream again": lambda rows: drawn(rows, streams=(0, 1, 1)),
-    "takes q": lambda rows: drawn(rows, bound=MODULUS + 1),
-    "rejects q - 1": lambda rows: drawn(rows, bound=MODULUS - 1),
+    "takes q": lambda rows: drawn(rows, bound=Q31.modulus + 1),
+    "rejects q - 1": lambda rows: drawn(rows, bound=Q31.modulus - 1),
     "forgets the high word of the row": lambda rows: drawn(rows, row_of=lambda a, b: (a + b) & 0xFFFFFFFF),
     "forgets the carry": lambda rows: drawn(rows, row_of=low_word_carries_nowhere),
     "repeats the first row": lambda rows: drawn(rows, row_of=lambda a, b: a),
@@ -80,14 +80,14 @@ class Device(FloatProduct):
     """A method with an expansion of its own."""
 
     def __init__(self, expansion: Callable[[SeededRows], np.ndarray]) -> None:
-        super().__init__(torch.device("cpu"))
+        super().__init__(Q31, torch.device("cpu"))
         self.expand = lambda rows: self.prepare(expansion(rows))
 
 
 def chosen(monkeypatch: pytest.MonkeyPatch, method: Method) -> tuple[Method, list[str]]:
     said: list[str] = []
-    monkeypatch.setattr(exactness, "int8_methods", lambda device: [method])
-    return exact_method([7], "cpu", said.append), said
+    monkeypatch.setattr(exactness, "int8_methods", lambda parameters, device: [method])
+    return exact_method([7], Q31, "cpu", said.append), said
 
 
 def test_a_right_expansion_is_kept_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,12 +127,14 @@ def test_a_lack_of_memory_is_no_wrong_expansion(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_the_probes_hold_the_rare_words_that_they_are_for() -> None:
-    first = [words(rows, 0) for rows in PROBES]
-    assert [int((w >= MODULUS).sum()) > 0 for w in first] == [
+    first = [words(rows, 0) for rows in probes(Q31)]
+    assert [int((w >= Q31.modulus).sum()) > 0 for w in first] == [
         *(True, True, True, False, True, True),
         *(False, False),
     ]
-    assert any((w == MODULUS).any() for w in first)
-    assert any((w == MODULUS - 1).any() for w in first)
-    again = [np.where(w >= MODULUS, words(rows, 1), 0) for w, rows in zip(first, PROBES, strict=True)]
-    assert [bool((w >= MODULUS).any()) for w in again] == [True, True] + 6 * [False]
+    assert any((w == Q31.modulus).any() for w in first)
+    assert any((w == Q31.modulus - 1).any() for w in first)
+    again = [
+        np.where(w >= Q31.modulus, words(rows, 1), 0) for w, rows in zip(first, probes(Q31), strict=True)
+    ]
+    assert [bool((w >= Q31.modulus).any()) for w in again] == [True, True] + 6 * [False]

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 
 from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import _quantize, dequantize_rows, quantize_rows, square_budget
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 
-HALF = (MODULUS - 1) // 2
+HALF = (Q31.modulus - 1) // 2
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149
 """The smallest denormal of float32."""
@@ -90,7 +90,7 @@ def test_the_budget_is_the_largest_that_cauchy_and_schwarz_allow(column: int, no
     assert budget < 1 << 62
 
 
-@pytest.mark.parametrize("noise", [HALF, HALF + 1, MODULUS])
+@pytest.mark.parametrize("noise", [HALF, HALF + 1, Q31.modulus])
 def test_noise_that_fills_the_range_is_refused(noise: int) -> None:
     with pytest.raises(UnsupportedError, match=str(noise)):
         square_budget(Q31, 100, noise)

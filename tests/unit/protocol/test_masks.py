@@ -20,13 +20,13 @@ from blindtune.protocol.masks import MaskedOperand, Share
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import FloatProduct
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.shares.unmasked import UnmaskedSource
 from blindtune.protocol.verification import CheckVectors, check_vectors, secret_vectors
 
-HALF = (MODULUS - 1) // 2
+HALF = (Q31.modulus - 1) // 2
 OPERATORS = pytest.mark.parametrize("operators", [2, 3, 5])
 
 
@@ -39,7 +39,7 @@ class KnownRandomness:
 
     def __call__(self, size: int) -> bytes:
         key = derive_key(self._secret, str(len(self.drawn)))
-        self.drawn.append(expand(key, 0, 1, size // 4 + 1).tobytes()[:size])
+        self.drawn.append(expand(key, 0, 1, size // 4 + 1, Q31).tobytes()[:size])
         return self.drawn[-1]
 
 
@@ -53,7 +53,7 @@ def random_operand(rows: int, columns: int, seed: int = 0) -> np.ndarray:
 
 
 def product_mod_q(operand: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    return ((operand.astype(object) @ matrix.astype(object)) % MODULUS).astype(np.uint32)
+    return ((operand.astype(object) @ matrix.astype(object)) % Q31.modulus).astype(np.uint32)
 
 
 def keys(masked: MaskedOperand) -> list[bytes]:
@@ -86,16 +86,16 @@ def test_shares_multiplied_by_a_worker_from_seeds_equal_the_unmasked_product(
 ) -> None:
     generator = np.random.default_rng(1)
     stored = {"a": generator.integers(-127, 128, (9, 30), dtype=np.int8)}
-    held = Multiplier({"a": torch.from_numpy(stored["a"])}, FloatProduct(torch.device("cpu")))
+    held = Multiplier({"a": torch.from_numpy(stored["a"])}, FloatProduct(Q31, torch.device("cpu")))
     for which, columns in ((forward_products(["a"], 30)[0], 30), (backward_products([("a", 9)])[0], 9)):
         operand = random_operand(rows, columns)
         masked = ShareSource(operators, Q31).mask(operand, which)
         responses = []
         for share in masked.shares:
             received = share.residues if share.seed is None else share.seed.expand(rows, columns)
-            responses.append(held.multiply(which, received))
+            responses.append(held.multiply(which, received, Q31))
         plain = UnmaskedSource(Q31).mask(operand, which)
-        reference = plain.unmask([held.multiply(which, plain.shares[0].residues)])
+        reference = plain.unmask([held.multiply(which, plain.shares[0].residues, Q31)])
         assert np.array_equal(masked.unmask(responses), reference)
 
 
@@ -111,7 +111,7 @@ def test_the_reference_sends_the_operand_itself() -> None:
     source = UnmaskedSource(Q31)
     masked = source.mask(operand, product(10))
     assert source.operators == 0 and len(masked.shares) == 1 and masked.shares[0].seed is None
-    assert np.array_equal(masked.shares[0].residues, operand % np.int64(MODULUS))
+    assert np.array_equal(masked.shares[0].residues, operand % np.int64(Q31.modulus))
 
 
 def test_masks_leave_the_operand_as_it_was() -> None:
@@ -145,7 +145,7 @@ def test_a_shares_residues_are_what_its_seed_expands_to_whole_or_in_blocks_of_ro
     for share in masked.shares[:-1]:
         assert share.seed is not None and share.seed.row_offset == 0
         assert np.array_equal(share.residues, share.seed.expand(40, 6))
-        block = Seed(share.seed.key, 17).expand(5, 6)
+        block = Seed(share.seed.key, Q31, 17).expand(5, 6)
         assert np.array_equal(share.residues[17:22], block)
 
 
@@ -180,8 +180,8 @@ def test_any_other_number_of_responses_than_shares_is_refused(responses: int) ->
 
 def test_the_answer_to_one_share_is_not_accepted_for_another() -> None:
     stored = torch.from_numpy(np.random.default_rng(0).integers(-127, 128, (6, 8), dtype=np.int8))
-    s = secret_vectors(bytes(KEY_BYTES), "layer", Direction.FORWARD, 6)
-    check = CheckVectors(s, check_vectors(stored, s, Direction.FORWARD))
+    s = secret_vectors(bytes(KEY_BYTES), "layer", Direction.FORWARD, 6, Q31)
+    check = CheckVectors(s, check_vectors(stored, s, Direction.FORWARD, Q31), Q31)
     shares = ShareSource(3, Q31).mask(random_operand(4, 8), product(8)).shares
     answers = [product_mod_q(share.residues, stored.numpy().T) for share in shares]
     for i, j in itertools.product(range(3), repeat=2):
@@ -202,7 +202,7 @@ def test_seeds_do_not_depend_on_the_operand_and_the_last_share_is_operand_plus_m
         masked = ShareSource(operators, Q31, KnownRandomness()).mask(operand, product(8))
         *seeded, last = masked.shares
         total = sum(share.residues.astype(object) for share in seeded)
-        assert np.array_equal((last.residues - total) % MODULUS, operand % np.int64(MODULUS))
+        assert np.array_equal((last.residues - total) % Q31.modulus, operand % np.int64(Q31.modulus))
         drawn = ([share.seed for share in seeded], [share.residues.tobytes() for share in seeded])
         assert masks is None or drawn == masks
         masks = drawn
@@ -218,15 +218,15 @@ def chi_square(words: np.ndarray, bins: np.ndarray) -> float:
 
 def assert_uniform(words: np.ndarray) -> None:
     assert words.size >= 256 * 100
-    assert abs(chi_square(words, words.astype(np.int64) * 256 // MODULUS)) < 4.5
+    assert abs(chi_square(words, words.astype(np.int64) * 256 // Q31.modulus)) < 4.5
     assert abs(chi_square(words, words & 0xFF)) < 4.5
     # Neighbours are independent: their differences are uniform too.
-    differences = (words.astype(np.int64)[:, 1:] - words[:, :-1]) % MODULUS
-    assert abs(chi_square(differences, differences * 256 // MODULUS)) < 4.5
+    differences = (words.astype(np.int64)[:, 1:] - words[:, :-1]) % Q31.modulus
+    assert abs(chi_square(differences, differences * 256 // Q31.modulus)) < 4.5
 
 
 def test_the_measure_of_uniformity_notices_constants_small_values_and_single_digits() -> None:
-    uniform = expand(bytes(range(32)), 0, 400, 500)
+    uniform = expand(bytes(range(32)), 0, 400, 500, Q31)
     assert_uniform(uniform)
     for flawed in (
         np.zeros_like(uniform),
@@ -257,19 +257,19 @@ def test_whatever_all_operators_but_one_add_up_stays_uniform(operators: int) -> 
     masked = ShareSource(operators, Q31, KnownRandomness()).mask(operand, product(300))
     signed = [*(-share.residues.astype(np.int64) for share in masked.shares[:-1])]
     signed.append(masked.shares[-1].residues.astype(np.int64))
-    assert np.all(sum(signed) % MODULUS == 12345)
+    assert np.all(sum(signed) % Q31.modulus == 12345)
     for missing in range(operators):
         known = [part for i, part in enumerate(signed) if i != missing]
         for size in range(1, operators):
             for subset in itertools.combinations(known, size):
-                assert_uniform((sum(subset) % MODULUS).astype(np.uint32))
+                assert_uniform((sum(subset) % Q31.modulus).astype(np.uint32))
 
 
 # One mask for one operand.
 
 
 def test_a_share_of_some_of_a_seeds_columns_is_refused() -> None:
-    rows = SeededRows(Seed(bytes(32)), 3, 8)
+    rows = SeededRows(Seed(bytes(32), Q31), 3, 8)
     assert not Share(0, rows).residues.flags.writeable
     with pytest.raises(ValueError, match="all columns"):
         Share(0, rows[:, 2:])
@@ -385,7 +385,7 @@ def test_nothing_that_is_printed_shows_a_secret() -> None:
     operand = np.full((2, 3), 987_654_321, np.int32)
     masked = source.mask(operand, product(3))
     residues = np.concatenate([share.residues.ravel() for share in masked.shares])
-    check = CheckVectors(residues[None], residues[None])
+    check = CheckVectors(residues[None], residues[None], Q31)
     secrets = {str(operand[0, 0])}
     secrets |= {str(int(word)) for word in residues} | {hex(int(word)) for word in residues}
     for secret in (*keys(masked), *randomness.drawn):
@@ -404,7 +404,7 @@ def test_nothing_that_is_printed_shows_a_secret() -> None:
 def test_a_seed_of_the_wrong_length_is_refused_without_showing_it() -> None:
     key = bytes(range(65, 90))
     with pytest.raises(ValueError, match="not 25") as caught:
-        Seed(key)
+        Seed(key, Q31)
     assert key.decode() not in str(caught.value) and key.hex() not in str(caught.value)
 
 

@@ -11,7 +11,7 @@ from support.forked import in_a_child
 from blindtune.protocol.expansion import expand, expanded_dots
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.kernels.process import this_process
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import dot
 from blindtune.protocol.shares.masks_ahead import MasksAhead
@@ -21,7 +21,7 @@ from blindtune.protocol.shares.unmasked import UnmaskedSource
 COLUMNS = 40
 (FIRST,), (OTHER,) = (forward_products([name], COLUMNS) for name in ("first", "other"))
 BUDGET = square_budget(Q31, COLUMNS * 127 * 127)
-V = np.random.default_rng(5).integers(0, MODULUS, COLUMNS, dtype=np.uint32)
+V = np.random.default_rng(5).integers(0, Q31.modulus, COLUMNS, dtype=np.uint32)
 
 
 def _x(rows: int) -> np.ndarray:
@@ -32,9 +32,9 @@ def _x(rows: int) -> np.ndarray:
 @pytest.mark.parametrize("columns", [1, 31, 32, 33, 1000])
 def test_dots_of_an_expansion_are_those_of_its_rows(rows: int, columns: int) -> None:
     key = bytes(range(32))
-    vector = np.random.default_rng(0).integers(0, MODULUS, 2 * columns, dtype=np.uint32)[::2]
-    expected = [dot(row, vector.copy()) for row in expand(key, 0, rows, columns)]
-    found = expanded_dots(key, rows, vector)
+    vector = np.random.default_rng(0).integers(0, Q31.modulus, 2 * columns, dtype=np.uint32)[::2]
+    expected = [dot(row, vector.copy(), Q31.q) for row in expand(key, 0, rows, columns, Q31)]
+    found = expanded_dots(key, rows, vector, Q31)
     assert found.dtype == np.uint32 and found.tolist() == expected
 
 
@@ -49,10 +49,10 @@ def test_the_next_operand_of_a_product_gets_the_mask_that_was_drawn_ahead(operat
     operand, expected_scales = quantize_rows(x, BUDGET)
     assert np.array_equal(scales, expected_scales)
     *masks, last = (share.residues.astype(object) for share in masked.shares)
-    assert np.array_equal((last - sum(masks)) % MODULUS, operand.astype(object) % MODULUS)
+    assert np.array_equal((last - sum(masks)) % Q31.modulus, operand.astype(object) % Q31.modulus)
     for share in masked.shares:
         assert share.expected is not None
-        assert np.array_equal(share.expected, share.residues.astype(object) @ V.astype(object) % MODULUS)
+        assert np.array_equal(share.expected, share.residues.astype(object) @ V.astype(object) % Q31.modulus)
 
 
 def test_integers_get_the_mask_that_was_drawn_ahead_as_well() -> None:

@@ -26,7 +26,7 @@ from blindtune.protocol.multiplication.product_methods import (
     _split,
 )
 from blindtune.protocol.multiplication.tile_product import TileProduct
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.products import (
     MAX_CONTRACTION,
     Direction,
@@ -36,7 +36,8 @@ from blindtune.protocol.products import (
     forward_products,
 )
 
-HALF = (MODULUS - 1) // 2
+HALF = (Q31.modulus - 1) // 2
+EACH_SET = pytest.mark.parametrize("parameters", PARAMETER_SETS.values(), ids=PARAMETER_SETS)
 CPU = torch.device("cpu")
 
 
@@ -54,19 +55,21 @@ def _int8_product_is_exact() -> bool:
 INT8_IS_EXACT = _int8_product_is_exact()
 NEEDS_INT8 = pytest.mark.skipif(not INT8_IS_EXACT, reason="torch's int8 product is wrong on this processor")
 METHODS = [
-    pytest.param(Int8Product(), id="int8", marks=NEEDS_INT8),
-    pytest.param(TorchInt8Product(CPU), id="int8-torch", marks=NEEDS_INT8),
-    pytest.param(FloatProduct(CPU), id="float64"),
+    pytest.param(Int8Product(Q31), id="int8", marks=NEEDS_INT8),
+    pytest.param(TorchInt8Product(Q31, CPU), id="int8-torch", marks=NEEDS_INT8),
+    pytest.param(FloatProduct(Q31, CPU), id="float64"),
 ]
 if are_usable():
-    METHODS.append(pytest.param(TileProduct(), id="int8-amx"))
+    METHODS.append(pytest.param(TileProduct(Q31), id="int8-amx"))
 if torch.cuda.is_available():
     from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
     METHODS += [
-        pytest.param(TritonInt8Product(torch.device("cuda")), id="int8-triton", marks=pytest.mark.cuda),
-        pytest.param(TorchInt8Product(torch.device("cuda")), id="int8-torch-cuda", marks=pytest.mark.cuda),
-        pytest.param(FloatProduct(torch.device("cuda")), id="float64-cuda", marks=pytest.mark.cuda),
+        pytest.param(TritonInt8Product(Q31, torch.device("cuda")), id="int8-triton", marks=pytest.mark.cuda),
+        pytest.param(
+            TorchInt8Product(Q31, torch.device("cuda")), id="int8-torch-cuda", marks=pytest.mark.cuda
+        ),
+        pytest.param(FloatProduct(Q31, torch.device("cuda")), id="float64-cuda", marks=pytest.mark.cuda),
     ]
 EACH_METHOD = pytest.mark.parametrize("method", METHODS)
 
@@ -75,7 +78,7 @@ def constant_limbs(limbs: Sequence[int]) -> int:
     """The residue whose balanced base-256 digits, lowest first, are these."""
     value = sum(digit * 256**k for k, digit in enumerate(limbs))
     assert abs(value) <= HALF
-    return value % MODULUS
+    return value % Q31.modulus
 
 
 # 63 is the highest top digit, and -63 the lowest, that three full digits below leave in range; with a top
@@ -83,7 +86,7 @@ def constant_limbs(limbs: Sequence[int]) -> int:
 EXTREMES = [
     0,
     1,
-    MODULUS - 1,
+    Q31.modulus - 1,
     HALF,
     HALF + 1,
     constant_limbs([-128, -128, -128, -63]),
@@ -100,14 +103,14 @@ EXTREMES = [
 
 def product_mod_q(operand: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """operand . matrix mod q in Python integers."""
-    return (operand.astype(object) @ matrix.astype(object)) % MODULUS
+    return (operand.astype(object) @ matrix.astype(object)) % Q31.modulus
 
 
 def operands(rows: int, columns: int, seed: int) -> list[np.ndarray]:
     """Random residues, random extremes, and one row for each extreme."""
     generator = np.random.default_rng(seed)
     return [
-        generator.integers(0, MODULUS, (rows, columns), dtype=np.uint32),
+        generator.integers(0, Q31.modulus, (rows, columns), dtype=np.uint32),
         generator.choice(np.array(EXTREMES, np.uint32), (rows, columns)),
         np.repeat(np.array(EXTREMES, np.uint32)[:, None], columns, axis=1),
     ]
@@ -139,7 +142,7 @@ def multiplier(method: Method, layers: dict[str, np.ndarray]) -> Multiplier:
 def assert_exact(
     method: Method, layers: dict[str, np.ndarray], product: Product, operand: np.ndarray
 ) -> None:
-    result = multiplier(method, layers).multiply(product, operand)
+    result = multiplier(method, layers).multiply(product, operand, Q31)
     assert result.dtype == np.uint32
     assert np.array_equal(result, product_mod_q(operand, matrix_of(product, layers)))
 
@@ -178,7 +181,7 @@ def test_grouped_spans_of_any_size_are_exact_in_both_directions(method: Method, 
         spans.append(Span(name, first, data.draw(st.integers(first + 1, width))))
     backward = Product(Direction.BACKWARD, tuple(spans))
     for product in (forward, backward):
-        operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
+        operand = generator.integers(0, Q31.modulus, (rows, product.contraction), dtype=np.uint32)
         assert_exact(method, layers, product, operand)
 
 
@@ -188,7 +191,7 @@ def test_any_number_of_rows_is_exact(method: Method, rows: int) -> None:
     generator = np.random.default_rng(rows)
     layers = {"a": weights(9, 11, seed=rows)[0], "b": weights(3, 11, seed=rows + 1)[1]}
     for product in (forward_products(["a", "b"], 11)[0], backward_products([("a", 9), ("b", 3)])[0]):
-        operand = generator.integers(0, MODULUS, (rows, product.contraction), dtype=np.uint32)
+        operand = generator.integers(0, Q31.modulus, (rows, product.contraction), dtype=np.uint32)
         operand[-1] = HALF
         assert_exact(method, layers, product, operand)
 
@@ -197,7 +200,7 @@ def test_any_number_of_rows_is_exact(method: Method, rows: int) -> None:
 def test_no_rows_give_no_rows(method: Method) -> None:
     layers = {"a": weights(9, 11, seed=0)[0]}
     operand = np.empty((0, 11), np.uint32)
-    result = multiplier(method, layers).multiply(forward_products(["a"], 11)[0], operand)
+    result = multiplier(method, layers).multiply(forward_products(["a"], 11)[0], operand, Q31)
     assert result.shape == (0, 9)
 
 
@@ -208,13 +211,13 @@ def test_rows_large_enough_for_threads_and_blocks_are_exact_and_do_not_depend_on
     generator = np.random.default_rng(7)
     layers = {"a": weights(160, 150, seed=8)[0]}
     product = forward_products(["a"], 150)[0]
-    operand = generator.integers(0, MODULUS, (1500, 150), dtype=np.uint32)
+    operand = generator.integers(0, Q31.modulus, (1500, 150), dtype=np.uint32)
     held = multiplier(method, layers)
-    result = held.multiply(product, operand)
+    result = held.multiply(product, operand, Q31)
     chosen = [0, 1, 749, 750, 1023, 1024, 1499]
     assert np.array_equal(result[chosen], product_mod_q(operand[chosen], layers["a"].T))
     for row in chosen:
-        assert np.array_equal(held.multiply(product, operand[row : row + 1]), result[row : row + 1])
+        assert np.array_equal(held.multiply(product, operand[row : row + 1], Q31), result[row : row + 1])
 
 
 @EACH_METHOD
@@ -237,9 +240,9 @@ def test_a_backward_product_over_152_000_outputs_is_exact_once_its_parts_are_add
     assert len(products) == 5
     for product in products:
         part = np.ascontiguousarray(operand[:, column : column + product.contraction])
-        total += held.multiply(product, part)
+        total += held.multiply(product, part, Q31)
         column += product.contraction
-    assert np.array_equal(total % MODULUS, product_mod_q(operand, layers["head"]))
+    assert np.array_equal(total % Q31.modulus, product_mod_q(operand, layers["head"]))
 
 
 @EACH_METHOD
@@ -249,10 +252,10 @@ def test_a_forward_product_over_152_000_inputs_is_exact_once_its_parts_are_added
     held, total, column = multiplier(method, layers), np.zeros((2, 5), np.int64), 0
     for product in forward_products(["a", "b"], 152_000):
         part = np.ascontiguousarray(operand[:, column : column + product.contraction])
-        total += held.multiply(product, part)
+        total += held.multiply(product, part, Q31)
         column += product.contraction
     whole = np.concatenate([layers["a"].T, layers["b"].T], axis=1)
-    assert np.array_equal(total % MODULUS, product_mod_q(operand, whole))
+    assert np.array_equal(total % Q31.modulus, product_mod_q(operand, whole))
 
 
 @EACH_METHOD
@@ -260,7 +263,7 @@ def test_a_wide_span_of_a_wide_layer_that_starts_at_an_odd_column_is_exact(metho
     layers = {"a": weights(130, 2003, seed=10)[0]}
     product = Product(Direction.FORWARD, (Span("a", 1001, 1999),))
     operand = operands(20, 998, seed=11)[0]
-    result = multiplier(method, layers).multiply(product, operand)
+    result = multiplier(method, layers).multiply(product, operand, Q31)
     expected = product_mod_q(operand[[0, 19]], matrix_of(product, layers))
     assert np.array_equal(result[[0, 19]], expected)
 
@@ -282,7 +285,7 @@ def test_many_rows_by_many_outputs_are_exact_where_blocks_of_sums_meet(method: M
     layers = {name: weights(width, 40, seed=width)[0] for name, width in spans}
     for product in (forward_products([n for n, _ in spans], 40)[0], backward_products(spans)[0]):
         operand = operands(1025, product.contraction, seed=12)[1]
-        result = multiplier(method, layers).multiply(product, operand)
+        result = multiplier(method, layers).multiply(product, operand, Q31)
         chosen = [0, 511, 512, 1023, 1024]
         assert np.array_equal(result[chosen], product_mod_q(operand[chosen], matrix_of(product, layers)))
 
@@ -312,7 +315,7 @@ def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
     operand = operands(300, 130, seed=16)[1]
     for _ in range(2):
         assert np.array_equal(
-            held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers))
+            held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
         )
     assert checked == [130]
     assert lengths == ([130] if exact_as_one else [90, 33, 7]) * 2
@@ -344,7 +347,7 @@ def test_neighbours_in_memory_are_one_matrix_where_that_is_exact(
     ):
         lengths.clear()
         operand = operands(rows, product.contraction, seed=16)[1]
-        result = held.multiply(product, operand)
+        result = held.multiply(product, operand, Q31)
         assert np.array_equal(result, product_mod_q(operand, matrix_of(product, layers)))
         assert lengths == expected
 
@@ -368,7 +371,9 @@ def test_neighbours_longer_than_a_contraction_may_be_stay_apart(
 
     monkeypatch.setattr(type(method), "prepare", prepare)
     operand = operands(3, 123, seed=16)[1]
-    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    assert np.array_equal(
+        held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
+    )
     assert lengths == [90, 33]
 
 
@@ -388,7 +393,9 @@ def test_a_layer_that_is_named_again_and_again_is_not_copied_as_often(
     monkeypatch.setattr(modular_product, "_MOST_STACKED", 270 * 70 - 1)
     held, operand = multiplier(method, layers), operands(300, 270, seed=16)[1]
     monkeypatch.setattr(type(method), "prepare", prepare)
-    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    assert np.array_equal(
+        held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
+    )
     assert lengths == [90] * 3
 
 
@@ -403,15 +410,19 @@ def test_a_length_that_the_library_refuses_goes_layer_by_layer(
     (product,) = backward_products((("a", 90), ("b", 40)))
     held, operand = multiplier(method, layers), operands(300, 130, seed=16)[1]
     monkeypatch.setattr(modular_product, "is_exact", refused)
-    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    assert np.array_equal(
+        held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
+    )
 
 
 def test_a_single_row_may_be_of_any_strides() -> None:
     operand = operands(2, 90, seed=3)[1][::-1][:1]
     layers = {"a": weights(90, 70, seed=13)[0]}
     (product,) = backward_products((("a", 90),))
-    held = multiplier(Int8Product(), layers)
-    assert np.array_equal(held.multiply(product, operand), product_mod_q(operand, matrix_of(product, layers)))
+    held = multiplier(Int8Product(Q31), layers)
+    assert np.array_equal(
+        held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
+    )
 
 
 @EACH_METHOD
@@ -421,33 +432,44 @@ def test_products_at_the_same_time_do_not_disturb_each_other(method: Method) -> 
     held = multiplier(method, layers)
     wanted = [operands(200, 70, seed)[0] for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda operand: held.multiply(product, operand), wanted))
+        results = list(pool.map(lambda operand: held.multiply(product, operand, Q31), wanted))
     for operand, result in zip(wanted, results, strict=True):
         assert np.array_equal(result, product_mod_q(operand, matrix_of(product, layers)))
 
 
-def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
-    edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
-    centred = np.array([e + d for e in edges for d in range(-300, 301) if abs(e + d) <= HALF], np.int64)
-    limbs = np.empty((1, 4, len(centred)), np.int8)
-    _split((centred % MODULUS).astype(np.uint32)[None], len(centred), limbs, 0, 1)
-    assert np.array_equal(sum(limbs[0, k].astype(np.int64) << (8 * k) for k in range(4)), centred)
+@EACH_SET
+def test_limbs_are_the_balanced_digits_of_residues_around_every_carry(parameters: ParameterSet) -> None:
+    q, most = parameters.modulus, parameters.limbs
+    edges = [k * 2**shift for shift in (7, 8, 15, 16, 22, 23, 24, 30) for k in (-1, 1)]
+    edges += [0, parameters.half, parameters.half + 1, parameters.lift, parameters.lift - q]
+    residues = np.array([(e + d) % q for e in edges for d in range(-300, 301)], np.int64)
+    lifted = np.where(residues > parameters.lift, residues - q, residues)
+    limbs = np.full((1, most, len(residues)), 99, np.int8)
+    _split(
+        residues.astype(np.uint32)[None], len(residues), parameters.q, np.uint32(parameters.lift), limbs, 0, 1
+    )
+    assert np.array_equal(sum(limbs[0, k].astype(np.int64) << (8 * k) for k in range(most)), lifted)
 
 
+@EACH_SET
 @pytest.mark.parametrize("adding", [False, True])
-def test_sums_that_are_nearly_multiples_of_q_are_reduced_exactly(adding: bool) -> None:
+def test_sums_that_are_nearly_multiples_of_q_are_reduced_exactly(
+    adding: bool, parameters: ParameterSet
+) -> None:
     generator = np.random.default_rng(15)
-    values = generator.integers(-(2**21) + 8, 2**21 - 8, 40_000) * MODULUS
+    values = generator.integers(-(2**21) + 8, 2**21 - 8, 40_000) * parameters.modulus
     values += generator.integers(-300, 301, len(values))
-    sums = np.empty((1, 4, len(values)), np.int32)
+    sums = np.empty((1, parameters.limbs, len(values)), np.int64)
     rest = values
-    for k in range(3):
+    for k in range(parameters.limbs - 1):
         sums[0, k] = ((rest + 128) & 255) - 128
         rest = (rest - sums[0, k]) >> 8
-    sums[0, 3] = rest
-    out = generator.choice(np.array(EXTREMES, np.uint32), (1, len(values)))
-    expected = (values + out[0].astype(np.int64) * adding) % MODULUS
-    _recombine(sums, out, 0, adding, 0, 1)
+    sums[0, -1] = rest
+    assert np.abs(sums).max() < 2**31
+    extremes = np.array(EXTREMES, np.uint32)
+    out = generator.choice(extremes[extremes < parameters.modulus], (1, len(values)))
+    expected = (values + out[0].astype(np.int64) * adding) % parameters.modulus
+    _recombine(sums.astype(np.int32), parameters.q, out, 0, adding, 0, 1)
     assert np.array_equal(out[0], expected)
 
 
@@ -466,7 +488,7 @@ def test_the_product_for_cuda_hands_over_shapes_that_cuda_takes(
     monkeypatch.setattr(torch, "_int_mm", int_mm)
     layers = {"a": weights(outputs, contraction, seed=1)[0]}
     operand = operands(rows, contraction, seed=2)[0]
-    assert_exact(TorchInt8Product(CPU), layers, forward_products(["a"], contraction)[0], operand)
+    assert_exact(TorchInt8Product(Q31, CPU), layers, forward_products(["a"], contraction)[0], operand)
     for handed_rows, handed_contraction, handed_outputs in shapes:
         assert handed_rows > 16 and handed_contraction % 8 == 0 and handed_outputs % 8 == 0
     assert shapes
@@ -503,17 +525,17 @@ def test_spans_that_do_not_fit_are_refused(
 ) -> None:
     product = Product(direction, tuple(Span(*span) for span in spans))
     with pytest.raises(ValueError, match=message):
-        multiplier(FloatProduct(CPU), LAYERS).outputs(product)
+        multiplier(FloatProduct(Q31, CPU), LAYERS).outputs(product)
 
 
 def test_a_layer_that_is_not_held_is_refused_by_name() -> None:
     product = Product(Direction.FORWARD, (Span("a", 0, 8), Span("absent", 0, 8)))
     with pytest.raises(KeyError, match="absent"):
-        multiplier(FloatProduct(CPU), LAYERS).outputs(product)
+        multiplier(FloatProduct(Q31, CPU), LAYERS).outputs(product)
 
 
 def test_outputs_add_up_forward_and_agree_backward() -> None:
-    held = multiplier(FloatProduct(CPU), LAYERS)
+    held = multiplier(FloatProduct(Q31, CPU), LAYERS)
     assert held.outputs(Product(Direction.FORWARD, (Span("a", 0, 8), Span("b", 0, 8)))) == 11
     assert held.outputs(Product(Direction.BACKWARD, (Span("a", 2, 6), Span("b", 0, 3)))) == 8
 
@@ -522,13 +544,13 @@ def test_outputs_add_up_forward_and_agree_backward() -> None:
 def test_an_operand_too_narrow_for_the_product_is_refused(direction: Direction) -> None:
     product = Product(direction, (Span("a", 0, 6),))
     with pytest.raises((ValueError, RuntimeError)):
-        multiplier(FloatProduct(CPU), LAYERS).multiply(product, np.zeros((2, 5), np.uint32))
+        multiplier(FloatProduct(Q31, CPU), LAYERS).multiply(product, np.zeros((2, 5), np.uint32), Q31)
 
 
 def test_a_backward_operand_too_wide_for_the_product_is_refused() -> None:
     product = Product(Direction.BACKWARD, (Span("a", 0, 6),))
     with pytest.raises(ValueError, match="7"):
-        multiplier(FloatProduct(CPU), LAYERS).multiply(product, np.zeros((2, 7), np.uint32))
+        multiplier(FloatProduct(Q31, CPU), LAYERS).multiply(product, np.zeros((2, 7), np.uint32), Q31)
 
 
 # The check that picks a method. These emulate hardware and libraries that are wrong.
@@ -539,9 +561,12 @@ class WrongProduct(Method):
 
     name = "wrong"
 
+    def __init__(self) -> None:
+        super().__init__(Q31)
+
     def prepare(self, operand: np.ndarray) -> np.ndarray:
         x = operand.astype(np.int64)
-        x[x > HALF] -= MODULUS
+        x[x > HALF] -= Q31.modulus
         limbs = []
         for _ in range(4):
             digit = ((x + 128) & 255) - 128
@@ -556,7 +581,7 @@ class WrongProduct(Method):
         sums = self.int8(prepared.reshape(4 * rows, contraction), matrix.numpy().astype(np.int64))
         sums = sums.reshape(4, rows, -1)
         total = sum(sums[k].astype(object) << (8 * k) for k in range(4))
-        return (total % MODULUS).astype(np.uint32)
+        return (total % Q31.modulus).astype(np.uint32)
 
     def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return a @ b
@@ -613,6 +638,7 @@ class WrongForOneLayout(WrongProduct):
     """Saturates for matrices of one memory layout and is right for all others."""
 
     def __init__(self, layout: str) -> None:
+        super().__init__()
         self.name = layout
 
     def int8(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -642,6 +668,7 @@ def test_a_multiplier_hands_over_the_layouts_whose_check_is_tested_here() -> Non
             return a @ b
 
         def __init__(self) -> None:
+            super().__init__()
             self.seen: set[str] = set()
 
     recorder = Recorder()
@@ -690,12 +717,12 @@ def test_extreme_inputs_alone_would_not_notice_saturation_nor_random_ones_float3
     lowest = np.full((4, 64), constant_limbs([-128, -128, -128, 0]), np.uint32)
     everywhere = np.full((64, 5), 127, np.int8)
     mixed = generator.integers(-127, 128, (64, 5), dtype=np.int8)
-    random = generator.integers(0, MODULUS, (4, 64), dtype=np.uint32)
+    random = generator.integers(0, Q31.modulus, (4, 64), dtype=np.uint32)
     # The fourth digit is 0, so the emulated unsigned operand is 128 there, and 128 * 127 * 2 fits 16 bits.
     assert _agrees(SaturatingPairs(), lowest, everywhere)
     assert not _agrees(SaturatingPairs(), random, mixed)
 
-    random = generator.integers(0, MODULUS, (4, 1100), dtype=np.uint32)
+    random = generator.integers(0, Q31.modulus, (4, 1100), dtype=np.uint32)
     mixed = generator.integers(-127, 128, (1100, 5), dtype=np.int8)
     highest = np.full((4, 1100), constant_limbs([127, 127, 127, 63]), np.uint32)
     assert _agrees(Float32Sums(), random, mixed)
@@ -703,7 +730,7 @@ def test_extreme_inputs_alone_would_not_notice_saturation_nor_random_ones_float3
 
 
 @NEEDS_INT8
-@pytest.mark.parametrize("method", [Int8Product(), TorchInt8Product(CPU)], ids=lambda m: m.name)
+@pytest.mark.parametrize("method", [Int8Product(Q31), TorchInt8Product(Q31, CPU)], ids=lambda m: m.name)
 @pytest.mark.parametrize("contraction", [1, 2, 7, 384, 2053])
 def test_a_right_int8_product_is_accepted(method: Method, contraction: int) -> None:
     assert is_exact(method, contraction, CPU)
@@ -711,14 +738,14 @@ def test_a_right_int8_product_is_accepted(method: Method, contraction: int) -> N
 
 @pytest.mark.parametrize("contraction", [1, 2, 7, 384, 2053])
 def test_the_float64_product_is_accepted(contraction: int) -> None:
-    assert is_exact(FloatProduct(CPU), contraction, CPU)
+    assert is_exact(FloatProduct(Q31, CPU), contraction, CPU)
 
 
 @NEEDS_INT8
 def test_the_fast_method_is_chosen_without_a_word_where_it_is_exact() -> None:
     said: list[str] = []
     fast = "int8-amx" if are_usable() else "int8"
-    assert exact_method([64, 100, 64], "cpu", said.append).name == fast
+    assert exact_method([64, 100, 64], Q31, "cpu", said.append).name == fast
     assert not said
 
 
@@ -739,7 +766,7 @@ def test_hardware_that_saturates_gets_the_float64_product_and_says_so(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(torch, "_int_mm", _saturating_int_mm)
-    method = exact_method([64], "cpu", said.append)
+    method = exact_method([64], Q31, "cpu", said.append)
     assert method.name == "float64"
     assert len(said) == 1 and "int8" in said[0] and "contraction length 64" in said[0]
     monkeypatch.undo()
@@ -757,8 +784,8 @@ def test_hardware_that_is_wrong_at_one_length_only_gets_the_float64_product(
 
     said: list[str] = []
     monkeypatch.setattr(torch, "_int_mm", int_mm)
-    assert exact_method([64, 66], "cpu", said.append).name == "int8"
-    assert exact_method([64, 65, 66], "cpu", said.append).name == "float64"
+    assert exact_method([64, 66], Q31, "cpu", said.append).name == "int8"
+    assert exact_method([64, 65, 66], Q31, "cpu", said.append).name == "float64"
     assert len(said) == 1 and "contraction length 65" in said[0]
 
 
@@ -771,26 +798,26 @@ def test_hardware_without_an_int8_product_gets_the_float64_product_and_says_so(
 
     said: list[str] = []
     monkeypatch.setattr(torch, "_int_mm", int_mm)
-    assert exact_method([64], "cpu", said.append).name == "float64"
+    assert exact_method([64], Q31, "cpu", said.append).name == "float64"
     assert "not implemented for this device" in said[0]
 
 
 @pytest.mark.usefixtures("without_tiles")
 def test_hardware_that_is_wrong_by_every_method_serves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def off_by_one(method: FloatProduct, prepared: torch.Tensor, matrix: torch.Tensor) -> np.ndarray:
-        return (prepared @ matrix.double() + 1).remainder(MODULUS).numpy().astype(np.uint32)
+        return (prepared @ matrix.double() + 1).remainder(Q31.modulus).numpy().astype(np.uint32)
 
     said: list[str] = []
     monkeypatch.setattr(torch, "_int_mm", _saturating_int_mm)
     monkeypatch.setattr(FloatProduct, "multiply", off_by_one)
     with pytest.raises(RuntimeError, match="no exact modular product on cpu"):
-        exact_method([64], "cpu", said.append)
+        exact_method([64], Q31, "cpu", said.append)
     assert len(said) == 2
 
 
 def test_a_contraction_that_was_not_cut_is_refused() -> None:
     with pytest.raises(ValueError, match=f"{MAX_CONTRACTION + 1}"):
-        exact_method([64, MAX_CONTRACTION + 1])
+        exact_method([64, MAX_CONTRACTION + 1], Q31)
 
 
 @pytest.mark.parametrize(
@@ -800,11 +827,15 @@ def test_a_contraction_that_was_not_cut_is_refused() -> None:
         -128,
     ],
 )
-def test_the_check_tries_operands_whose_lower_limbs_are_all_extreme(limb: int) -> None:
+@EACH_SET
+def test_the_check_tries_operands_whose_lower_limbs_are_all_extreme(
+    limb: int, parameters: ParameterSet
+) -> None:
     lower = []
-    for operand in _test_operands(1, 4, np.random.default_rng(0)):
-        limbs = WrongProduct().prepare(operand)
-        lower.append(bool(np.all(limbs[:3] == limb)))
+    for operand in _test_operands(1, 4, parameters, np.random.default_rng(0)):
+        assert operand.max() < parameters.modulus
+        limbs = Int8Product(parameters).prepare(operand)[0].numpy()
+        lower.append(bool(np.all(limbs[:-1] == limb)))
     assert any(lower)
 
 
@@ -812,7 +843,7 @@ def test_the_check_tries_operands_whose_lower_limbs_are_all_extreme(limb: int) -
 def test_no_method_is_called_exact_without_a_check(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "_int_mm", _saturating_int_mm)
     try:
-        method = exact_method([], "cpu", lambda message: None)
+        method = exact_method([], Q31, "cpu", lambda message: None)
     except ValueError:
         return
     assert method.name == "float64"
@@ -823,7 +854,7 @@ import numpy as np, torch
 from blindtune.protocol.multiplication import exactness
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.products import backward_products, forward_products
 
 generator = np.random.default_rng(1)
@@ -833,7 +864,7 @@ int8_is_exact = torch.equal(torch._int_mm(a, b), (a.double() @ b.double()).to(to
 
 said = []
 exactness.are_usable = lambda: False  # as on a processor that has no VNNI instructions
-method = exact_method([7, 64, 133, 1000], "cpu", said.append)
+method = exact_method([7, 64, 133, 1000], Q31, "cpu", said.append)
 layers = {name: generator.integers(-127, 128, shape, dtype=np.int8)
           for name, shape in {"a": (64, 133), "b": (7, 133), "c": (3, 1000)}.items()}
 held = Multiplier({name: torch.from_numpy(w) for name, w in layers.items()}, method)
@@ -843,9 +874,10 @@ for product, matrix in [
     (forward_products(["c"], 1000)[0], layers["c"].T),
 ]:
     for rows in (1, 33):
-        operand = generator.integers(0, MODULUS, (rows, matrix.shape[0]), dtype=np.uint32)
-        expected = (operand.astype(object) @ matrix.astype(object)) % MODULUS
-        assert np.array_equal(held.multiply(product, operand), expected), (method.name, product.label, rows)
+        operand = generator.integers(0, Q31.modulus, (rows, matrix.shape[0]), dtype=np.uint32)
+        expected = (operand.astype(object) @ matrix.astype(object)) % Q31.modulus
+        result = held.multiply(product, operand, Q31)
+        assert np.array_equal(result, expected), (method.name, product.label, rows)
 print(method.name, int8_is_exact, len(said))
 """
 

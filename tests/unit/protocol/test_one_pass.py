@@ -14,7 +14,7 @@ from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows
 from blindtune.protocol.kernels import recycled
 from blindtune.protocol.kernels.recycled import large_matrix
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import dots_fit
 from blindtune.protocol.shares.source import ShareSource
@@ -60,7 +60,7 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     generator = np.random.default_rng(seed)
     x = rows_of(rows, columns, seed)
     column_scale = generator.uniform(1e-3, 2, columns).astype(np.float32) if scaled else None
-    v = generator.integers(0, MODULUS, columns, dtype=np.uint32)
+    v = generator.integers(0, Q31.modulus, columns, dtype=np.uint32)
     image, u = generator.integers(0, 1 << 32, (2, columns), dtype=np.uint32)
     integers, scales = quantize_rows(x, BUDGET, column_scale)
     steps = ShareSource(operators, Q31, known_bytes()).mask(integers, product(columns))
@@ -76,9 +76,9 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
         assert np.array_equal(share.residues, expected.residues)
         assert share.expected is not None
         assert share.expected.tolist() == [
-            sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % MODULUS for row in share.residues
+            sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % Q31.modulus for row in share.residues
         ]
-    answers = [generator.integers(0, MODULUS, (rows, columns), dtype=np.uint32) for _ in range(operators)]
+    answers = [generator.integers(0, Q31.modulus, (rows, columns), dtype=np.uint32) for _ in range(operators)]
     y = hidden.reveal(answers, scales, column_scale)
     assert y.dtype == np.float32
     unmasked = steps.unmask(answers)
@@ -95,19 +95,19 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
 @pytest.mark.parametrize("columns", [63, 64, 65, 500])
 @pytest.mark.parametrize("operators", [2, 3])
 def test_numbers_are_exact_on_both_sides_of_where_int64_holds_them(columns: int, operators: int) -> None:
-    assert dots_fit(BUDGET, columns) == (columns <= 64)
+    assert dots_fit(BUDGET, columns, Q31) == (columns <= 64)
     x = np.ones((4, columns), np.float32)
     x[1] *= -1
     x[2, ::3] = 0
     for v in (
-        np.full(columns, MODULUS - 1, np.uint32),
-        np.resize([0, MODULUS - 1], columns).astype(np.uint32),
+        np.full(columns, Q31.modulus - 1, np.uint32),
+        np.resize([0, Q31.modulus - 1], columns).astype(np.uint32),
     ):
         hidden, _ = ShareSource(operators, Q31).hide(x, product(columns), BUDGET, v=v)
         for share in hidden.shares:
             assert share.expected is not None
             assert np.array_equal(
-                share.expected, (share.residues.astype(object) @ v.astype(object)) % MODULUS
+                share.expected, (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
             )
 
 
@@ -122,7 +122,9 @@ def test_many_rows_in_threads_give_the_same() -> None:
         assert np.array_equal(share.residues, expected.residues)
         assert np.array_equal(share.rows(650, 700).residues, expected.residues[650:])
         assert share.expected is not None
-        assert np.array_equal(share.expected, (share.residues.astype(object) @ v.astype(object)) % MODULUS)
+        assert np.array_equal(
+            share.expected, (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
+        )
 
 
 def test_arrays_that_are_not_contiguous_are_read_right() -> None:

@@ -11,7 +11,7 @@ from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 
@@ -28,7 +28,7 @@ PRODUCTS = [
 
 
 def whole(rows: int = 12, columns: int = 50, offset: int = 2**40) -> SeededRows:
-    return SeededRows(Seed(KEY, offset), rows, columns)
+    return SeededRows(Seed(KEY, Q31, offset), rows, columns)
 
 
 @settings(derandomize=True, deadline=None, max_examples=60)
@@ -52,7 +52,7 @@ def test_what_is_no_part_of_a_seed_is_refused(key: slice | tuple[slice, slice]) 
 
 
 def test_no_key_is_shown() -> None:
-    rows = SeededRows(Seed(b"never shown, of thirty-two bytes"), 3, 4)
+    rows = SeededRows(Seed(b"never shown, of thirty-two bytes", Q31), 3, 4)
     assert "never shown" not in repr(rows) + str(rows) + repr(rows[1:])
 
 
@@ -61,13 +61,13 @@ def held(method: Method | None = None) -> tuple[Multiplier, dict[str, np.ndarray
     layers = {name: generator.integers(-127, 128, shape, dtype=np.int8) for name, shape in SHAPES.items()}
     tensors = {name: torch.from_numpy(w) for name, w in layers.items()}
     lengths = {len(span) for product in PRODUCTS for span in product.spans}
-    return Multiplier(tensors, method or exact_method(lengths)), layers
+    return Multiplier(tensors, method or exact_method(lengths, Q31)), layers
 
 
 def expected(product: Product, layers: dict[str, np.ndarray], operand: Residues) -> np.ndarray:
     forward = product.direction is Direction.FORWARD
     parts = [(layers[s.layer].T if forward else layers[s.layer])[s.start : s.stop] for s in product.spans]
-    return (operand.astype(object) @ np.concatenate(parts, axis=int(forward)).astype(object)) % MODULUS
+    return (operand.astype(object) @ np.concatenate(parts, axis=int(forward)).astype(object)) % Q31.modulus
 
 
 @pytest.mark.parametrize("rows", [0, 1, 40, 300, 1030])
@@ -75,23 +75,23 @@ def expected(product: Product, layers: dict[str, np.ndarray], operand: Residues)
 def test_rows_of_a_seed_are_multiplied_as_their_expansion(product: Product, rows: int) -> None:
     multiplier, layers = held()
     seeded = whole(rows, product.contraction)
-    result = multiplier.multiply(product, seeded)
+    result = multiplier.multiply(product, seeded, Q31)
     assert result.dtype == np.uint32
-    assert np.array_equal(result, multiplier.multiply(product, seeded.residues()))
+    assert np.array_equal(result, multiplier.multiply(product, seeded.residues(), Q31))
     chosen = [row for row in (0, 1, 39, 299, 1023, 1024, 1029) if row < rows]
     assert np.array_equal(result[chosen], expected(product, layers, seeded.residues()[chosen]))
 
 
 def test_a_seed_of_another_width_is_refused() -> None:
     with pytest.raises(ValueError, match="50"):
-        held()[0].multiply(PRODUCTS[0], whole())
+        held()[0].multiply(PRODUCTS[0], whole(), Q31)
 
 
 class Device(FloatProduct):
     """A method that expands seeds itself, and remembers which."""
 
     def __init__(self) -> None:
-        super().__init__(torch.device("cpu"))
+        super().__init__(Q31, torch.device("cpu"))
         self.expanded: list[SeededRows] = []
         self.expand = self._expand
 
@@ -105,7 +105,7 @@ def test_a_method_that_expands_seeds_gets_each_element_of_them_once(product: Pro
     device = Device()
     multiplier, layers = held(device)
     seeded = whole(40, product.contraction)
-    result = multiplier.multiply(product, seeded)
+    result = multiplier.multiply(product, seeded, Q31)
     assert np.array_equal(result, expected(product, layers, seeded.residues()))
     seen = np.concatenate([part.residues() for part in device.expanded], axis=1)
     assert np.array_equal(seen, seeded.residues())
@@ -123,5 +123,5 @@ def test_the_host_expands_rows_once_and_not_for_each_layer(
         return original(self, rows, columns)
 
     monkeypatch.setattr(Seed, "expand", expand)
-    held()[0].multiply(product, whole(1030, product.contraction, 5))
+    held()[0].multiply(product, whole(1030, product.contraction, 5), Q31)
     assert asked == [(5, 1024, product.contraction), (1029, 6, product.contraction)]

@@ -10,66 +10,81 @@ import torch
 
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.kernels.tiles import are_usable
-from blindtune.protocol.kernels.vectors import load, store
+from blindtune.protocol.kernels.vectors import store
 from blindtune.protocol.multiplication import exactness, tile_product
 from blindtune.protocol.multiplication.exactness import exact_method, int8_methods
 from blindtune.protocol.multiplication.product_methods import Int8Product
 from blindtune.protocol.multiplication.tile_product import TileProduct, _residues_of_sums, _split
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 
-HALF = (MODULUS - 1) // 2
+EACH_SET = pytest.mark.parametrize("parameters", PARAMETER_SETS.values(), ids=PARAMETER_SETS)
 MOST = 32 * 64 * 128 * 127  # of a sum's magnitude
 needs_tiles = pytest.mark.skipif(not are_usable(), reason="this processor has no int8 tiles")
 
 
 @kernel
-def residues(sums, out):  # type: ignore[no-untyped-def]
+def residues(sums, numbers, factor, q, out):  # type: ignore[no-untyped-def]
     for i in range(0, out.shape[0], 16):
-        a, b, c, d = load(sums[0], i), load(sums[1], i), load(sums[2], i), load(sums[3], i)
-        store(out, i, _residues_of_sums(a, b, c, d))
+        store(out, i, _residues_of_sums(sums, 2 * i * len(numbers), numbers, factor, q))
 
 
-def assert_reduced(sums: np.ndarray) -> None:
-    out = np.empty(sums.shape[1], np.uint32)
-    residues(np.ascontiguousarray(sums, np.int32), out)
-    total = sum(sums[k].astype(np.int64) << (8 * k) for k in range(4))
-    assert np.array_equal(out, total % MODULUS)
+def assert_reduced(sums: np.ndarray, parameters: ParameterSet) -> None:
+    limbs, out = parameters.limbs, np.empty(sums.shape[1], np.uint32)
+    # Of sixteen columns, each limb's sums lie two tiles behind the one before.
+    apart = np.zeros((len(out) // 16, limbs, 2, 16, 16), np.int32)
+    apart[:, :, 0, 0] = sums.reshape(limbs, -1, 16).transpose(1, 0, 2)
+    numbers, factor = tuple(range(limbs)), np.float32(256.0 ** (limbs - 1) / parameters.modulus)
+    for some, to in zip(apart, out.reshape(-1, 16), strict=True):
+        residues(some.reshape(-1), numbers, factor, parameters.q, to)
+    total = sum(sums[k].astype(np.int64) << (8 * k) for k in range(limbs))
+    assert np.array_equal(out, total % parameters.modulus)
 
 
-def test_random_and_extreme_sums_are_reduced_exactly() -> None:
-    generator = np.random.default_rng(1)
-    assert_reduced(generator.integers(-MOST, MOST + 1, (4, 1 << 16)))
-    assert_reduced(generator.choice([-MOST, 1 - MOST, -1, 0, 1, MOST - 1, MOST], (4, 1 << 16)))
+@EACH_SET
+def test_random_and_extreme_sums_are_reduced_exactly(parameters: ParameterSet) -> None:
+    generator, shape = np.random.default_rng(1), (parameters.limbs, 1 << 15)
+    assert_reduced(generator.integers(-MOST, MOST + 1, shape), parameters)
+    extremes = [-MOST, 1 - MOST, -1, 0, 1, 255, 256, MOST - 1, MOST]
+    assert_reduced(generator.choice(extremes, shape), parameters)
 
 
-@pytest.mark.parametrize("offset", [0, HALF, -HALF], ids=["multiple of q", "half more", "half less"])
-def test_sums_near_multiples_of_q_and_halfway_between_are_reduced_exactly(offset: int) -> None:
+@EACH_SET
+@pytest.mark.parametrize("halves", [0, 1, -1], ids=["multiple of q", "half more", "half less"])
+def test_sums_near_multiples_of_q_and_halfway_between_are_reduced_exactly(
+    halves: int, parameters: ParameterSet
+) -> None:
     generator = np.random.default_rng(2)
     # Lower sums are as large as they may be; the rest of the value, if it can be had, is the highest one.
-    multiples = generator.integers(-(2**17), 2**17, 1 << 16) * MODULUS + offset
+    most = MOST * 256 ** (parameters.limbs - 1) // parameters.modulus // 2
+    multiples = generator.integers(-most, most, 1 << 15) * parameters.modulus + halves * parameters.half
     multiples += generator.integers(-300, 301, len(multiples))
-    sums = np.empty((4, len(multiples)), np.int64)
+    sums = np.empty((parameters.limbs, len(multiples)), np.int64)
     rest = multiples
-    for k in range(3):
+    for k in range(parameters.limbs - 1):
         digit = rest & 255
         sums[k] = digit + 256 * generator.integers(-(MOST >> 8) + 1, (MOST >> 8) - 1, len(rest))
         rest = (rest - sums[k]) >> 8
-    sums[3] = rest
+    sums[-1] = rest
     assert (np.abs(sums) <= MOST).all()
-    assert_reduced(sums)
+    assert_reduced(sums, parameters)
 
 
-def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
-    edges = [k * 2**shift for shift in (7, 8, 15, 16, 23, 24, 30) for k in (-1, 1)] + [0, -HALF, HALF]
-    centred = np.array([e + d for e in edges for d in range(-300, 301) if abs(e + d) <= HALF], np.int64)
-    steps = -(-len(centred) // 64)
-    tiles = np.full((1, steps, 4, 16, 64), 99, np.int8)
-    operand = (centred % MODULUS).astype(np.uint32)[None]
-    _split(operand, len(centred), tiles.reshape(1, steps, -1), 0, 1)
-    limbs = tiles[0].transpose(1, 2, 0, 3).reshape(4, 16, -1)
-    total = sum(limbs[k].astype(np.int64) << (8 * k) for k in range(4))
-    assert np.array_equal(total[0, : len(centred)], centred)
-    assert not limbs[:, 1:].any() and not limbs[:, :, len(centred) :].any()
+@EACH_SET
+def test_limbs_are_the_balanced_digits_of_residues_around_every_carry(parameters: ParameterSet) -> None:
+    q, most = parameters.modulus, parameters.limbs
+    edges = [k * 2**shift for shift in (7, 8, 15, 16, 22, 23, 24, 30) for k in (-1, 1)]
+    edges += [0, parameters.half, parameters.half + 1, parameters.lift, parameters.lift - q]
+    found = np.array([(e + d) % q for e in edges for d in range(-300, 301)], np.int64)
+    lifted = np.where(found > parameters.lift, found - q, found)
+    steps = -(-len(found) // 64)
+    tiles = np.full((1, steps, most, 16, 64), 99, np.int8)
+    numbers, lift = tuple(range(most)), np.uint32(parameters.lift)
+    flat = tiles.reshape(1, steps, -1)
+    _split(found.astype(np.uint32)[None], len(found), numbers, lift, parameters.q, flat, 0, 1)
+    limbs = tiles[0].transpose(1, 2, 0, 3).reshape(most, 16, -1)
+    total = sum(limbs[k].astype(np.int64) << (8 * k) for k in range(most))
+    assert np.array_equal(total[0, : len(found)], lifted)
+    assert not limbs[:, 1:].any() and not limbs[:, :, len(found) :].any()
 
 
 @needs_tiles
@@ -77,22 +92,22 @@ def test_limbs_are_the_balanced_digits_of_residues_around_every_carry() -> None:
 @pytest.mark.parametrize("adding", [False, True])
 def test_only_the_products_columns_are_written(adding: bool, transposed: bool) -> None:
     generator = np.random.default_rng(3)
-    method = TileProduct()
+    method = TileProduct(Q31)
     for rows, contraction, outputs, column in (
         (1, 1, 1, 0),
         (17, 65, 33, 5),
         (33, 2100, 530, 16),
         (64, 64, 32, 1),
     ):
-        operand = generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
+        operand = generator.integers(0, Q31.modulus, (rows, contraction), dtype=np.uint32)
         shape = (outputs, contraction) if transposed else (contraction, outputs)
         stored = torch.from_numpy(generator.integers(-127, 128, shape, dtype=np.int8))
         matrix = stored.t() if transposed else stored
-        out = generator.integers(0, MODULUS, (rows, column + outputs + 19), dtype=np.uint32)
+        out = generator.integers(0, Q31.modulus, (rows, column + outputs + 19), dtype=np.uint32)
         expected = out.copy()
         product = operand.astype(np.int64) @ matrix.numpy().astype(np.int64)  # below 2^31 * 2^7 * 2^12
         before = out[:, column : column + outputs].astype(np.int64) if adding else 0
-        expected[:, column : column + outputs] = (product + before) % MODULUS
+        expected[:, column : column + outputs] = (product + before) % Q31.modulus
         method.multiply_into(out, column, method.prepare(operand), matrix, adding=adding)
         assert np.array_equal(out, expected), (rows, contraction, outputs)
 
@@ -100,10 +115,10 @@ def test_only_the_products_columns_are_written(adding: bool, transposed: bool) -
 @needs_tiles
 def test_groups_of_columns_are_exact_with_any_number_of_threads() -> None:
     generator = np.random.default_rng(4)
-    operand = generator.integers(0, MODULUS, (200, 130), dtype=np.uint32)
+    operand = generator.integers(0, Q31.modulus, (200, 130), dtype=np.uint32)
     matrix = torch.from_numpy(generator.integers(-127, 128, (130, 1111), dtype=np.int8))
-    expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
-    method, before = TileProduct(), torch.get_num_threads()
+    expected = (operand.astype(object) @ matrix.numpy().astype(object)) % Q31.modulus
+    method, before = TileProduct(Q31), torch.get_num_threads()
     try:
         for threads in (1, 2, 3, 20, 100):
             torch.set_num_threads(threads)
@@ -115,7 +130,7 @@ def test_groups_of_columns_are_exact_with_any_number_of_threads() -> None:
 AT_THE_END = """
 import ctypes, mmap
 import numpy as np, torch
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.multiplication.tile_product import TileProduct
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -136,10 +151,10 @@ def at_the_end(array, gap=0, pages=64):
     kept.append((memory, start))
     return copy
 
-generator, method = np.random.default_rng(5), TileProduct()
+generator, method = np.random.default_rng(5), TileProduct(Q31)
 SHAPES = (1, 1, 1), (3, 63, 17), (16, 64, 32), (17, 65, 31), (5, 130, 47), (2, 4, 16)
 for rows, contraction, outputs in SHAPES:
-    plain = generator.integers(0, MODULUS, (rows, contraction), dtype=np.uint32)
+    plain = generator.integers(0, Q31.modulus, (rows, contraction), dtype=np.uint32)
     for shape in ((contraction, outputs), (outputs, contraction)):
         weights = generator.integers(-127, 128, shape, dtype=np.int8)
         for gap in (0, 70):
@@ -148,7 +163,7 @@ for rows, contraction, outputs in SHAPES:
             matrix = stored if shape[0] == contraction else stored.t()
             out = at_the_end(np.zeros((rows, outputs), np.uint32))
             method.multiply_into(out, 0, method.prepare(operand), matrix)
-            expected = (operand.astype(object) @ matrix.numpy().astype(object)) % MODULUS
+            expected = (operand.astype(object) @ matrix.numpy().astype(object)) % Q31.modulus
             assert np.array_equal(out, expected), (rows, contraction, outputs, gap)
 print("nothing beyond the end was touched")
 """
@@ -165,14 +180,14 @@ def test_nothing_beyond_the_end_of_an_array_is_read_or_written() -> None:
 def test_where_tiles_are_not_usable_the_library_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exactness, "are_usable", lambda: False)
     monkeypatch.setattr(tile_product, "are_usable", lambda: False)
-    assert [type(method) for method in int8_methods(torch.device("cpu"))] == [Int8Product]
+    assert [type(method) for method in int8_methods(Q31, torch.device("cpu"))] == [Int8Product]
     with pytest.raises(RuntimeError, match="no int8 tiles"):
-        TileProduct()
+        TileProduct(Q31)
 
 
 @needs_tiles
 def test_where_tiles_are_usable_they_come_first() -> None:
-    assert [type(method) for method in int8_methods(torch.device("cpu"))] == [TileProduct, Int8Product]
+    assert [type(method) for method in int8_methods(Q31, torch.device("cpu"))] == [TileProduct, Int8Product]
 
 
 @pytest.mark.parametrize(
@@ -202,13 +217,13 @@ def test_a_compiler_that_fails_leaves_the_product_to_the_library(monkeypatch: py
 
     said: list[str] = []
     monkeypatch.setattr(TileProduct, "prepare", fails)
-    assert exact_method([64], "cpu", said.append).name in ("int8", "float64")
+    assert exact_method([64], Q31, "cpu", said.append).name in ("int8", "float64")
     assert "int8-amx" in said[0] and "no such instruction" in said[0] and "report" not in said[0]
 
 
 @needs_tiles
 def test_operands_matrices_and_results_that_do_not_fit_are_refused() -> None:
-    method = TileProduct()
+    method = TileProduct(Q31)
     prepared, matrix = method.prepare(np.zeros((3, 63), np.uint32)), torch.zeros((63, 32), dtype=torch.int8)
     method.multiply_into(np.zeros((3, 40), np.uint32), 8, prepared, matrix)
     with pytest.raises(ValueError, match="63 columns by a matrix of 64 rows"):

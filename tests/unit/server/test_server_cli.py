@@ -14,6 +14,7 @@ from support.tiny_layer import tiny_header, tiny_store
 
 from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.proto import worker_pb2, worker_pb2_grpc
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.limits import Limit, Limits
@@ -179,10 +180,10 @@ def test_health_of_a_worker_that_drains(run: Run, store: LayerStore) -> None:
         def outputs(self, product: Product) -> int:
             return store.multiplier().outputs(product)
 
-        def multiply(self, product: Product, operand: Residues) -> Residues:
+        def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
             self.entered.set()
             self.let_go.wait(60)
-            return store.multiplier().multiply(product, operand)
+            return store.multiplier().multiply(product, operand, parameters)
 
     held = Held()
     worker = serve(store, Endpoint.parse("127.0.0.1:0", insecure=True), multiplier=held)

@@ -16,6 +16,7 @@ from blindtune.checkpoint import FrozenLayer
 from blindtune.errors import ResourceError
 from blindtune.proto import worker_pb2
 from blindtune.protocol.multiplication.layer_memory import row_bytes
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -83,11 +84,11 @@ class Cramped:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         self.sizes.append(len(operand))
         if len(operand) > self._rows:
             raise self._error
-        return self._honest.multiply(product, operand)
+        return self._honest.multiply(product, operand, parameters)
 
 
 @pytest.fixture(scope="module")
@@ -169,9 +170,9 @@ class Departing(Cramped):
         super().__init__(store, 10_000, MemoryError())
         self._context = context
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         self._context.active = False
-        return super().multiply(product, operand)
+        return super().multiply(product, operand, parameters)
 
 
 def test_nothing_is_computed_for_a_client_that_has_gone(

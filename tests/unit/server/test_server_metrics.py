@@ -18,7 +18,7 @@ from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.errors import ConfigurationError, VerificationError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2, worker_pb2_grpc
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -96,10 +96,10 @@ class Held:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         self.entered.set()
         assert self.let_go.wait(PATIENCE)
-        return self._honest.multiply(product, operand)
+        return self._honest.multiply(product, operand, parameters)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_answers_are_counted_with_their_rows_bytes_and_times(worker: Asked, stor
 
 
 def test_every_way_to_be_turned_away_is_counted_by_its_reason(worker: Asked, store: LayerStore) -> None:
-    no_residues = Message(residues=MODULUS.to_bytes(4, "little") * 32)
+    no_residues = Message(residues=Q31.modulus.to_bytes(4, "little") * 32)
     other_model = request(store, 1)
     other_model[0].header.fingerprint = "0" * 64
     other_layer = request(store, 1)

@@ -8,7 +8,7 @@ import pytest
 from blindtune.errors import VerificationError
 from blindtune.proto.rows import REQUEST_ROWS
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import MODULUS
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.server import rows
@@ -28,19 +28,19 @@ def _messages(operand: Residues, rows_each: int) -> Iterator[bytes]:
 @pytest.mark.parametrize("bad", range(7), ids=lambda row: f"row {row}")
 def test_a_word_that_is_no_residue_is_refused_in_every_block(bad: int, rows_each: int) -> None:
     operand = np.arange(7 * COLUMNS, dtype=np.uint32).reshape(7, COLUMNS)
-    request = Request(PRODUCT, 7, COLUMNS, outputs=3, seed=None)
+    request = Request(PRODUCT, 7, COLUMNS, outputs=3, parameters=Q31, seed=None)
     seen = np.concatenate(list(received_blocks(_messages(operand, rows_each), request, SIZE)))
     assert np.array_equal(seen, operand)
-    operand[bad, 1] = MODULUS
+    operand[bad, 1] = Q31.modulus
     blocks = received_blocks(_messages(operand, rows_each), request, SIZE)
     with pytest.raises(VerificationError, match="no residue"):
         for block in blocks:
-            assert block.max() < MODULUS, "it was seen before it was checked"
+            assert block.max() < Q31.modulus, "it was seen before it was checked"
 
 
 def test_a_block_is_multiplied_before_rows_after_it_are_awaited() -> None:
     operand = np.arange(7 * COLUMNS, dtype=np.uint32).reshape(7, COLUMNS)
-    request = Request(PRODUCT, 7, COLUMNS, outputs=3, seed=None)
+    request = Request(PRODUCT, 7, COLUMNS, outputs=3, parameters=Q31, seed=None)
     arrived = 0
 
     def messages() -> Iterator[bytes]:
@@ -57,9 +57,9 @@ def test_a_block_is_multiplied_before_rows_after_it_are_awaited() -> None:
 
 def test_the_first_block_is_a_small_one_with_rows_and_with_a_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rows, "_FIRST_BLOCK_ROWS", 2)
-    seed = Seed(bytes(32), row_offset=5)
+    seed = Seed(bytes(32), Q31, row_offset=5)
     operand = seed.expand(9, COLUMNS)
-    request = Request(PRODUCT, 9, COLUMNS, outputs=3, seed=None)
+    request = Request(PRODUCT, 9, COLUMNS, outputs=3, parameters=Q31, seed=None)
     for blocks in (
         list(received_blocks(_messages(operand, 3), request, 4)),
         [block.residues() for block in expanded_blocks(iter(()), request, seed, 4)],

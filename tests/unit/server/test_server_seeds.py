@@ -13,7 +13,7 @@ from blindtune.protocol.expansion import Seed
 from blindtune.protocol.masks import Share
 from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import IntegerLayer
@@ -24,7 +24,7 @@ from blindtune.server.wire import Request
 
 CPU = torch.device("cpu")
 # Row 74,133 of this seed holds a word that is rejected twice, in column 668.
-SEED = Seed(bytes(range(32)), 74_000)
+SEED = Seed(bytes(range(32)), Q31, 74_000)
 ROWS = 1300
 SHAPES = {"a": (40, 700), "b": (660, 700)}
 FORWARD = forward_products(["a", "b"], 700)[0]
@@ -43,7 +43,7 @@ class Device(FloatProduct):
     """A method that expands seeds itself, for which memory suffices for so many rows at once."""
 
     def __init__(self, most: int = 1 << 30) -> None:
-        super().__init__(CPU)
+        super().__init__(Q31, CPU)
         self.most = most
         self.asked: list[tuple[int, int]] = []
         self.expand = self._expand
@@ -75,7 +75,7 @@ def store(device: torch.device | str = CPU, method: Method | None = None) -> Lay
         name: IntegerLayer(torch.from_numpy(w), np.ones(len(w), np.float32)) for name, w in layers().items()
     }
     made = LayerStore.from_layers(integers.items(), device, model="two")
-    return replace(made, method=method or made.method)
+    return replace(made, methods=(method,) if method else made.methods)
 
 
 def answer(served: LayerStore, product: Product, recorder: Recorder | None = None) -> Residues:
@@ -97,7 +97,7 @@ def expected(product: Product) -> Residues:
     # No sum reaches 700 * 2^31 * 2^7: 64 bits are exact here.
     stack = np.concatenate([w.astype(np.int64) for w in layers().values()])
     operand = SEED.expand(ROWS, product.contraction).astype(np.int64)
-    return (operand @ (stack.T if product.direction is Direction.FORWARD else stack)) % MODULUS
+    return (operand @ (stack.T if product.direction is Direction.FORWARD else stack)) % Q31.modulus
 
 
 @EACH_PRODUCT

@@ -22,7 +22,7 @@ from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2, wor
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.masks import Share
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import MODULUS, Q31
+from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.weights import INT8, IntegerLayer
@@ -146,8 +146,8 @@ class Wrapped:
     def outputs(self, product: Product) -> int:
         return self._honest.outputs(product)
 
-    def multiply(self, product: Product, operand: Residues) -> Residues:
-        return self._change(self._honest.multiply(product, operand))
+    def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
+        return self._change(self._honest.multiply(product, operand, parameters))
 
 
 class Held(Wrapped):
@@ -165,8 +165,8 @@ class Held(Wrapped):
 
 
 def residues(rows: int, columns: int) -> Residues:
-    x = np.random.default_rng(rows).integers(0, MODULUS, (rows, columns), dtype=np.uint32)
-    x[0, 0], x[-1, -1] = MODULUS - 1, 0
+    x = np.random.default_rng(rows).integers(0, Q31.modulus, (rows, columns), dtype=np.uint32)
+    x[0, 0], x[-1, -1] = Q31.modulus - 1, 0
     return x
 
 
@@ -211,7 +211,7 @@ def matrix(store: LayerStore, product: Product) -> np.ndarray:
 def big_product(store: LayerStore, product: Product, operand: Residues) -> Residues:
     """operand . M mod q in Python's integers."""
     exact = operand.astype(object) @ matrix(store, product).astype(object)
-    return (exact % MODULUS).astype(np.uint32)
+    return (exact % Q31.modulus).astype(np.uint32)
 
 
 @EACH_PRODUCT
@@ -230,7 +230,7 @@ def test_rows_are_multiplied_as_big_integers(
 def test_a_seed_is_multiplied_as_its_expansion(
     store: LayerStore, worker: Worker, product: Product, offset: int
 ) -> None:
-    seed = Seed(KEY, offset)
+    seed = Seed(KEY, Q31, offset)
     expected = big_product(store, product, seed.expand(9, product.contraction))
     messages = [header(store, product, 9, seed)]
     assert np.array_equal(worker.answer(messages, expected.shape[1]), expected)
@@ -240,13 +240,13 @@ def test_4097_rows_in_uneven_messages_come_back_in_order(store: LayerStore, work
     operand = residues(4097, 16)
     messages = [header(store, QK_FORWARD, 4097), *rows_of(operand, 1, 1000, 1024, 1025, 4000)]
     # No sum reaches 16 * 2^31 * 2^7: 64 bits are exact here, and faster than Python's integers.
-    expected = (operand.astype(np.int64) @ matrix(store, QK_FORWARD)) % MODULUS
+    expected = (operand.astype(np.int64) @ matrix(store, QK_FORWARD)) % Q31.modulus
     assert np.array_equal(worker.answer(messages, 64), expected)
 
 
 def test_4097_rows_of_a_seed_are_those_of_one_expansion(store: LayerStore, worker: Worker) -> None:
-    seed = Seed(KEY, 11)
-    expected = (seed.expand(4097, 16).astype(np.int64) @ matrix(store, QK_FORWARD)) % MODULUS
+    seed = Seed(KEY, Q31, 11)
+    expected = (seed.expand(4097, 16).astype(np.int64) @ matrix(store, QK_FORWARD)) % Q31.modulus
     assert np.array_equal(worker.answer([header(store, QK_FORWARD, 4097, seed)], 64), expected)
 
 
@@ -267,7 +267,7 @@ def test_each_span_of_a_long_contraction_is_exact(
 
 def test_results_travel_as_whole_rows_far_below_the_message_limit(store: LayerStore, worker: Worker) -> None:
     product = Product(Direction.FORWARD, (Span("head", 0, 8),))
-    sizes = [len(r.residues) for r in worker.ask([header(store, product, 5, Seed(KEY))])]
+    sizes = [len(r.residues) for r in worker.ask([header(store, product, 5, Seed(KEY, Q31))])]
     assert sum(sizes) == 5 * 70_000 * 4
     assert all(size % (70_000 * 4) == 0 and size < MAX_MESSAGE_BYTES // 4 for size in sizes)
 
@@ -330,7 +330,7 @@ def test_a_wrong_header_is_refused_with_its_own_status(
         (6, Limits(max_operand_bytes=6 * 16 * 4 - 1), "384 bytes, more than this worker's limit 383"),
     ],
 )
-@pytest.mark.parametrize("seed", [None, Seed(KEY)], ids=["rows", "seed"])
+@pytest.mark.parametrize("seed", [None, Seed(KEY, Q31)], ids=["rows", "seed"])
 def test_an_operand_over_the_limits_is_refused(
     store: LayerStore, start: Start, rows: int, limits: Limits, text: str, seed: Seed | None
 ) -> None:
@@ -338,13 +338,13 @@ def test_an_operand_over_the_limits_is_refused(
     code, details = worker.refusal([header(store, QK_FORWARD, rows, seed)])
     assert code is STATUS.OUT_OF_RANGE
     assert text in details
-    fits = header(store, QK_FORWARD, rows - 1, Seed(KEY))
+    fits = header(store, QK_FORWARD, rows - 1, Seed(KEY, Q31))
     assert len(worker.answer([fits], 64)) == rows - 1
 
 
 def test_a_row_of_results_that_fits_no_message_is_refused(store: LayerStore, worker: Worker) -> None:
     product = Product(Direction.FORWARD, (Span("wide", 0, 8),))
-    code, details = worker.refusal([header(store, product, 1, Seed(KEY))])
+    code, details = worker.refusal([header(store, product, 1, Seed(KEY, Q31))])
     assert code is STATUS.OUT_OF_RANGE
     assert "ask for fewer layers at once" in details
 
@@ -353,7 +353,7 @@ def test_a_client_does_not_send_again_what_is_too_large(store: LayerStore, start
     running = start(Limits(max_rows=5)).running
     transport = GrpcTransport(Operator("alpha", [running.address]), running.address, insecure=True)
     request = WorkRequest(
-        store.fingerprint, Q31.name, QK_FORWARD, Share(0, SeededRows(Seed(KEY), 6, 16)), outputs=64
+        store.fingerprint, Q31.name, QK_FORWARD, Share(0, SeededRows(Seed(KEY, Q31), 6, 16)), outputs=64
     )
     with pytest.raises(TransportError, match="OUT_OF_RANGE: the operand has 6 rows") as caught:
         list(transport.multiply(request, PATIENCE, np.empty((6, 64), np.uint32)))
@@ -385,7 +385,7 @@ def test_rows_that_do_not_match_the_header_are_refused_before_any_arithmetic(
     assert not recorder.seen
 
 
-@pytest.mark.parametrize("word", [MODULUS, MODULUS + 5, 2**32 - 1])
+@pytest.mark.parametrize("word", [Q31.modulus, Q31.modulus + 5, 2**32 - 1])
 def test_a_word_that_is_no_residue_is_refused_before_any_arithmetic(
     store: LayerStore, start: Start, word: int
 ) -> None:
@@ -407,7 +407,7 @@ def test_a_stream_without_header_or_with_two_is_refused(store: LayerStore, worke
         ([Message(residues=FULL), first], "must be its header"),
         ([first, first], "must carry rows"),
         ([first, Message()], "must carry rows"),
-        ([header(store, QK_FORWARD, 3, Seed(KEY)), Message(residues=FULL)], "is a seed, and yet"),
+        ([header(store, QK_FORWARD, 3, Seed(KEY, Q31)), Message(residues=FULL)], "is a seed, and yet"),
     ]:
         code, details = worker.refusal(messages)
         assert code is STATUS.INVALID_ARGUMENT
@@ -426,14 +426,14 @@ def test_the_manifest_tells_all_that_a_client_compares(store: LayerStore, start:
     limits = manifest.limits
     assert (limits.max_rows, limits.max_operand_bytes) == (77, 88)
     assert limits.max_message_bytes == MAX_MESSAGE_BYTES
-    assert manifest.product_method == store.method.name
+    assert manifest.product_method == store.product_method
 
 
 def test_a_request_is_acknowledged_before_anything_of_it_is_computed(store: LayerStore, start: Start) -> None:
     held = Held(store)
     worker = start(Limits(max_concurrent=1), multiplier=held)
     assert worker.stub.GetManifest(worker_pb2.GetManifestRequest(), timeout=PATIENCE).acknowledges
-    call = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY))])
+    call = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY, Q31))])
     assert held.entered.acquire(timeout=PATIENCE)
     told: Queue[object] = Queue()
     threading.Thread(target=lambda: told.put(call.initial_metadata()), daemon=True).start()  # type: ignore[attr-defined]
@@ -450,15 +450,15 @@ def test_an_observer_sees_the_rows_or_the_seed(store: LayerStore, start: Start) 
     blocks = [part for _, part in recorder.seen]
     assert np.array_equal(np.concatenate(blocks), operand)
     recorder.seen.clear()
-    worker.answer([header(store, QK_FORWARD, 2000, Seed(KEY, 4))], 64)
+    worker.answer([header(store, QK_FORWARD, 2000, Seed(KEY, Q31, 4))], 64)
     [(request, part)] = recorder.seen
-    assert part == Seed(KEY, 4)
+    assert part == Seed(KEY, Q31, 4)
     assert (request.product, request.rows) == (QK_FORWARD, 2000)
 
 
 def test_a_wrapped_multiplier_makes_a_worker_lie(store: LayerStore, start: Start) -> None:
     def lie(result: Residues) -> Residues:
-        result[0, 0] = (result[0, 0] + 1) % MODULUS
+        result[0, 0] = (result[0, 0] + 1) % Q31.modulus
         return result
 
     operand = residues(4, 16)
@@ -474,7 +474,7 @@ def test_every_request_leaves_one_line_without_operand_or_key(
     store: LayerStore, worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "blindtune.server.service")
-    messages = [header(store, QK_BACKWARD, 9, Seed(KEY))]
+    messages = [header(store, QK_BACKWARD, 9, Seed(KEY, Q31))]
     result = b"".join(
         r.residues for r in worker.stub.Multiply(iter(messages), metadata=[("x-request-id", "run-7_a")])
     )
@@ -497,7 +497,7 @@ def test_every_request_leaves_one_line_without_operand_or_key(
 
 def test_a_request_shows_no_key(store: LayerStore, start: Start) -> None:
     recorder = Recorder()
-    start(observer=recorder).answer([header(store, QK_FORWARD, 1, Seed(KEY))], 64)
+    start(observer=recorder).answer([header(store, QK_FORWARD, 1, Seed(KEY, Q31))], 64)
     assert "seed" not in repr(recorder.seen[0][0]).lower()
     assert str(KEY) not in repr(recorder.seen)
 
@@ -506,7 +506,9 @@ def test_an_error_inside_the_worker_is_not_told_to_the_client(store: LayerStore,
     def fail(result: Residues) -> Residues:
         raise LookupError(f"a word of the result is {result[0, 0]}")
 
-    code, details = start(multiplier=Wrapped(store, fail)).refusal([header(store, QK_FORWARD, 1, Seed(KEY))])
+    code, details = start(multiplier=Wrapped(store, fail)).refusal(
+        [header(store, QK_FORWARD, 1, Seed(KEY, Q31))]
+    )
     assert code is STATUS.INTERNAL
     assert re.fullmatch(r"internal error of this worker, request [0-9a-f]{32} in its log", details)
 
@@ -515,7 +517,9 @@ def test_running_out_of_memory_asks_for_fewer_rows(store: LayerStore, start: Sta
     def fail(result: Residues) -> Residues:
         raise torch.OutOfMemoryError("no room")
 
-    code, details = start(multiplier=Wrapped(store, fail)).refusal([header(store, QK_FORWARD, 1, Seed(KEY))])
+    code, details = start(multiplier=Wrapped(store, fail)).refusal(
+        [header(store, QK_FORWARD, 1, Seed(KEY, Q31))]
+    )
     assert code is STATUS.RESOURCE_EXHAUSTED
     assert "send fewer rows" in details
 
@@ -523,7 +527,7 @@ def test_running_out_of_memory_asks_for_fewer_rows(store: LayerStore, start: Sta
 def test_one_request_too_many_is_turned_away_and_the_others_finish(store: LayerStore, start: Start) -> None:
     held = Held(store)
     worker = start(Limits(max_concurrent=2, max_waiting=1), multiplier=held)
-    message = header(store, QK_FORWARD, 3, Seed(KEY))
+    message = header(store, QK_FORWARD, 3, Seed(KEY, Q31))
     running = [worker.ask([message]) for _ in range(2)]
     for _ in running:
         assert held.entered.acquire(timeout=PATIENCE)
@@ -536,7 +540,7 @@ def test_one_request_too_many_is_turned_away_and_the_others_finish(store: LayerS
     assert "2 requests running and 1 waiting" in details
     assert not held.entered.acquire(blocking=False)
     held.let_go.set()
-    expected = big_product(store, QK_FORWARD, Seed(KEY).expand(3, 16))
+    expected = big_product(store, QK_FORWARD, Seed(KEY, Q31).expand(3, 16))
     for call in running:
         assert b"".join(r.residues for r in call) == expected.tobytes()
 
@@ -554,14 +558,14 @@ def test_a_client_that_goes_away_gives_its_place_back(store: LayerStore, start: 
     give_up = time.monotonic() + PATIENCE
     while worker.running.requests_inside and time.monotonic() < give_up:
         time.sleep(0.01)
-    assert len(worker.answer([header(store, QK_FORWARD, 3, Seed(KEY))], 64)) == 3
+    assert len(worker.answer([header(store, QK_FORWARD, 3, Seed(KEY, Q31))], 64)) == 3
 
 
 def test_of_an_operand_that_waits_the_worker_takes_in_little(store: LayerStore, start: Start) -> None:
     held = Held(store)
     worker = start(Limits(max_concurrent=1), multiplier=held)
     product = Product(Direction.FORWARD, (Span("long", 0, 32_768),))
-    running = worker.ask([header(store, product, 1, Seed(KEY))])
+    running = worker.ask([header(store, product, 1, Seed(KEY, Q31))])
     assert held.entered.acquire(timeout=PATIENCE)
     chunk = rows_of(residues(8, 32_768))[0]
     taken: list[int] = []
@@ -590,7 +594,7 @@ def test_of_an_operand_that_waits_the_worker_takes_in_little(store: LayerStore, 
 def test_who_waits_no_longer_takes_no_turn(store: LayerStore, start: Start, ending: str) -> None:
     held = Held(store)
     worker = start(Limits(max_concurrent=1), multiplier=held)
-    message = header(store, QK_FORWARD, 3, Seed(KEY))
+    message = header(store, QK_FORWARD, 3, Seed(KEY, Q31))
     running = worker.ask([message])
     assert held.entered.acquire(timeout=PATIENCE)
     waits = worker.stub.Multiply(iter([message]), timeout=PATIENCE if ending == "cancelled" else 0.2)
@@ -612,7 +616,7 @@ def test_draining_refuses_requests_that_wait_or_are_new_and_finishes_those_insid
 ) -> None:
     held = Held(store)
     worker = start(Limits(max_concurrent=1), multiplier=held)
-    message = header(store, QK_FORWARD, 3, Seed(KEY))
+    message = header(store, QK_FORWARD, 3, Seed(KEY, Q31))
     running = worker.ask([message])
     assert held.entered.acquire(timeout=PATIENCE)
     assert worker.health() == worker.health("") == health_pb2.HealthCheckResponse.SERVING
@@ -639,7 +643,7 @@ def test_draining_refuses_requests_that_wait_or_are_new_and_finishes_those_insid
     assert finished.empty()
 
     held.let_go.set()
-    expected = big_product(store, QK_FORWARD, Seed(KEY).expand(3, 16))
+    expected = big_product(store, QK_FORWARD, Seed(KEY, Q31).expand(3, 16))
     assert b"".join(r.residues for r in running) == expected.tobytes()
     stopper.join(PATIENCE)
     assert finished.get_nowait() is True
@@ -649,7 +653,7 @@ def test_draining_refuses_requests_that_wait_or_are_new_and_finishes_those_insid
 def test_a_request_that_does_not_finish_in_time_is_cut_off(store: LayerStore, start: Start) -> None:
     held = Held(store)
     worker = start(multiplier=held)
-    running = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY))])
+    running = worker.ask([header(store, QK_FORWARD, 3, Seed(KEY, Q31))])
     assert held.entered.acquire(timeout=PATIENCE)
     assert worker.running.stop(drain_seconds=0) is False
     with pytest.raises(grpc.RpcError):
