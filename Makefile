@@ -37,7 +37,7 @@ mutations: $(INSTALLED) ## plant classical mistakes in copies of the code; a tes
 	cd tests && HF_HUB_OFFLINE=1 ../$(BIN)/python -m mutations $(ARGS)
 
 bench: $(INSTALLED) ## measure what a step costs, part by part; ARGS="--full" for all of it
-	$(BIN)/python benchmarks/suite.py $(ARGS)
+	$(BIN)/python -m benchmarks.suite $(ARGS)
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .

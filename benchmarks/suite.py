@@ -1,6 +1,6 @@
 """The performance benchmarks one after the other: tables to read, and JSON with the machine in a folder.
 
-    python benchmarks/suite.py [--full] [--only NAME ...] [--folder build/bench]
+    python -m benchmarks.suite [--full] [--only NAME ...] [--folder build/bench]
 
 The short suite takes some ten minutes on two cores: whole steps and the plan are of two layers of
 Llama-3.2-1B's shape (2 GB of disk). --full takes all sixteen (6 GB), the shapes of 8B and 70B as well, the
@@ -15,9 +15,19 @@ import sys
 from pathlib import Path
 
 import torch
-from random_llama import llama_1b, write
 
-_HERE = Path(__file__).parent
+from benchmarks.common.random_llama import llama_1b, write
+
+_PLACES = {
+    "worker_product": "worker",
+    "client_kernels": "protocol",
+    "transport": "network",
+    "step": "steps",
+    "plan": "steps",
+    "cuda_check": "worker",
+    "competitor": "steps",
+    "network": "network",
+}
 _ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "PASSIVE"}
 
 
@@ -61,7 +71,7 @@ def main() -> None:
     for name in arguments.only or commands:
         print(f"\n== {name}\n", flush=True)
         written = ["--json", f"{folder / name}.json"]
-        command = [sys.executable, str(_HERE / f"{name}.py"), *commands[name], *written]
+        command = [sys.executable, "-m", f"benchmarks.{_PLACES[name]}.{name}", *commands[name], *written]
         if subprocess.run(command, env=os.environ | _ENVIRONMENT, check=False).returncode:
             failed.append(name)
     if failed:

@@ -1,15 +1,12 @@
 """Trainings through real daemons that crash, lie, are drained, and get new certificates: a short form of the
 benchmark of the same name, with its code."""
 
-import sys
 from pathlib import Path
 
 import pytest
 from support.recipes import with_tokenizer
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from chaos import chaos, rolling
+from benchmarks.resilience.chaos import chaos, rolling
 
 pytestmark = [pytest.mark.hf, pytest.mark.slow]
 

@@ -1,20 +1,16 @@
 """Every trainer that people use, on remote layers with a head of their own and with a tied one.
 
-The smallest form of `benchmarks/trainers.py`, whose figures are in docs/trainers.md.
+The smallest form of `benchmarks/compatibility/trainers.py`, whose figures are in docs/trainers.md.
 """
 
-import sys
 from pathlib import Path
 
 import pytest
 from support.operators import RunningOperators
 from support.tokenizer import letters
 
+from benchmarks.compatibility.trainers import TRAINERS, difference, identical, train
 from blindtune import BlindConfig
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from trainers import TRAINERS, difference, identical, train
 
 pytestmark = pytest.mark.hf
 

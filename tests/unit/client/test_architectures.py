@@ -1,10 +1,9 @@
 """Architectures that are built in other ways than most: right on remote layers, or refused with the reason.
 
-The smallest form of `benchmarks/families.py`, whose table is in docs/families.md.
+The smallest form of `benchmarks/compatibility/families.py`, whose table is in docs/families.md.
 """
 
 import logging
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertForMaskedLM, PretrainedConfig, PreTrainedModel
 
+from benchmarks.compatibility.families import try_model
 from blindtune.checkpoint import Checkpoint
 from blindtune.checkpoint.skeleton import require_supported
 from blindtune.checkpoint.trace import trace
@@ -23,10 +23,6 @@ from blindtune.client.kit.prepare import prepare
 from blindtune.client.model.quantizer import BlindQuantizer
 from blindtune.client.model.remote_linear import RemoteLinear
 from blindtune.errors import KitError, UnsupportedError
-
-sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-
-from families import try_model
 
 pytestmark = pytest.mark.hf
 

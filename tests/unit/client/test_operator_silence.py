@@ -1,11 +1,9 @@
 """Workers that take a request and say nothing: what is sent meanwhile, and whose answer counts."""
 
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +12,7 @@ from numpy.typing import NDArray
 from support.buffers import WatchedBuffers
 from support.transports import LocalWorker, VirtualTime
 
+from benchmarks.resilience.silent_worker import SilentServer
 from blindtune.client.config.blind_config import Operator
 from blindtune.client.kit.kit import Kit
 from blindtune.client.operators import habits, policy
@@ -36,10 +35,6 @@ from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.daemon import serve
 from blindtune.server.store import LayerStore
 from blindtune.server.transport import Endpoint
-
-sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
-
-from silent_worker import SilentServer
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 (FORWARD,) = forward_products(ATTENTION, 32)

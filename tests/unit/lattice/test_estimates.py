@@ -1,9 +1,8 @@
 """A lattice parameter set can be used only with the estimate that docs/security-estimates.md gives for it."""
 
 import dataclasses
-import importlib.util
+import importlib
 import re
-import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
@@ -38,15 +37,9 @@ def document(name: str = "security-estimates.md") -> str:
     return (ROOT / "docs" / name).read_text(encoding="utf-8")
 
 
-@cache
 def script(name: str = "security_estimate") -> ModuleType:
     """A file of benchmarks/, which is a command and no part of the package."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"benchmarks.security.{name}")
 
 
 @cache

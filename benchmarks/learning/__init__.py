@@ -1,0 +1,1 @@
+"""What private adapters learn, next to those of stock PEFT."""

@@ -1,0 +1,1 @@
+"""Crashes, lies, silence and hostile clients."""

@@ -1,0 +1,1 @@
+"""What the estimates of the lattice parameters rest on."""
