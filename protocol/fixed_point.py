@@ -7,7 +7,19 @@ For each row x_t the client chooses its own scale a_t and sends integers z_t = r
 so that by Cauchy-Schwarz |(z_t M)_j| <= (q - 1)/2 - noise for every output j: no value wraps around the
 modulus, whatever the data. S and N are exact integers, and the sum of squares is checked in integers.
 
-Rounding moves a row by at most sqrt(d)/2, hence the first attempt a_t = (sqrt(S) - sqrt(d)/2) / |x_t|.
+Rounding to the nearest integers moves a row of d columns by at most sqrt(d)/2, hence the first attempt
+a_t = (sqrt(S) - sqrt(d)/2) / |x_t|.
+
+Rows of long gradients (`Product.diffused`) are rounded with the error diffused instead. What rounding leaves
+of a column is carried to the sixteenth column after it, which is the next one of its lane:
+
+    z[i] = round(a x[i] + c[i - 16]),      c[i] = a x[i] + c[i - 16] - z[i],      c[i] = 0 for i < 0
+
+Each |c[i]| <= 1/2, so z[i] - a x[i] = c[i - 16] - c[i] is at most 1 in magnitude, and a row moves by at most
+sqrt(d): its first attempt is a_t = (sqrt(S) - sqrt(d)) / |x_t|. In return, the errors of a lane add up to -c of
+its last column, 1/2 at most, however many columns there are. To the nearest, columns below 1/2 would all be
+zero, and where they have one sign, as the small probabilities of a softmax have, no average makes up for it.
+
 Norms are taken in float64 over 16 interleaved partial sums, for each row alone, so that a row's
 integers never depend on its neighbours. Scales stay on the client.
 """
@@ -25,9 +37,11 @@ from blindtune.protocol.kernels.reals import (
     load_reals,
     multiply_reals,
     nearest,
+    nearest_reals,
     real,
     repeated_real,
     store_reals,
+    subtract_reals,
     total_of_half,
 )
 from blindtune.protocol.kernels.row_blocks import for_row_blocks
@@ -137,20 +151,44 @@ def _round(values, scale, out):  # type: ignore[no-untyped-def]
 
 
 @kernel
-def quantize_row(row, column_scale, budget, radius, out, values):  # type: ignore[no-untyped-def]
+def _round_diffused(values, scale, out, carried):  # type: ignore[no-untyped-def]
+    """`_round` with errors diffused; ``carried``, float64 [16], is used meanwhile."""
+    columns = out.shape[0]
+    whole = columns - columns % LANES
+    factor, carry = repeated_real(scale), repeated_real(0.0)
+    sums = repeated_half(np.int64(0))
+    for i in range(0, whole, LANES):
+        wanted = add_reals(multiply_reals(load_reals(values, i), factor), carry)
+        carry = subtract_reals(wanted, nearest_reals(wanted))
+        integers = nearest(wanted)
+        even, odd = even_words(integers), odd_words(integers)
+        sums = add(sums, add(multiply_signed(even, even), multiply_signed(odd, odd)))
+        store(out, i, integers)
+    total = np.int64(total_of_half(sums))
+    store_reals(carried, 0, carry)
+    for i in range(whole, columns):
+        integer = np.int32(np.rint(values[i] * scale + carried[i - whole]))
+        total += np.int64(integer) * np.int64(integer)
+        out[i] = integer
+    return total
+
+
+@kernel
+def quantize_row(row, column_scale, budget, radius, diffused, out, values):  # type: ignore[no-untyped-def]
     """One row of `quantize_rows`.
 
     Each element is read once, so that whoever changes the row meanwhile does not get past the budget.
 
     Args:
-        row, column_scale, budget, radius: contiguous; see `quantize_rows` and `radius_of`.
+        row, column_scale, budget, radius, diffused: contiguous; see `quantize_rows` and `radius_of`.
         out: int32 [columns], receives the integers.
         values: float64 [columns + 16], used meanwhile.
 
     Returns:
         The scale, or nan if a value is not finite.
     """
-    square = _square_norm(row, column_scale, values, values[row.shape[0] :])
+    spare = values[row.shape[0] :]
+    square = _square_norm(row, column_scale, values, spare)
     if not np.isfinite(square):
         return np.nan
     if square == 0.0:
@@ -158,29 +196,29 @@ def quantize_row(row, column_scale, budget, radius, out, values):  # type: ignor
         out[:] = 0
         return np.inf
     scale = radius / np.sqrt(square)
-    while _round(values, scale, out) > budget:
+    while (_round_diffused(values, scale, out, spare) if diffused else _round(values, scale, out)) > budget:
         scale *= 1.0 - 2.0**-30
     return scale
 
 
 @kernel
-def _quantize(x, column_scale, budget, radius, out, scales, start, stop):  # type: ignore[no-untyped-def]
+def _quantize(x, column_scale, budget, radius, diffused, out, scales, start, stop):  # type: ignore[no-untyped-def]
     values = np.empty(x.shape[1] + LANES, np.float64)
     for r in range(start, stop):
-        scales[r] = quantize_row(x[r], column_scale, budget, radius, out[r], values)
+        scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, out[r], values)
         if np.isnan(scales[r]):
             return r
     return -1
 
 
-def radius_of(x: Float32, budget: int, column_scale: Float32 | None) -> float:
+def radius_of(x: Float32, budget: int, column_scale: Float32 | None, diffused: bool) -> float:
     """The norm of a row of integers that stays within the budget after rounding, for `quantize_row`.
 
     Raises:
         UnsupportedError, ValueError: as `quantize_rows` does, but for values that are not finite.
     """
     columns = x.shape[1]
-    radius = isqrt(budget) - columns**0.5 / 2
+    radius = isqrt(budget) - columns**0.5 * (1.0 if diffused else 0.5)
     if radius < 1:
         raise UnsupportedError(f"rows of {columns} columns leave no precision within a budget of {budget}")
     if column_scale is not None and (
@@ -200,13 +238,16 @@ def not_finite(row: int, rows: int) -> UnsupportedError:
     )
 
 
-def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) -> tuple[Centred, Float64]:
+def quantize_rows(
+    x: Float32, budget: int, column_scale: Float32 | None = None, diffused: bool = False
+) -> tuple[Centred, Float64]:
     """Rounds each row, times its own scale, to integers within the budget.
 
     Args:
         x: float32 [rows, columns]. With ``column_scale``, column i counts as x[:, i] * column_scale[i].
         budget: S, from `square_budget`.
         column_scale: float32 [columns], positive and finite.
+        diffused: whether rounding diffuses its errors, as operands of a `Product` that says so need it.
 
     Returns:
         Integers, int32 [rows, columns], and scales, float64 [rows]: integers ~ scale * row. A row of
@@ -216,7 +257,7 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
         UnsupportedError: a value is not finite, or the rows are too wide for the budget.
         ValueError: the column scales don't fit.
     """
-    radius = radius_of(x, budget, column_scale)
+    radius = radius_of(x, budget, column_scale, diffused)
     rows, columns = x.shape
     x = np.ascontiguousarray(x)
     column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
@@ -225,7 +266,7 @@ def quantize_rows(x: Float32, budget: int, column_scale: Float32 | None = None) 
     failed: list[int] = []
 
     def block(start: int, stop: int) -> None:
-        bad = _quantize(x, column_scale, budget, radius, out, scales, start, stop)
+        bad = _quantize(x, column_scale, budget, radius, diffused, out, scales, start, stop)
         if bad >= 0:
             failed.append(bad)
 

@@ -246,7 +246,7 @@ class MaskSource(ABC):
         Raises:
             UnsupportedError, ValueError: as `quantize_rows` does.
         """
-        operand, scales = quantize_rows(x, budget, column_scale)
+        operand, scales = quantize_rows(x, budget, column_scale, product.diffused)
         return self.mask(operand, product, image), scales
 
     def hide_twice(
@@ -267,8 +267,9 @@ class MaskSource(ABC):
         Returns:
             The operand, of twice as many rows, and their scales, float64 [2 rows].
         """
-        z, scales = quantize_rows(x, budget, column_scale)
-        rest, rest_scales = quantize_rows(remainder(x, column_scale, scales, z), budget)
+        z, scales = quantize_rows(x, budget, column_scale, product.diffused)
+        left = remainder(x, column_scale, scales, z)
+        rest, rest_scales = quantize_rows(left, budget, diffused=product.diffused)
         operand = np.concatenate([z, rest])
         return self.mask(operand, product, image), np.concatenate([scales, scales * rest_scales])
 

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 __all__ = [
+    "DIFFUSED_CONTRACTION",
     "MAX_CONTRACTION",
     "Direction",
     "Product",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 MAX_CONTRACTION = 32_768
+
+DIFFUSED_CONTRACTION = 4_096
+"""Columns from which on rows of gradients are rounded with their error diffused."""
 
 
 class Direction(enum.IntEnum):
@@ -78,6 +82,15 @@ class Product:
         if self.direction is Direction.FORWARD:
             return len(self.spans[0])
         return sum(len(span) for span in self.spans)
+
+    @property
+    def diffused(self) -> bool:
+        """Whether its operands are rounded with the error diffused; see `fixed_point`.
+
+        Of many columns of a gradient most may be far below their row's step, and all of one sign, as the
+        small probabilities of a softmax are. Only public facts decide.
+        """
+        return self.direction is Direction.BACKWARD and self.contraction >= DIFFUSED_CONTRACTION
 
     @property
     def label(self) -> str:

@@ -84,7 +84,7 @@ class Case:
             )
             part = np.ascontiguousarray(x[:, columns])
             scales = None if forward else np.ascontiguousarray(self.layer.scales[columns])
-            operand, row_scales = quantize_rows(part, budget, scales)
+            operand, row_scales = quantize_rows(part, budget, scales, product.diffused)
             masked = source.mask(operand, product)
             answers = [self.multiplier.multiply(product, share.residues, Q31) for share in masked.shares]
             y = masked.unmask(answers)

@@ -74,7 +74,7 @@ class PublicModel:
             noise: largest magnitude of the mask's noise in a result.
         """
         budget = square_budget(Q31, self.kit.column_square_sum(self.first), noise)
-        return quantize_rows(rows, budget)[0]
+        return quantize_rows(rows, budget, diffused=self.first.diffused)[0]
 
     @cached_property
     def _model(self) -> PreTrainedModel:

@@ -202,7 +202,7 @@ class CertifiedProducts:
 
     def _note(self, product: Product, part: float, budget: int) -> None:
         """Keeps figures, and warns once."""
-        error = precision(budget, product.contraction, self._source.noise_variance)
+        error = precision(budget, product.contraction, product.diffused, self._source.noise_variance)
         with self._lock:
             self._scales[product.label] = Scale(part, error)
             if error <= _BFLOAT16 or self._warned:

@@ -130,7 +130,7 @@ class PrivateMultiplier(ABC):
         Raises:
             UnsupportedError: a value is not finite, or the rows are too wide for the budget.
         """
-        operand, scales = quantize_rows(x, budget, column_scale)
+        operand, scales = quantize_rows(x, budget, column_scale, product.diffused)
         return dequantize_rows(self.multiply(operand, product), scales, output_scale)
 
     def multiply_certified(

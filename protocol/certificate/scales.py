@@ -78,12 +78,13 @@ def proven_noise(column_square_sum: int, variance: float) -> int:
     return isqrt(int(10.5**2 * variance * column_square_sum)) + 1
 
 
-def precision(budget: int, contraction: int, variance: float = 0.0) -> float:
+def precision(budget: int, contraction: int, diffused: bool, variance: float = 0.0) -> float:
     """The relative error to be expected of a product: that of a row's integers, if M spreads it evenly.
 
     Args:
         budget: of the row's squares.
         contraction: d.
+        diffused: whether rounding diffuses its errors, each then the difference of two.
         variance: of the noise that a mask adds to each element.
     """
-    return sqrt(contraction * (1 / 12 + variance) / budget)
+    return sqrt(contraction * ((1 / 6 if diffused else 1 / 12) + variance) / budget)

@@ -32,9 +32,11 @@ __all__ = [
     "load_reals",
     "multiply_reals",
     "nearest",
+    "nearest_reals",
     "real",
     "repeated_real",
     "store_reals",
+    "subtract_reals",
     "total_of_half",
 ]
 
@@ -105,6 +107,12 @@ def add_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 
 
 @operation(_reals, _reals, _reals)
+def subtract_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Differences."""
+    return builder.fsub(a, b)
+
+
+@operation(_reals, _reals, _reals)
 def multiply_reals(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """Products."""
     return builder.fmul(a, b)
@@ -118,6 +126,13 @@ def nearest(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
     words = ir.VectorType(ir.IntType(32), 2 * LANES)
     low = ir.Constant(_INTEGERS, list(range(0, 2 * LANES, 2)))
     return builder.shuffle_vector(builder.bitcast(shifted, words), ir.Constant(words, ir.Undefined), low)
+
+
+@operation(_reals, _reals)
+def nearest_reals(builder: ir.IRBuilder, a: ir.Value) -> ir.Value:
+    """The integers of `nearest` as real numbers."""
+    shift = ir.Constant(_REALS, [_SHIFT] * LANES)
+    return builder.fsub(builder.fadd(a, shift), shift)
 
 
 @operation(_reals, words_type)

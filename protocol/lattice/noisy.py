@@ -60,7 +60,23 @@ def _add_noisy_row(integers, noise, v, image, q, out, used):  # type: ignore[no-
 
 @kernel
 def _add_noisy_rows(  # type: ignore[no-untyped-def]
-    x, column_scale, budget, radius, states, runs, batches, eta, v, image, q, out, scales, dots, sums, turn
+    x,
+    column_scale,
+    budget,
+    radius,
+    diffused,
+    states,
+    runs,
+    batches,
+    eta,
+    v,
+    image,
+    q,
+    out,
+    scales,
+    dots,
+    sums,
+    turn,
 ):
     rows, columns = x.shape
     some, (places, width) = rows_at_once(columns), batches
@@ -78,7 +94,7 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             state[:] = states[run]
             state[12] = uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)
             sample_row(state, words, places, eta, noise, x, out, r * columns)
-            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers, values)
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, integers, values)
             if np.isnan(scales[r]):
                 return r
             dots[r], sums[r] = _add_noisy_row(integers, noise, v, image, q, out[r], used)
@@ -98,6 +114,7 @@ def add_noisy_integers(
     x: Float32,
     budget: int,
     column_scale: Float32 | None,
+    diffused: bool,
     keys: Sequence[bytes],
     runs: NDArray[np.int64],
     eta: int,
@@ -110,7 +127,7 @@ def add_noisy_integers(
 
     Args:
         x: float32 [rows, columns].
-        budget, column_scale: as for `quantize_rows`; the budget at most `largest_budget`.
+        budget, column_scale, diffused: as for `quantize_rows`; the budget at most `largest_budget`.
         keys: of the runs' noise.
         runs: int64 [keys, 3]: first row of x, first row of what `centred_binomial` makes of the key, and how
             many. They cover all rows in order.
@@ -129,7 +146,7 @@ def add_noisy_integers(
         UnsupportedError, ValueError: as `quantize_rows` does, or the arguments don't fit.
     """
     rows, columns = x.shape
-    radius = radius_of(x, budget, column_scale)
+    radius = radius_of(x, budget, column_scale, diffused)
     if x.dtype != np.float32 or budget > largest_budget(eta, parameters):
         raise ValueError(f"the rows are not float32, or a budget of {budget} leaves no room for noise")
     ends = runs[:, 0] + runs[:, 2]
@@ -154,6 +171,7 @@ def add_noisy_integers(
             column_scale,
             budget,
             radius,
+            diffused,
             states,
             runs,
             batches,

@@ -208,13 +208,13 @@ class LatticeSource(MaskSource):
         image: Words | None = None,
     ) -> tuple[MaskedOperand, Float64]:
         self._require(product, x, np.float32)
-        z, scales = quantize_rows(x, budget, column_scale)
+        z, scales = quantize_rows(x, budget, column_scale, product.diffused)
         rows, of_rest = len(x), np.empty(len(x), np.float64)
 
         def operand(noise: NDArray[np.int8]) -> Centred:
             # The noise of the first rows is known before those of the second are chosen.
             left = remainder(x, column_scale, scales, z + noise[:rows])
-            rest, of_rest[:] = quantize_rows(left, budget)
+            rest, of_rest[:] = quantize_rows(left, budget, diffused=product.diffused)
             return np.concatenate([z, rest])
 
         masked = self._masked(2 * rows, product, image, operand)
@@ -263,7 +263,17 @@ class LatticeSource(MaskSource):
         # A transform for less than a block of rows costs more than a check that looks at them once more.
         v = v if exact and rows >= DEGREE else None
         scales, dots, sums = add_noisy_integers(
-            x, budget, column_scale, keys, bounds(runs), eta, v, self.parameters, masked, image
+            x,
+            budget,
+            column_scale,
+            product.diffused,
+            keys,
+            bounds(runs),
+            eta,
+            v,
+            self.parameters,
+            masked,
+            image,
         )
         expected = None if v is None else self._expected(product, v, packed, runs, dots)
         share, own = Share(0, masked, expected=expected), None if image is None else sums

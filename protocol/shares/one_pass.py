@@ -57,7 +57,7 @@ __all__ = ["hide_reals", "reveal_reals", "reveal_reals_with_sums"]
 
 @kernel
 def _hide(  # type: ignore[no-untyped-def]
-    x, column_scale, budget, radius, states, v, fits, image, q, masked, scales, dots, sums, turn
+    x, column_scale, budget, radius, diffused, states, v, fits, image, q, masked, scales, dots, sums, turn
 ):
     rows, columns = x.shape
     step, count = rows_at_once(columns), len(states)
@@ -73,7 +73,7 @@ def _hide(  # type: ignore[no-untyped-def]
             expand_rows(states[0], uint64(r), q, masks[0], x, masked)
             for k in range(1, count):
                 expand_rows(states[k], uint64(r), q, masks[k])
-            scales[r] = quantize_row(x[r], column_scale, budget, radius, integers[0], values)
+            scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, integers[0], values)
             if np.isnan(scales[r]):
                 return r
             if image is not None:
@@ -97,6 +97,7 @@ def hide_reals(
     x: Float32,
     budget: int,
     column_scale: Float32 | None,
+    diffused: bool,
     keys: Sequence[bytes],
     v: Residues | None,
     parameters: ParameterSet,
@@ -106,7 +107,7 @@ def hide_reals(
 
     Args:
         x: float32 [rows, columns].
-        budget, column_scale: as for `quantize_rows`.
+        budget, column_scale, diffused: as for `quantize_rows`.
         keys: one or more, each used for nothing else.
         v: uint32 [columns], verification vector.
         parameters: of the residues.
@@ -122,7 +123,7 @@ def hide_reals(
             centred residues, which a mask would not hide.
     """
     rows, columns = x.shape
-    radius = radius_of(x, budget, column_scale)
+    radius = radius_of(x, budget, column_scale, diffused)
     if budget > parameters.half**2:
         raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
     vectors = [vector for vector in (v, image) if vector is not None]
@@ -141,7 +142,21 @@ def hide_reals(
 
     def some(turn: NDArray[np.int64]) -> None:
         bad = _hide(
-            x, column_scale, budget, radius, states, v, fits, image, q, masked, scales, dots, sums, turn
+            x,
+            column_scale,
+            budget,
+            radius,
+            diffused,
+            states,
+            v,
+            fits,
+            image,
+            q,
+            masked,
+            scales,
+            dots,
+            sums,
+            turn,
         )
         if bad >= 0:
             failed.append(bad)

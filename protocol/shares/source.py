@@ -86,7 +86,7 @@ class ShareSource(MaskSource):
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
         seeds, ahead = self._drawn(rows, product)
         masked, scales, expected, sums = hide_reals(
-            x, budget, column_scale, [seed.key for seed in seeds], v, self.parameters, image
+            x, budget, column_scale, product.diffused, [seed.key for seed in seeds], v, self.parameters, image
         )
         return self._shared(seeds, ahead, masked, expected, sums), scales
 

@@ -218,7 +218,7 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
     ) -> Any:
         nonlocal calls
         masked, scales = hide(self, x, product, budget, column_scale, v)
-        integers, again = quantize_rows(x, budget, column_scale)
+        integers, again = quantize_rows(x, budget, column_scale, product.diffused)
         assert np.array_equal(scales, again)
         calls += 1
         secrets.numbers(f"values {calls}", x[0][:8], "<f4", "<f8")

@@ -123,7 +123,7 @@ class _Judged(PrivateMultiplier):
             self._world.ledger.broken(
                 "result", f"a product of {product.label} is not the reference's, in bits"
             )
-        operand, scales = quantize_rows(x, budget, column_scale)
+        operand, scales = quantize_rows(x, budget, column_scale, product.diffused)
         outputs = 1.0 if output_scale is None else output_scale.astype(np.float64)
         # Of rows of zeros the scale is infinite, and the noise comes back as zero.
         factors = np.where(np.isfinite(scales), scales, 0.0)[:, np.newaxis]

@@ -41,7 +41,7 @@ class WatchedSource(MaskSource):
         v: Residues | None = None,
     ) -> tuple[MaskedOperand, NDArray[np.float64]]:
         masked, scales = self._source.hide(x, product, budget, column_scale, v)
-        self._ledger.drew(quantize_rows(x, budget, column_scale)[0], product, masked)
+        self._ledger.drew(quantize_rows(x, budget, column_scale, product.diffused)[0], product, masked)
         return _WatchedOperand(masked, product, self._ledger), scales
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:

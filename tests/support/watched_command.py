@@ -28,9 +28,9 @@ def watch(path: Path) -> None:
     def keep(what: str, value: bytes) -> None:
         file.write(json.dumps([what, value.hex()]) + "\n")
 
-    def watched(x: Any, budget: int, column_scale: Any = None) -> None:
+    def watched(x: Any, budget: int, column_scale: Any, diffused: bool) -> None:
         nonlocal calls
-        integers, scales = quantize_rows(x, budget, column_scale)
+        integers, scales = quantize_rows(x, budget, column_scale, diffused)
         calls += 1
         values = x[0][:8].detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x[0][:8])
         if integers[0][:8].any():
@@ -52,7 +52,7 @@ def watch(path: Path) -> None:
         self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
     ) -> Any:
         masked, scales = hide(self, x, product, budget, column_scale, v)
-        watched(x, budget, column_scale)
+        watched(x, budget, column_scale, product.diffused)
         for share in masked.shares:
             if share.seed is not None:
                 keep("seed", share.seed.key)

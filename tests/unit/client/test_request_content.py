@@ -28,7 +28,7 @@ def test_no_operand_is_sent_as_it_is_in_either_direction(kit: Kit, honest: Multi
     for product in products:
         x = np.random.default_rng(1).normal(size=(9, product.contraction)).astype(np.float32)
         x[4] = 0
-        operand, _ = quantize_rows(x, BUDGET)
+        operand, _ = quantize_rows(x, BUDGET, diffused=product.diffused)
         if reals:
             multiplier.multiply_reals(x, product, BUDGET)
         else:

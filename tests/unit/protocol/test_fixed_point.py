@@ -199,7 +199,7 @@ def test_a_first_attempt_that_is_too_large_is_lowered_until_it_fits() -> None:
     x, budget = gaussian(5, 40), 10**12
     integers, scales = np.empty((5, 40), np.int32), np.empty(5)
     radius = isqrt(budget) * (1 + 1e-6)
-    assert _quantize(x, np.ones(40, np.float32), budget, radius, integers, scales, 0, 5) == -1
+    assert _quantize(x, np.ones(40, np.float32), budget, radius, False, integers, scales, 0, 5) == -1
     assert max(square_sums(integers)) <= budget
     assert min(square_sums(integers)) >= (isqrt(budget) - sqrt(40) - 1) ** 2
     assert largest_rounding_error(x, integers, scales) <= 0.5 + 2.0**-21
