@@ -16,9 +16,9 @@ of a column is carried to the sixteenth column after it, which is the next one o
     z[i] = round(a x[i] + c[i - 16]),      c[i] = a x[i] + c[i - 16] - z[i],      c[i] = 0 for i < 0
 
 Each |c[i]| <= 1/2, so z[i] - a x[i] = c[i - 16] - c[i] is at most 1 in magnitude, and a row moves by at most
-sqrt(d): its first attempt is a_t = (sqrt(S) - sqrt(d)) / |x_t|. In return, the errors of a lane add up to -c of
-its last column, 1/2 at most, however many columns there are. To the nearest, columns below 1/2 would all be
-zero, and where they have one sign, as the small probabilities of a softmax have, no average makes up for it.
+sqrt(d): its first attempt is a_t = (sqrt(S) - sqrt(d)) / |x_t|. In return, the errors of a lane add up to 1/2
+at most, however many columns there are. To the nearest, columns below 1/2 would all be zero, and where they
+have one sign, as the small probabilities of a softmax have, no average makes up for it.
 
 Norms are taken in float64 over 16 interleaved partial sums, for each row alone, so that a row's
 integers never depend on its neighbours. Scales stay on the client.

@@ -9,6 +9,7 @@ _KIT = "tests/unit/client/test_kit.py"
 _LAYER_GROUP = "tests/unit/client/test_layer_group.py"
 _OPERATOR = "tests/unit/client/test_operator.py"
 _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
+_DIFFUSED = "tests/unit/protocol/test_diffused_rounding.py"
 _EXPANSION = "tests/unit/protocol/test_expansion.py"
 _MASKS = "tests/unit/protocol/test_masks.py"
 _ONE_PASS = "tests/unit/protocol/test_one_pass.py"
@@ -151,6 +152,30 @@ SLIPS_WITH_MASKS = (
         "if held.get(name) != value]",
         "if name not in held]",
         f"{_OPERATOR}::test_a_worker_that_lacks_a_layer_or_has_another_one_is_refused",
+    ),
+    mutation(
+        "long-gradients-to-the-nearest",
+        "long gradients are rounded to the nearest integers, like all other operands",
+        "protocol/products.py",
+        "return self.direction is Direction.BACKWARD and self.contraction >= DIFFUSED_CONTRACTION",
+        "return self.direction is Direction.BACKWARD and self.contraction > MAX_CONTRACTION",
+        f"{_DIFFUSED}::test_long_contractions_backward_are_diffused_and_no_others",
+    ),
+    mutation(
+        "shares-round-for-themselves",
+        "shares round to the nearest integers what the reference rounds with the error diffused",
+        "protocol/shares/source.py",
+        "x, budget, column_scale, product.diffused, [seed.key for seed in seeds], v, self.parameters, image",
+        "x, budget, column_scale, False, [seed.key for seed in seeds], v, self.parameters, image",
+        f"{_DIFFUSED}::test_operands_are_rounded_as_their_product_says",
+    ),
+    mutation(
+        "carry-of-a-vector-lost",
+        "what rounding leaves is not carried from one vector to the next",
+        "protocol/fixed_point.py",
+        "        carry = subtract_reals(wanted, nearest_reals(wanted))\n",
+        "        carry = repeated_real(0.0)\n",
+        f"{_DIFFUSED}::test_what_a_column_leaves_goes_to_the_next_one_of_its_lane",
     ),
     mutation(
         "exchanged-entry-accepted",

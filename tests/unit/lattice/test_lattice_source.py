@@ -32,7 +32,7 @@ from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, La
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.parameters import Q31
-from blindtune.protocol.products import Product
+from blindtune.protocol.products import DIFFUSED_CONTRACTION, Direction, Product, Span
 from blindtune.protocol.verification import CheckVectors
 
 SETS = pytest.mark.parametrize("parameters", [MLWE1280, MLWE1536, TOY], ids=lambda x: x.name)
@@ -441,6 +441,21 @@ def test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to(
         expected = other.mask(integers, which)
         assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
         assert np.array_equal(scales, same)
+
+
+def test_long_gradients_are_hidden_as_they_are_rounded_with_the_error_diffused() -> None:
+    which = Product(Direction.BACKWARD, (Span("layer", 0, DIFFUSED_CONTRACTION),))
+    worker = Worker(matrix_of(which.contraction, 3))
+    one, other = (source_for(TOY, worker, which)[0] for _ in range(2))
+    # Far below a row's step, but for one.
+    x = np.full((3, which.contraction), 0.01, np.float32)
+    x[:, 0] = 1e4
+    hidden, scales = one.hide(x, which, 1 << 30)
+    integers, same = quantize_rows(x, 1 << 30, diffused=True)
+    expected = other.mask(integers, which)
+    assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
+    assert np.array_equal(scales, same)
+    assert not np.array_equal(integers, quantize_rows(x, 1 << 30)[0])
 
 
 def test_a_budget_that_leaves_no_room_for_noise_hides_nothing_else() -> None:
