@@ -15,12 +15,14 @@ from math import fsum
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "TABLE", "FourBitWeight", "quantize_nf4"]
+__all__ = ["BLOCK", "DOUBLE_BLOCK", "DYNAMIC", "TABLE", "BlockScales", "FourBitWeight", "quantize_nf4"]
 
 BLOCK = 64
 """Elements that share a scale."""
 
-_DOUBLE_BLOCK = 256
+DOUBLE_BLOCK = 256
+"""Scales that share a scale, where they are quantized, too."""
+
 _ELEMENTS_AT_ONCE = BLOCK << 16
 
 TABLE = torch.tensor(
@@ -56,12 +58,12 @@ class FourBitWeight:
 
     Attributes:
         codes: uint8 [ceil(out * in / 2)], two codes a byte, the first one in the high half.
-        absmax: float32 [ceil(out * in / 64)], what each block is multiplied by.
+        scales: what each block is multiplied by.
         shape: out and in.
     """
 
     codes: torch.Tensor
-    absmax: torch.Tensor
+    scales: "BlockScales"
     shape: tuple[int, int]
 
     def rows(self, start: int, stop: int) -> torch.Tensor:
@@ -70,7 +72,33 @@ class FourBitWeight:
         bytes_ = self.codes[first // 2 : -(-last // 2)].to(torch.int32)
         codes = torch.stack((bytes_ >> 4, bytes_ & 15), dim=1).flatten()[first % 2 :][: last - first]
         block = torch.arange(first, last) // BLOCK
-        return (TABLE[codes] * self.absmax[block]).view(stop - start, self.shape[1])
+        return (TABLE[codes] * self.scales.values()[block]).view(stop - start, self.shape[1])
+
+
+@dataclass(frozen=True, eq=False)
+class BlockScales:
+    """The largest magnitude of each block, as it is or in eight bits.
+
+    Attributes:
+        stored: float32 [blocks]; or uint8, codes of `DYNAMIC`.
+        largest: float32 [ceil(blocks / 256)], what the values of each 256 codes are multiplied by.
+        offset: float32 scalar, what is added then.
+    """
+
+    stored: torch.Tensor
+    largest: torch.Tensor | None = None
+    offset: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return self.stored.nbytes + (0 if self.largest is None else self.largest.nbytes + 4)
+
+    def values(self) -> torch.Tensor:
+        """float32 [blocks]."""
+        if self.largest is None or self.offset is None:
+            return self.stored
+        scale = self.largest.repeat_interleave(DOUBLE_BLOCK)[: len(self.stored)]
+        return DYNAMIC[self.stored.long()] * scale + self.offset
 
 
 def quantize_nf4(weight: torch.Tensor, *, double: bool = False) -> FourBitWeight:
@@ -97,9 +125,8 @@ def quantize_nf4(weight: torch.Tensor, *, double: bool = False) -> FourBitWeight
             _put(part[None, whole:], start + whole, absmax, codes)
     if not torch.isfinite(absmax).all():
         raise ValueError("the weight matrix holds a value that is not finite")
-    return FourBitWeight(
-        codes, _twice(absmax, _mean(absmax)) if double else absmax, (out_features, in_features)
-    )
+    scales = _twice(absmax, _mean(absmax)) if double else BlockScales(absmax)
+    return FourBitWeight(codes, scales, (out_features, in_features))
 
 
 def _put(blocks: torch.Tensor, start: int, absmax: torch.Tensor, codes: torch.Tensor) -> None:
@@ -130,10 +157,12 @@ def _dynamic_table() -> torch.Tensor:
     return torch.tensor(sorted(table))
 
 
-_DYNAMIC = _dynamic_table()
+DYNAMIC = _dynamic_table()
+"""What codes of scales stand for, float32 [256]."""
+
 _STEPS = (1 << 16) - 1
 # bitsandbytes looks the nearest value up by the nearest of so many equal steps from -1 to 1.
-_NEAREST = torch.bucketize(-1 + 2 * torch.arange(_STEPS + 1) / _STEPS, (_DYNAMIC[:-1] + _DYNAMIC[1:]) / 2)
+_NEAREST = torch.bucketize(-1 + 2 * torch.arange(_STEPS + 1) / _STEPS, (DYNAMIC[:-1] + DYNAMIC[1:]) / 2)
 
 
 def _mean(scales: torch.Tensor) -> torch.Tensor:
@@ -144,13 +173,12 @@ def _mean(scales: torch.Tensor) -> torch.Tensor:
     return torch.tensor(fsum(scales.tolist()) / len(scales))
 
 
-def _twice(absmax: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """What becomes of scales that are quantized less their mean: float32, as many."""
-    around = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % _DOUBLE_BLOCK)).view(
-        -1, _DOUBLE_BLOCK
-    )
+def _twice(absmax: torch.Tensor, offset: torch.Tensor) -> BlockScales:
+    """Scales in eight bits, less their mean."""
+    around = torch.nn.functional.pad(absmax - offset, (0, -len(absmax) % DOUBLE_BLOCK))
+    around = around.view(-1, DOUBLE_BLOCK)
     largest = around.abs().amax(dim=1, keepdim=True)
     scaled = (around * (1 / largest)).clamp_(-1, 1)
     codes = _NEAREST[((scaled + 1) * 0.5 * _STEPS + 0.5).nan_to_num(0).to(torch.int64)]
     codes[(largest == 0).expand_as(codes)] = 0
-    return (_DYNAMIC[codes] * largest).flatten()[: len(absmax)] + offset
+    return BlockScales(codes.to(torch.uint8).flatten()[: len(absmax)].clone(), largest[:, 0], offset)

@@ -12,14 +12,14 @@ W are the checkpoint's numbers, or, under the schemes of QLoRA, what four bits l
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from blindtune.errors import ConfigurationError
-from blindtune.protocol.nf4 import quantize_nf4
+from blindtune.protocol.nf4 import BLOCK, DOUBLE_BLOCK, FourBitWeight, quantize_nf4
 
 __all__ = [
     "INT8",
@@ -27,6 +27,7 @@ __all__ = [
     "SCHEMES",
     "IntegerLayer",
     "Scheme",
+    "kept_bytes",
     "model_fingerprint",
     "quantize_int8",
     "scheme_named",
@@ -45,10 +46,12 @@ class IntegerLayer:
     Attributes:
         integers: int8 [out_features, in_features].
         scales: float32 [out_features], each positive and finite.
+        four_bit: what the integers were made of, where that is four-bit codes.
     """
 
     integers: torch.Tensor
     scales: NDArray[np.float32]
+    four_bit: FourBitWeight | None = None
 
     @property
     def out_features(self) -> int:
@@ -122,7 +125,7 @@ class Scheme:
 def _of_nf4(double: bool) -> Callable[[torch.Tensor], IntegerLayer]:
     def quantize(weight: torch.Tensor) -> IntegerLayer:
         four_bit = quantize_nf4(weight, double=double)
-        return _integers(four_bit.shape, four_bit.rows)
+        return replace(_integers(four_bit.shape, four_bit.rows), four_bit=four_bit)
 
     return quantize
 
@@ -143,6 +146,16 @@ NF4_DOUBLE = Scheme(
 
 SCHEMES = {x.name: x for x in (INT8, NF4, NF4_DOUBLE)}
 """Every scheme by name."""
+
+
+def kept_bytes(out_features: int, in_features: int, scheme: Scheme) -> int:
+    """Bytes of a layer as a worker keeps it, but for what puts its rows apart in memory."""
+    elements = out_features * in_features
+    if scheme is INT8:
+        return elements
+    blocks = -(-elements // BLOCK)
+    scales = 4 * blocks if scheme is NF4 else blocks + 4 * -(-blocks // DOUBLE_BLOCK)
+    return -(-elements // 2) + scales + 4 * out_features
 
 
 def scheme_named(name: str, asked: str) -> Scheme:

@@ -10,6 +10,7 @@ from blindtune.checkpoint import FrozenLayer
 from blindtune.errors import ConfigurationError, ResourceError
 from blindtune.protocol.kernels.recycled import give_back
 from blindtune.protocol.multiplication.layer_memory import row_bytes
+from blindtune.protocol.weights import INT8, Scheme, kept_bytes
 
 __all__ = [
     "Available",
@@ -86,9 +87,9 @@ def available_bytes(device: torch.device) -> int:
 
 
 def memory_needed(
-    layers: Iterable[FrozenLayer], device: torch.device, workspace: int = 0
+    layers: Iterable[FrozenLayer], device: torch.device, workspace: int = 0, scheme: Scheme = INT8
 ) -> dict[torch.device, int]:
-    """Bytes that a worker takes at its peak: int8 for all layers, and what it works with.
+    """Bytes that a worker takes at its peak: all layers as it keeps them, and what it works with.
 
     While it loads, that is float32 for the largest layer. Layers pass through the host's memory one at
     a time on their way to a GPU, and the GPU needs room to work on one too.
@@ -97,11 +98,14 @@ def memory_needed(
         layers: all that are held.
         device: that holds them.
         workspace: bytes that requests take while they run, on the device and, if that is a GPU, on the host.
+        scheme: how layers are kept.
     """
     layers = list(layers)
     sizes = [layer.out_features * layer.in_features for layer in layers]
     held, largest = sum(sizes), max(sizes, default=0)
-    if device == _CPU:
+    if scheme is not INT8:
+        held = sum(kept_bytes(x.out_features, x.in_features, scheme) for x in layers)
+    elif device == _CPU:
         held = sum(layer.out_features * row_bytes(layer.in_features) for layer in layers)
     needed = {device: held + max(4 * largest, workspace)}
     if device != _CPU:

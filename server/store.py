@@ -10,8 +10,9 @@ import torch
 from blindtune.checkpoint import Checkpoint
 from blindtune.errors import ConfigurationError, ResourceError
 from blindtune.protocol.multiplication.exactness import exact_method
+from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
 from blindtune.protocol.multiplication.layer_memory import LayerMemory
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.modular_product import Layer, Multiplier
 from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import contraction_lengths
@@ -25,14 +26,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class StoredLayer:
-    """A frozen layer as a worker keeps it. Its scales are the client's business.
+    """A frozen layer as a worker keeps it. Its scales are the client's business, but for four-bit codes.
 
     Attributes:
-        integers: int8 [out_features, in_features], on the store's device.
+        integers: int8 [out_features, in_features], on the store's device, or the codes that it is kept as.
         fingerprint: over integers and scales.
     """
 
-    integers: torch.Tensor
+    integers: Layer
     fingerprint: str
 
     @property
@@ -95,7 +96,7 @@ class LayerStore:
         if unknown:
             raise ConfigurationError(f"{checkpoint.model} has no frozen layer {min(unknown)}")
         kept = [layer for layer in checkpoint.layers if held is None or layer.name in held]
-        require_memory(memory_needed(kept, device, workspace), available, workspace)
+        require_memory(memory_needed(kept, device, workspace, checkpoint.scheme), available, workspace)
         local = checkpoint.folder == Path(checkpoint.model)
         return cls.from_layers(
             _read(checkpoint),
@@ -131,8 +132,7 @@ class LayerStore:
             fingerprints[name] = layer.fingerprint()
             if held is None or name in held:
                 try:
-                    integers = memory.keep(layer.integers) if memory else layer.integers.to(device)
-                    stored[name] = StoredLayer(integers, fingerprints[name])
+                    stored[name] = StoredLayer(_kept(layer, memory, device), fingerprints[name])
                 except (torch.OutOfMemoryError, MemoryError) as error:
                     raise ResourceError(
                         f"{device} ran out of memory at layer {name} ({len(stored)} layers are loaded)"
@@ -171,6 +171,26 @@ def _method_names(methods: Iterable[Method]) -> str:
     if len(set(names.values())) == 1:
         return next(iter(names.values()))
     return ", ".join(f"{method} ({parameters})" for parameters, method in names.items())
+
+
+def _kept(layer: IntegerLayer, memory: LayerMemory | None, device: torch.device) -> Layer:
+    """What stays of a layer.
+
+    Raises:
+        ConfigurationError: four-bit codes do not give its integers on this machine.
+    """
+    if layer.four_bit is None:
+        return memory.keep(layer.integers) if memory else layer.integers.to(device)
+    matrix = FourBitMatrix(layer.four_bit, layer.scales, device)
+    everything = slice(0, layer.in_features)
+    for rows in matrix.pieces(layer.out_features, layer.in_features):
+        # Seen, and not believed: what was compiled here, or runs on a GPU, may round otherwise.
+        if not torch.equal(matrix.integers(rows, everything).cpu(), layer.integers[rows]):
+            raise ConfigurationError(
+                f"four-bit codes do not give the right integers on {device}: use another --device or "
+                "machine, or --quantization int8"
+            )
+    return matrix
 
 
 def layer_fingerprints(checkpoint: Checkpoint) -> dict[str, str]:

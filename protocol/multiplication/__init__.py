@@ -8,5 +8,6 @@ In this room:
     cuda_product        those on NVIDIA GPUs; cuda_expansion expands seeds there
     exactness           which way is exact on this machine: each is tried, and none is believed
     expansion_probes    the same for expansion
+    four_bit_matrix     layers kept as four-bit codes, of which int8 pieces are made as they are multiplied
     layer_memory        where matrices lie, which decides how fast they are read
 """

@@ -8,6 +8,7 @@ import torch
 
 from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.multiplication.exactness import is_exact
+from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
 from blindtune.protocol.multiplication.layer_memory import joined
 from blindtune.protocol.multiplication.product_methods import Method
 from blindtune.protocol.operands import Operand, SeededRows
@@ -15,7 +16,10 @@ from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.residues import Residues
 
-__all__ = ["Multiplier"]
+__all__ = ["Layer", "Multiplier"]
+
+Layer = torch.Tensor | FourBitMatrix
+"""int8 [out, in], as it is or as codes."""
 
 _ROWS_AT_ONCE = 1024
 # Products of few rows, or of this many features, are as fast layer by layer as after layers have been copied,
@@ -35,11 +39,11 @@ class Multiplier:
     faster to multiply several layers as one, it first checks a method at their length together.
 
     Args:
-        layers: int8 [out, in] of each layer, on the methods' device.
+        layers: int8 [out, in] of each layer, on the methods' device, or the codes that it is kept as.
         methods: from `exact_method`, one for each parameter set that is served.
     """
 
-    def __init__(self, layers: Mapping[str, torch.Tensor], *methods: Method) -> None:
+    def __init__(self, layers: Mapping[str, Layer], *methods: Method) -> None:
         self._layers = layers
         self.methods = {method.parameters.name: method for method in methods}
         self._exact_at: dict[tuple[str, int], bool] = {}
@@ -86,6 +90,13 @@ class Multiplier:
             raise ValueError(f"the seed is one of {operand.seed.parameters.name}, not of {parameters.name}")
         if operand.shape[1] != product.contraction:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
+        layers = [self._layers[span.layer] for span in product.spans]
+        if any(isinstance(layer, FourBitMatrix) for layer in layers):
+            out = large_matrix(len(operand), outputs, np.uint32)
+            for start in range(0, len(operand), _ROWS_AT_ONCE):
+                rows = slice(start, start + _ROWS_AT_ONCE)
+                self._multiply_pieces(product, operand[rows], method, out[rows])
+            return out
         matrices = self._matrices(product, method)
         if len(matrices) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
             return method.multiply(_prepared(operand, method), matrices[0])
@@ -100,7 +111,7 @@ class Multiplier:
 
         Backward, neighbours are one contraction only where that is exact.
         """
-        spans = [(self._layers[span.layer], slice(span.start, span.stop)) for span in product.spans]
+        spans = [(_whole(self._layers[x.layer]), slice(x.start, x.stop)) for x in product.spans]
         if product.direction is Direction.FORWARD:
             return [part.t() for part in joined([layer[:, features] for layer, features in spans])]
         parts = [layer[features] for layer, features in spans]
@@ -132,6 +143,30 @@ class Multiplier:
                 method.multiply_into(out, 0, prepared, matrix, adding=index > 0)
                 column += len(matrix)
 
+    def _multiply_pieces(self, product: Product, operand: Operand, method: Method, out: Residues) -> None:
+        """As `_multiply_rows`, of matrices that are made piece by piece."""
+        if isinstance(operand, SeededRows) and method.expand is None:
+            operand = operand.residues()
+        forward, column = product.direction is Direction.FORWARD, 0
+        prepared = _prepared(operand, method) if forward else None
+        for index, span in enumerate(product.spans):
+            layer, features = self._layers[span.layer], slice(span.start, span.stop)
+            if not forward:
+                prepared = _prepared(operand[:, column : column + len(span)], method)
+            outputs = layer.shape[0 if forward else 1]
+            pieces = [slice(0, outputs)]
+            if isinstance(layer, FourBitMatrix):
+                pieces = list(layer.pieces(outputs, len(span)))
+            for some in pieces:
+                rows, columns = (some, features) if forward else (features, some)
+                if isinstance(layer, FourBitMatrix):
+                    matrix = layer.integers(rows, columns)
+                else:
+                    matrix = layer[rows, columns]
+                matrix, first = (matrix.t(), column + some.start) if forward else (matrix, some.start)
+                method.multiply_into(out, first, prepared, matrix, adding=not forward and index > 0)
+            column += outputs if forward else len(span)
+
     def _should_stack(self, matrices: list[torch.Tensor], method: Method) -> bool:
         """Whether matrices are faster as one contraction although they must be copied for it, and exact."""
         if min(map(len, matrices)) >= _LONG_SPAN or sum(map(torch.numel, matrices)) > _MOST_STACKED:
@@ -154,6 +189,12 @@ class Multiplier:
             except RuntimeError:  # the library refuses that length; layer by layer, it was seen to run
                 self._exact_at[key] = False
         return self._exact_at[key]
+
+
+def _whole(layer: Layer) -> torch.Tensor:
+    if isinstance(layer, FourBitMatrix):
+        raise TypeError("a layer of four-bit codes is no int8 matrix")
+    return layer
 
 
 def _prepared(operand: Operand, method: Method) -> Any:
