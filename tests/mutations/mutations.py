@@ -3,6 +3,7 @@
 from mutations.kept import KEPT
 from mutations.mutation import Edit, Mutation
 from mutations.mutation import mutation as _one
+from mutations.slips_certified import SLIPS_WITH_CERTIFICATES
 from mutations.slips_masks import SLIPS_WITH_MASKS
 from mutations.slips_requests import SLIPS_WITH_REQUESTS
 from mutations.slips_runs import SLIPS_WITH_RUNS
@@ -1548,4 +1549,5 @@ MUTATIONS: tuple[Mutation, ...] = (
     *SLIPS_WITH_MASKS,
     *SLIPS_WITH_REQUESTS,
     *SLIPS_WITH_RUNS,
+    *SLIPS_WITH_CERTIFICATES,
 )

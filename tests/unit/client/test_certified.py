@@ -368,11 +368,37 @@ def test_scales_and_words_are_neither_sent_nor_shown_nor_pickled(
         for request in (r for worker in operators.workers for r in worker.requests):
             sent = _bytes_of(request)
             assert not any(secret[:8] in sent for secret in secrets)
+            assert not any(str(int(word)).encode() in sent for word in (*words.u, *words.long_u))
         shown = repr([multiplier, multiplier.certified, words, history, multiplier.certified.certificates()])
         assert not any(str(int(word)) in shown + caplog.text for word in words.u)
         for thing in (words, history):
             with pytest.raises(TypeError):
                 pickle.dumps(thing)
+
+
+def test_requests_at_different_scales_differ_in_their_masks_alone(
+    operators: Operators, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    for level in (0, 1, FINEST):
+        at_level(monkeypatch, level)
+        multiplied(operators.shares(), rows_of(FORWARD)[:1], FORWARD)
+        requests = [worker.requests[0] for worker in operators.workers]
+        seeds = [request.share.seed for request in requests]
+        sent.append(
+            [
+                (
+                    request.fingerprint,
+                    request.parameter_set,
+                    request.product,
+                    request.outputs,
+                    request.share.shape,
+                )
+                for request in requests
+            ]
+            + [seed.row_offset for seed in seeds if seed]
+        )
+    assert sent[0] == sent[1] == sent[2]
 
 
 def _bytes_of(request: WorkRequest) -> bytes:
