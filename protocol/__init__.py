@@ -9,6 +9,7 @@ hold:
     4 verify     C_t . v = (C M)_t . s mod q, for a secret s and v = M s                   `verification`
     5 reveal     y_t = centred(C M - R M mod q)_t / a_t                                    `masks`
 
+Certified parameter sets allow sums to wrap in step 1, and find and undo that in step 5: `certificate`.
 The scales of M go with step 1 backward, and with step 5 forward. `masks` says what steps 2 and 5 promise.
 Where R and R M come from is what a mask source decides:
 
@@ -44,8 +45,9 @@ machine that is copied while it runs.
 
 To be read in this order: `parameters` (q), `weights` (the integers of M), `products` (which M there are),
 `fixed_point`, `expansion` (from a seed to residues), `operands`, `verification`, `masks`, `shares`,
-`lattice`; of `residues` (arithmetic mod q) the names suffice. `multiplication` and `kernels` make it fast: a
-worker compares its products with plain integers before it serves. Proofs are in docs/protocol.md.
+`lattice`, `certificate`; of `residues` (arithmetic mod q) the names suffice. `multiplication` and `kernels`
+make it fast: a worker compares its products with plain integers before it serves. Proofs are in
+docs/protocol.md.
 """
 
 # Loaded twice, every class and every stock of masks would be there twice.

@@ -6,7 +6,7 @@ that,
     c = max_j |(Z M)_j| / (|Z| nu),     about 1 / sqrt d,
 
 so rows are scaled until |Z| = h / (K nu), h = (q - 1) / 2, with K a margin above the c of recent steps: the
-delayed scaling of FP8 training (Micikevicius et al. 2022), here with a certificate for each row. K is
+delayed scaling of FP8 training, here with a certificate for each row. K is
 2^(-level/4) for a level of 0 ... 32, so that budgets are integers.
 """
 
