@@ -244,7 +244,8 @@ class CertifiedProducts:
 def _part(found: Certified, budget: int, column_square_sum: int, product: Product) -> float:
     """c, the largest result as a part of the proven bound of its row."""
     largest = int(found.peaks.max(initial=0))
-    norm = max(1.0, isqrt(budget) - sqrt(product.contraction))  # rounding takes no more of it
+    # What a first attempt leaves to rounding, and rounding then takes at most: half a unit a column, or one.
+    norm = max(1.0, isqrt(budget) - (2 if product.diffused else 1) * sqrt(product.contraction))
     return largest / (norm * sqrt(max(column_square_sum, 1)))
 
 

@@ -178,6 +178,14 @@ SLIPS_WITH_MASKS = (
         f"{_DIFFUSED}::test_what_a_column_leaves_goes_to_the_next_one_of_its_lane",
     ),
     mutation(
+        "carry-of-the-last-columns-lost",
+        "what rounding leaves is not carried to the last columns, which are fewer than sixteen",
+        "protocol/fixed_point.py",
+        "np.rint(values[i] * scale + carried[i - whole])",
+        "np.rint(values[i] * scale)",
+        f"{_DIFFUSED}::test_what_a_column_leaves_goes_to_the_next_one_of_its_lane",
+    ),
+    mutation(
         "exchanged-entry-accepted",
         "that an entry of the record follows the line before is not looked at",
         "client/record/chain.py",

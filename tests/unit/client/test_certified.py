@@ -17,10 +17,13 @@ from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.rounds import steps
+from blindtune.client.rounds.certified import _part
 from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier, RemoteMultiplier
 from blindtune.errors import CheckpointError, FixedPointError, UntrustworthyOperatorError
+from blindtune.protocol.certificate.certified import Certified
 from blindtune.protocol.certificate.history import WINDOW, ScaleHistory
 from blindtune.protocol.certificate.scales import FINEST, first_level
+from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
@@ -305,6 +308,19 @@ def test_scales_follow_the_last_steps_and_stand_still_within_one(
     assert history.level(BACKWARD) == 0
     optimizer.step()
     assert history.level(FORWARD) == fine, "a step without rows"
+
+
+def test_the_part_that_a_result_takes_is_not_understated_where_rounding_is_diffused() -> None:
+    (product,) = backward_products([("head", 4096)])
+    # In each lane every column falls short by what the one before left, and by as much again.
+    lane = np.resize([2.9, -2.9], 256)
+    lane[0] = 2.45
+    x, budget = np.repeat(lane, 16)[np.newaxis].astype(np.float32), 249**2
+    (z,), _ = quantize_rows(x, budget, diffused=product.diffused)
+    assert np.unique(np.abs(z)).tolist() == [2]
+    # M is a column along the row, so that the result takes all that Cauchy and Schwarz allow.
+    found = Certified(x, np.array([int(z @ np.sign(z))]), np.empty(0, np.int64))
+    assert 1 <= _part(found, budget, int((np.sign(z) ** 2).sum()), product) < 1.1
 
 
 def exact_columns(multiplier: RemoteMultiplier) -> NDArray[np.float64]:
