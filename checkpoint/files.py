@@ -11,13 +11,13 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 
+from blindtune.checkpoint.pointers import pointer_of
 from blindtune.errors import CheckpointError
 
 __all__ = ["TensorFiles", "require_no_pointer", "resolve"]
 
 _WANTED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
-_POINTER = b"version https://git-lfs.github.com/spec/"
 _TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -55,19 +55,18 @@ def resolve(model: str | Path, revision: str | None = None) -> Path:
 
 
 def require_no_pointer(path: Path) -> None:
-    """Refuses the few lines that git leaves in place of a large file when it is cloned without git-lfs.
+    """Refuses the few lines that stand for a large file where it was not fetched.
 
     Raises:
         CheckpointError: the file is such a pointer. What can't be read is none.
     """
     try:
-        with open(path, "rb") as file:
-            pointer = file.read(len(_POINTER)) == _POINTER
+        pointer = pointer_of(path)
     except OSError:
         return
-    if pointer:
+    if pointer is not None:
         raise CheckpointError(
-            f"{path} is a git-lfs pointer, and not the file itself: fetch it with git lfs pull in that "
+            f"{path} is a {pointer.kind}, and not the file itself: fetch it with {pointer.command} in that "
             "folder, or download the model again"
         )
 

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from blindtune.client.config.blind_config import Operator
 from blindtune.client.process.local_worker import LocalWorker
-from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 
 __all__ = ["DemoWorker", "LocalOperator"]
 
@@ -37,24 +37,20 @@ class LocalOperator:
 
     name: str
     workers: list[DemoWorker]
-    certificates: Path
+    certificates: OperatorCertificates
 
     @classmethod
     def start(cls, name: str, model: str, workers: int, folder: Path) -> "LocalOperator":
         """Starts the workers' processes without waiting for them."""
-        certificates = issue_operator_certificates(folder, name).ca.parent
-        processes = [DemoWorker(model, certificates, certificates, i) for i in range(workers)]
+        certificates = issue_operator_certificates(folder, name)
+        own = certificates.ca.parent
+        processes = [DemoWorker(model, own, own, i) for i in range(workers)]
         return cls(name, processes, certificates)
 
     def operator(self) -> Operator:
         """Waits for the workers, and describes the operator to a client."""
-        return Operator(
-            self.name,
-            [worker.address() for worker in self.workers],
-            ca=self.certificates / "ca.pem",
-            cert=self.certificates / "client.pem",
-            key=self.certificates / "client-key.pem",
-        )
+        addresses = [worker.address() for worker in self.workers]
+        return Operator(self.name, addresses, **self.certificates.for_clients)
 
     def __enter__(self) -> Self:
         return self

@@ -2,6 +2,10 @@
 
 The operating system hands out fresh memory page by page, each cleared, and takes it back from large arrays at
 once: for arrays as large as answers that costs as much again as copying into them.
+
+`blindtune.protocol.kernels.recycled` is as fast and needs nobody who gives back, but it rounds sizes up to a
+power of two and has one bound for a whole process. Here an operator's answers keep their exact sizes and a
+bound of their own, on which plans count.
 """
 
 import threading

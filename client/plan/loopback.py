@@ -19,7 +19,7 @@ from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.process.local_worker import SERVE, LocalWorker
 from blindtune.client.rounds.connect import connect
 from blindtune.client.rounds.multiplier import RemoteMultiplier
-from blindtune.client.tls.certs import issue_operator_certificates
+from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
@@ -100,26 +100,20 @@ def _workers(model: Path, folder: Path) -> Iterator[list[Operator]]:
         started = []
         for i in range(OPERATORS):
             name = f"operator-{i}"
-            certificates = issue_operator_certificates(folder / "certs", name).ca.parent
+            certificates = issue_operator_certificates(folder / "certs", name)
             started.append((name, certificates, stack.enter_context(_worker(model, certificates))))
         yield [
-            Operator(
-                name,
-                [worker.address()],
-                ca=certificates / "ca.pem",
-                cert=certificates / "client.pem",
-                key=certificates / "client-key.pem",
-            )
+            Operator(name, [worker.address()], **certificates.for_clients)
             for name, certificates, worker in started
         ]
 
 
-def _worker(model: Path, certificates: Path) -> LocalWorker:
+def _worker(model: Path, certificates: OperatorCertificates) -> LocalWorker:
     options = {
         "model": model,
-        "tls-cert": certificates / "worker.pem",
-        "tls-key": certificates / "worker-key.pem",
-        "tls-client-ca": certificates / "ca.pem",
+        "tls-cert": certificates.worker,
+        "tls-key": certificates.worker_key,
+        "tls-client-ca": certificates.ca,
     }
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    return LocalWorker([*SERVE, *arguments], certificates / "worker.log")
+    return LocalWorker([*SERVE, *arguments], certificates.ca.with_name("worker.log"))

@@ -54,6 +54,11 @@ class OperatorCertificates:
     client: Path
     client_key: Path
 
+    @property
+    def for_clients(self) -> dict[str, Path]:
+        """What a client names of them, as recipes and `Operator` call it."""
+        return {"ca": self.ca, "cert": self.client, "key": self.client_key}
+
 
 def issue_operator_certificates(
     directory: Path,

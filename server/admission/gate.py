@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from blindtune.server.admission.identity import LOCAL
-from blindtune.server.admission.rate import RateLimit
 from blindtune.server.admission.refusals import Busy, Draining
 
 __all__ = ["Gate"]
@@ -18,15 +17,11 @@ class Gate:
     Args:
         limit: requests inside at a time.
         limit_per_client: those of one client; as many as of all unless given.
-        rate: how often a client may ask; as often as it likes unless given.
     """
 
-    def __init__(
-        self, limit: int, limit_per_client: int | None = None, rate: RateLimit | None = None
-    ) -> None:
+    def __init__(self, limit: int, limit_per_client: int | None = None) -> None:
         self._limit = limit
         self._limit_per_client = limit if limit_per_client is None else limit_per_client
-        self._rate = rate
         self._inside: Counter[str] = Counter()
         self._open = True
         self._changed = threading.Condition()
@@ -43,12 +38,11 @@ class Gate:
 
         Raises:
             Draining: the gate is closed.
-            Busy: as many requests as allowed are inside, or this client asks too often.
+            Busy: as many requests as allowed are inside.
         """
         with self._changed:
             if not self._open:
                 raise Draining("this worker is shutting down")
-            self._require_rate(client)
             if self._inside.total() >= self._limit:
                 raise Busy(f"this worker is already serving {self._limit} requests, its limit")
             if self._inside[client] >= self._limit_per_client:
@@ -66,15 +60,6 @@ class Gate:
                     del self._inside[client]
                 self._changed.notify_all()
 
-    def count(self, client: str = LOCAL) -> None:
-        """Counts a request that is not worth a place inside.
-
-        Raises:
-            Busy: this client asks too often.
-        """
-        with self._changed:
-            self._require_rate(client)
-
     def close(self) -> None:
         """Admits nobody from now on."""
         with self._changed:
@@ -84,7 +69,3 @@ class Gate:
         """Waits until no request is inside, or that many seconds; returns whether it is empty."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._inside.total(), timeout=seconds)
-
-    def _require_rate(self, client: str) -> None:
-        if self._rate is not None and not self._rate.take(client):
-            raise Busy(f"this client asks more than {self._rate.per_second:g} times a second, its limit")

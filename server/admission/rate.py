@@ -10,7 +10,7 @@ _BURST_SECONDS = 2.0
 
 
 class RateLimit:
-    """Token buckets of one size. Not safe for threads by itself: the gate asks under its lock.
+    """Token buckets of one size. Not safe for threads by itself: `Places` asks under its lock.
 
     A bucket that is full again says no more than none, so it is dropped: memory is bounded by the clients
     of the last moments, however many come by in a day.

@@ -108,6 +108,13 @@ def test_a_pointer_to_a_file_is_not_taken_for_the_file(name: str, copy: Callable
             supported_config(folder)
 
 
+def test_a_pointer_of_another_system_is_named_with_its_command(copy: Callable[..., Path]) -> None:
+    folder = copy()
+    (folder / "model.safetensors").write_text("/annex/objects/SHA256E-s976--ab.safetensors\n")
+    with pytest.raises(CheckpointError, match=r"safetensors is a git-annex pointer.*with git annex get"):
+        Checkpoint.open(folder)
+
+
 def test_a_pointer_that_nothing_reads_does_no_harm(copy: Callable[..., Path]) -> None:
     folder = copy()
     (folder / "pytorch_model.bin").write_text(POINTER)

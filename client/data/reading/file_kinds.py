@@ -2,15 +2,12 @@
 
 from pathlib import Path
 
+from blindtune.checkpoint.pointers import pointer_of
 from blindtune.errors import DataError
 
 __all__ = ["require_lines", "require_no_pointer"]
 
 _HEAD = 512
-_POINTERS = {
-    b"version https://git-lfs.github.com/spec/": "Git LFS: fetch the file with git lfs pull",
-    b"/annex/objects/": "git-annex: fetch the file with git annex get",
-}
 _UNPACK = "unpack it first"
 _CONVERT = "write it as JSONL, or as a folder with datasets.Dataset.save_to_disk"
 _KINDS = {
@@ -41,7 +38,8 @@ def require_lines(path: Path) -> None:
         DataError: it stands for another file, or is of another kind.
     """
     require_no_pointer(path)
-    head = _head(path)
+    with open(path, "rb") as file:
+        head = file.read(_HEAD)
     for begin, (kind, what_to_do) in _KINDS.items():
         if head.startswith(begin):
             raise DataError(f"{path} is {kind}, and no JSONL file: {what_to_do}")
@@ -57,12 +55,9 @@ def require_no_pointer(path: Path) -> None:
     Raises:
         DataError: it is.
     """
-    head = _head(path)
-    for begin, what_to_do in _POINTERS.items():
-        if head.startswith(begin):
-            raise DataError(f"{path} is not the data, but what stands for it in {what_to_do}")
-
-
-def _head(path: Path) -> bytes:
-    with open(path, "rb") as file:
-        return file.read(_HEAD)
+    pointer = pointer_of(path)
+    if pointer is not None:
+        raise DataError(
+            f"{path} is not the data, but what stands for it in {pointer.system}: fetch the file with "
+            f"{pointer.command}"
+        )
