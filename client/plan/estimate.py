@@ -30,7 +30,7 @@ from blindtune.client.plan.traffic import WORD_BYTES, Traffic
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
-from blindtune.client.training.models import base_folder, require_fitting_head, stored_keys
+from blindtune.client.training.models import BaseModel, require_fitting_head, stored_keys
 from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
@@ -77,7 +77,7 @@ def estimate(recipe: Recipe, data: PreparedData, folder: Path | None = None) -> 
     per_epoch = _steps_in_epoch(recipe, data.train)
     steps = _steps(recipe, per_epoch)
     taken = _training_batches(recipe, data.train)
-    folder = folder or base_folder(recipe)
+    folder = folder or BaseModel.found(recipe).folder
     keys = stored_keys(folder)
     model, layers = _layers(recipe, folder, keys, data.labels)
     repeated = recipe.training.activation_checkpointing

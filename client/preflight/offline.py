@@ -21,7 +21,7 @@ from blindtune.client.recipe import Recipe
 from blindtune.client.training.effects import idle_arguments
 from blindtune.client.training.fit import require_positions, require_rows
 from blindtune.client.training.folder import STATE, RunFolder
-from blindtune.client.training.models import base_folder, blind_config, load_tokenizer
+from blindtune.client.training.models import BaseModel, blind_config
 from blindtune.client.training.rehearsal import rehearse
 from blindtune.client.training.trainer import training_arguments
 from blindtune.errors import ConfigurationError
@@ -125,9 +125,9 @@ def _output(recipe: Recipe, known: Known) -> Iterator[Finding]:
 
 
 def _model(recipe: Recipe, known: Known) -> Iterator[Finding]:
-    folder = base_folder(recipe)
-    known.tokenizer = load_tokenizer(folder)
-    known.folder = folder
+    base = BaseModel.found(recipe)
+    known.tokenizer = base.tokenizer()
+    known.folder = base.folder
     yield Finding("tokenizer", "ok", f"{len(known.tokenizer):,} tokens")
 
 

@@ -3,6 +3,7 @@
 In this room:
 
     run           `train_recipe`
+    facts         what is known of a run before its model is loaded
     recording     what the training record is told, and when
     monitoring    figures for Prometheus
     stopping      on request, after the step under way

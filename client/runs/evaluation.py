@@ -23,13 +23,7 @@ from blindtune.client.recipe import Recipe
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.fit import require_positions, require_rows
 from blindtune.client.training.folder import RECIPE, SUMMARY, RunFolder
-from blindtune.client.training.models import (
-    base_folder,
-    blind_config,
-    load_base,
-    load_tokenizer,
-    trained_adapter,
-)
+from blindtune.client.training.models import BaseModel, blind_config, load_tokenizer, trained_adapter
 from blindtune.client.training.stops import stop_tokens, taught_stops
 from blindtune.client.training.trainer import RecipeTrainer
 from blindtune.client.trust.adapter_config import require_plain_lora
@@ -232,7 +226,7 @@ def tuned_model(
     labels, began = RunFolder(folder).labels, RunFolder(folder).began
     tokenizer = load_tokenizer(folder)
     with without_accelerate_variables():
-        base = load_base(recipe, base_folder(recipe), labels, tokenizer, config)
+        base = BaseModel.found(recipe).load(labels, tokenizer, config)
         multiplier = multiplier_of(base)
         try:
             model = trained_adapter(base, folder)

@@ -13,7 +13,6 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.data.prepared import PreparedData
 from blindtune.client.process.disk import file_written_at_once
 from blindtune.client.process.exit_codes import ExitCode, exit_code
@@ -25,7 +24,8 @@ from blindtune.client.record.keys import RecordKey, default_key
 from blindtune.client.record.log import RecordLog, Torn
 from blindtune.client.record.public import described_operators, described_run, described_split
 from blindtune.client.rounds.multiplier import PrivateMultiplier
-from blindtune.client.training.folder import STATE, RunFolder
+from blindtune.client.runs.facts import Privacy, RunFacts
+from blindtune.client.training.folder import STATE
 from blindtune.errors import (
     BlindtuneError,
     CheckpointError,
@@ -65,26 +65,22 @@ class RunRecord:
     def of(
         cls,
         key: RecordKey | None,
-        recipe: Recipe,
-        folder: RunFolder,
-        data: PreparedData,
-        config: BlindConfig | None,
-        fingerprint: str | None,
+        facts: RunFacts,
         say: Callable[[str], None],
     ) -> "RunRecord":
         """The record of a run that begins or goes on.
 
         Args:
             key: signs; None for a run without a record.
-            folder: of the run, which has written down what it is.
-            config, fingerprint: None for a run that is not private, which has no record.
+            facts: of the run, whose folder says what it is. A run that is not private has no record.
             say: is told of warnings.
 
         Raises:
             RecordError, CheckpointError, ConfigurationError: see `begun` and `continued`.
         """
+        folder = facts.folder
         record, checkpoint = folder.state.get("record"), folder.newest_checkpoint()
-        if key is None or config is None or fingerprint is None:
+        if key is None or facts.privacy is None:
             if record is not None:
                 say(f"warning: the run goes on without its record: {folder.path / RECORD} stays open")
             return cls()
@@ -98,42 +94,33 @@ class RunRecord:
             record = os.urandom(16).hex()
             folder.keep(record=record)
         if checkpoint is None and not _has_entry(folder.path / RECORD):
-            return cls.begun(key, recipe, folder.path, record, data, config, fingerprint)
-        return cls.continued(key, recipe, folder.path, record, data, config, fingerprint, checkpoint, say)
+            return cls.begun(key, record, facts, facts.privacy)
+        return cls.continued(key, record, facts, facts.privacy, checkpoint, say)
 
     @classmethod
-    def begun(
-        cls,
-        key: RecordKey,
-        recipe: Recipe,
-        folder: Path,
-        record: str,
-        data: PreparedData,
-        config: BlindConfig,
-        fingerprint: str,
-    ) -> "RunRecord":
+    def begun(cls, key: RecordKey, record: str, facts: RunFacts, privacy: Privacy) -> "RunRecord":
         """Begins a record.
 
         Args:
             key: signs.
-            folder: of the run.
             record: the record's random number, in hex.
-            fingerprint: of the base model.
+            facts, privacy: of the run.
 
         Raises:
             ConfigurationError: the folder of the salts can't be written to.
         """
+        folder, recipe = facts.folder.path, facts.recipe
         salt = Salt.drawn()
         salt.write(_salt_path(key, record))
         file_written_at_once(folder / PUBLIC_KEY, lambda file: file.write(key.verification.pem))
         (folder / RECORD).unlink(missing_ok=True)  # a part of a first entry, from a process that was killed
         log = RecordLog(folder / RECORD, key, record, None)
-        said = described_run(recipe, data, config, fingerprint)
+        said = described_run(recipe, facts.data, privacy.config, privacy.fingerprint)
         said["configuration"]["commitment"] = salt.configuration(recipe.model_dump(mode="json"))
         body = {
             "software": {"blindtune": version("blindtune")},
             **said,
-            "data": _data(data, salt),
+            "data": _data(facts.data, salt),
             "salt_sha256": salt.digest,
             "tag_key_sha256": salt.tag_key_digest,
             "public_key": key.verification.raw.hex(),
@@ -145,12 +132,9 @@ class RunRecord:
     def continued(
         cls,
         key: RecordKey,
-        recipe: Recipe,
-        folder: Path,
         record: str,
-        data: PreparedData,
-        config: BlindConfig,
-        fingerprint: str,
+        facts: RunFacts,
+        privacy: Privacy,
         checkpoint: Path | None,
         say: Callable[[str], None],
     ) -> "RunRecord":
@@ -164,6 +148,7 @@ class RunRecord:
             RecordError: the record is gone or broken, was signed with another key, or is another run's.
             CheckpointError: the record says something else of the checkpoint.
         """
+        folder = facts.folder.path
         try:
             log, chain, torn = RecordLog.reopened(folder / RECORD, key)
             if chain.record != record:
@@ -186,7 +171,7 @@ class RunRecord:
                     "from the one before"
                 )
             known[going_on["step"]] = going_on["files"]
-        log.append("resume", _resumed(recipe, data, config, fingerprint, going_on, torn, chain, key, say))
+        log.append("resume", _resumed(facts, privacy, going_on, torn, chain, key, say))
         return cls(log, 0 if going_on is None else going_on["step"], known)
 
     def follow(self, checkpoints: Path, multiplier: PrivateMultiplier | None) -> TrainerCallback:
@@ -340,10 +325,8 @@ def _data(data: PreparedData, salt: Salt) -> dict[str, Any]:
 
 
 def _resumed(
-    recipe: Recipe,
-    data: PreparedData,
-    config: BlindConfig,
-    fingerprint: str,
+    facts: RunFacts,
+    privacy: Privacy,
     checkpoint: dict[str, Any] | None,
     torn: Torn | None,
     chain: Chain,
@@ -353,8 +336,8 @@ def _resumed(
     """The body of an entry ``resume``: what may differ from the start."""
     body: dict[str, Any] = {
         "software": {"blindtune": version("blindtune")},
-        "fingerprint": fingerprint,
-        "operators": described_operators(config),
+        "fingerprint": privacy.fingerprint,
+        "operators": described_operators(privacy.config),
         "checkpoint": checkpoint,
         "torn": None if torn is None else vars(torn),
         "configuration": None,
@@ -368,8 +351,8 @@ def _resumed(
         return body
     if salt.digest != chain.start.body["salt_sha256"]:
         raise RecordError(f"{path} is not the salt of this run's record: restore it from a copy")
-    body["configuration"] = salt.configuration(recipe.model_dump(mode="json"))
-    body["data"] = _data(data, salt)
+    body["configuration"] = salt.configuration(facts.recipe.model_dump(mode="json"))
+    body["data"] = _data(facts.data, salt)
     return body
 
 

@@ -3,13 +3,11 @@
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Protocol
 
 from transformers import TrainerCallback
 
 from blindtune.checkpoint.skeleton import supported_config
-from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.data.prepared import PreparedData, Split, prepare_data
 from blindtune.client.model.quantizer import multiplier_of
 from blindtune.client.preflight.offline import before_loading
@@ -18,6 +16,7 @@ from blindtune.client.process.finite import finite
 from blindtune.client.recipe import Recipe
 from blindtune.client.rounds.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.client.runs.divergence import DivergenceWarning
+from blindtune.client.runs.facts import Privacy, RunFacts
 from blindtune.client.runs.learning import learning_warnings
 from blindtune.client.runs.monitoring import Monitor
 from blindtune.client.runs.recording import RunRecord, record_key
@@ -33,14 +32,7 @@ from blindtune.client.training.checkpoints import (
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.client.training.figures import Figures, Prices, certificates, traffic
 from blindtune.client.training.folder import STATE, SUMMARY, RunFolder
-from blindtune.client.training.models import (
-    base_fingerprint,
-    base_folder,
-    blind_config,
-    load_base,
-    load_tokenizer,
-    stored_keys,
-)
+from blindtune.client.training.models import BaseModel, blind_config
 from blindtune.client.training.stops import write_stop_tokens
 from blindtune.client.training.trainer import CHECKPOINTS, FIGURES, RecipeTrainer
 from blindtune.client.trust.choice import are_new, remember_operators
@@ -97,11 +89,11 @@ def train_recipe(
     config = blind_config(recipe) if private else None
     now = RunFolder(recipe.output.dir).start(resume)  # before anything that takes long
     key = record_key(recipe) if private else None
-    base = base_folder(recipe)
-    tokenizer = load_tokenizer(base)
+    base = BaseModel.found(recipe)
+    tokenizer = base.tokenizer()
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed, now)
     observer.data(data)
-    for finding in before_loading(recipe, base, tokenizer, data):
+    for finding in before_loading(recipe, base.folder, tokenizer, data):
         if finding.status == "warning":
             observer.say(finding.line)
     with RunFolder.held(recipe.output.dir) as folder:
@@ -109,7 +101,7 @@ def train_recipe(
             folder.require_whole_checkpoint(recipe)
         else:
             folder.require_unused()
-        fingerprint = base_fingerprint(recipe, base) if private else None
+        fingerprint = base.fingerprint() if private else None
         if resume:
             for warning in folder.require_same(recipe, data, fingerprint):
                 observer.say(warning)
@@ -127,17 +119,19 @@ def train_recipe(
                     "earlier version wrote it: it goes on with this one"
                 )
                 folder.keep(model_fingerprint=fingerprint)
-        run = _Run(recipe, folder, data, tokenizer, observer, monitor)
+        privacy = None if config is None or fingerprint is None else Privacy(config, fingerprint)
+        facts = RunFacts(recipe, folder, base, tokenizer, data, privacy)
+        run = _Run(facts, observer, monitor)
         if config is not None and config.operators:
             new = " (no run of yours has used these before)" if are_new(recipe) else ""
             observer.say(config.described + new)
-        run.load(base, config)
+        run.load()
         if config is not None and config.operators and (noted := remember_operators(recipe)):
             observer.say(noted)
         if not resume:
             for warning in folder.begin(recipe, data, fingerprint, now):
                 observer.say(warning)
-        record = RunRecord.of(key, recipe, folder, data, config, fingerprint, observer.say)
+        record = RunRecord.of(key, facts, observer.say)
         with record.kept_to_the_end():
             return run.finish(prices or Prices(), stop or StopRequest(), record)
 
@@ -154,36 +148,30 @@ def _priced_anew(folder: RunFolder, prices: Prices) -> dict[str, Any]:
 
 
 class _Run:
-    def __init__(
-        self,
-        recipe: Recipe,
-        folder: RunFolder,
-        data: PreparedData,
-        tokenizer: Any,
-        observer: Observer,
-        monitor: Monitor | None,
-    ) -> None:
-        self._recipe = recipe
-        self._folder = folder
-        self._data = data
-        self._tokenizer = tokenizer
+    def __init__(self, facts: RunFacts, observer: Observer, monitor: Monitor | None) -> None:
+        self._recipe = facts.recipe
+        self._folder = facts.folder
+        self._base = facts.base
+        self._data = facts.data
+        self._tokenizer = facts.tokenizer
+        self._config = None if facts.privacy is None else facts.privacy.config
         self._observer = observer
         self._monitor = monitor
         self._multiplier: PrivateMultiplier | None = None
 
-    def load(self, base: Path, config: BlindConfig | None) -> None:
+    def load(self) -> None:
         """Loads the model, which connects to its workers, and puts the adapter on it."""
-        self._tell_padding(base)
-        model = load_base(self._recipe, base, self._data.labels, self._tokenizer, config)
-        if config is not None:
+        self._tell_padding()
+        model = self._base.load(self._data.labels, self._tokenizer, self._config)
+        if self._config is not None:
             self._multiplier = multiplier_of(model)
             if self._monitor is not None:
                 self._monitor.watch(self._multiplier)
-        self._model = new_adapter(model, self._recipe, stored_keys(base), say=self._observer.say)
+        self._model = new_adapter(model, self._recipe, self._base.keys(), say=self._observer.say)
         self._started = time.monotonic()
 
-    def _tell_padding(self, base: Path) -> None:
-        stated = getattr(supported_config(base).get_text_config(), "pad_token_id", None)
+    def _tell_padding(self) -> None:
+        stated = getattr(supported_config(self._base.folder).get_text_config(), "pad_token_id", None)
         pad = self._tokenizer.pad_token_id
         if self._recipe.data.task == "classification" and stated not in (None, pad):
             self._observer.say(

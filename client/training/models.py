@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from peft import PeftModel
@@ -16,14 +16,12 @@ from transformers import (
     set_seed,
 )
 
-from blindtune.checkpoint import Checkpoint
-from blindtune.checkpoint.decoders import decoder_of
 from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.checkpoint.joined import tensor_keys
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.kit.kit import Kit, is_kit
-from blindtune.client.kit.prepare import cached_whole_kit, kit_of
+from blindtune.client.kit.prepare import kit_of
 from blindtune.client.model.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import damage_is_clear
@@ -32,10 +30,8 @@ from blindtune.errors import CheckpointError, ConfigurationError
 from blindtune.protocol.weights import SCHEMES
 
 __all__ = [
-    "base_fingerprint",
-    "base_folder",
+    "BaseModel",
     "blind_config",
-    "load_base",
     "load_tokenizer",
     "require_fitting_head",
     "stored_keys",
@@ -69,50 +65,104 @@ def blind_config(recipe: Recipe) -> BlindConfig:
     )
 
 
-def base_folder(recipe: Recipe) -> Path:
-    """Where a recipe's base model is. Ask once in a run: a branch on the hub may move in between.
+class BaseModel:
+    """The base model that a recipe names, from where it was found.
 
-    For a quantized checkpoint it is a kit that is made of it at first use.
-
-    Raises:
-        CheckpointError: there is no such model.
-        ConfigurationError: it has an adapter beside it, or is a kit that someone published.
+    Attributes:
+        folder: of its checkpoint, or its kit.
     """
-    folder = resolve(recipe.model.name, recipe.model.revision)
-    if os.path.lexists(folder / CONFIG):
-        # Loading would put it on the model unasked, or load the model that it names instead of this one.
-        raise ConfigurationError(
-            f"model.name: {folder} holds an adapter ({CONFIG}): name the base model alone, or what blindtune "
-            "merge makes of the two"
-        )
-    if is_kit(folder) and not Path(recipe.model.name).is_dir():
-        raise ConfigurationError(
-            f"model.name: {recipe.model.name} is a client kit from the hub, and whoever made it could have "
-            "wrong answers pass: name the model that it was made from"
-        )
-    if not is_kit(folder) and decoder_of(folder) is not None:
-        return _kit_of_quantized(recipe, folder)
-    return folder
 
+    def __init__(self, recipe: Recipe, folder: Path) -> None:
+        self._recipe = recipe
+        self.folder = folder
 
-def _kit_of_quantized(recipe: Recipe, folder: Path) -> Path:
-    """A kit, made at first use, which holds numbers where the checkpoint holds codes."""
-    checkpoint = Checkpoint.open(folder, scheme=SCHEMES[recipe.quantization.scheme])
-    progress = preparing(recipe.model.name)
-    return cached_whole_kit(checkpoint, recipe.quantization.head, progress=progress).folder
+    @classmethod
+    def found(cls, recipe: Recipe) -> Self:
+        """Looks for it. Ask once in a run: a branch on the hub may move in between.
 
+        Raises:
+            CheckpointError: there is no such model.
+            ConfigurationError: it has an adapter beside it, or is a kit that someone published.
+        """
+        folder = resolve(recipe.model.name, recipe.model.revision)
+        if os.path.lexists(folder / CONFIG):
+            # Loading would put it on the model unasked, or load the model that it names instead of this one.
+            raise ConfigurationError(
+                f"model.name: {folder} holds an adapter ({CONFIG}): name the base model alone, or what "
+                "blindtune merge makes of the two"
+            )
+        if is_kit(folder) and not Path(recipe.model.name).is_dir():
+            raise ConfigurationError(
+                f"model.name: {recipe.model.name} is a client kit from the hub, and whoever made it could "
+                "have wrong answers pass: name the model that it was made from"
+            )
+        return cls(recipe, folder)
 
-def base_fingerprint(recipe: Recipe, folder: Path) -> str:
-    """The fingerprint of the base model's frozen layers, from its kit, which is made at first use.
+    def fingerprint(self) -> str:
+        """The fingerprint of its frozen layers, from its kit, which is made at first use.
 
-    Args:
-        folder: from `base_folder`.
+        Raises:
+            CheckpointError, KitError, UnsupportedError: the model or its kit can't be read or served.
+        """
+        scheme = SCHEMES[self._recipe.quantization.scheme]
+        return kit_of(self.folder, preparing(self._recipe.model.name), scheme).description.fingerprint
 
-    Raises:
-        CheckpointError, KitError, UnsupportedError: the model or its kit can't be read or served.
-    """
-    scheme = SCHEMES[recipe.quantization.scheme]
-    return kit_of(folder, preparing(recipe.model.name), scheme).description.fingerprint
+    def tokenizer(self) -> Any:
+        """See `load_tokenizer`."""
+        return load_tokenizer(self.folder)
+
+    def keys(self) -> list[str]:
+        """See `stored_keys`."""
+        return stored_keys(self.folder)
+
+    def load(self, labels: Sequence[str], tokenizer: Any, config: BlindConfig | None) -> PreTrainedModel:
+        """The model with remote layers, or all of it in this process when there is no ``config``.
+
+        Seeds all random number generators first, since a classification head starts at random.
+
+        Args:
+            labels: class names, for classification.
+
+        Raises:
+            ConfigurationError: it is a classifier of other classes.
+            CheckpointError: the model can't be loaded, or a weight that stays here is not finite.
+        """
+        recipe = self._recipe
+        # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
+        options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
+        if config is not None:
+            options["quantization_config"] = config
+        set_seed(recipe.training.seed)
+        if recipe.data.task == "classification":
+            require_fitting_head(supported_config(self.folder), labels)
+            options |= {
+                "num_labels": len(labels),
+                "id2label": dict(enumerate(labels)),
+                "label2id": {label: i for i, label in enumerate(labels)},
+            }
+            loader: Any = AutoModelForSequenceClassification
+        else:
+            loader = AutoModelForCausalLM
+        try:
+            model: PreTrainedModel = loader.from_pretrained(self.folder, **options)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
+                f"{' '.join(str(error).split())[:500]}"
+            ) from error
+        _require_finite(model, recipe.model.name)
+        # A classifier finds the last token of a text by it, and so must know what the tokenizer pads with.
+        for settings in (
+            model.config,
+            model.config.get_text_config(),
+            getattr(model, "generation_config", None),
+        ):
+            if settings is not None:
+                settings.pad_token_id = tokenizer.pad_token_id
+        if not Path(recipe.model.name).is_dir():
+            # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
+            model.name_or_path = model.config._name_or_path = recipe.model.name
+        return model
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -135,54 +185,6 @@ def load_tokenizer(folder: Path) -> Any:
             )
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
-
-
-def load_base(
-    recipe: Recipe, folder: Path, labels: Sequence[str], tokenizer: Any, config: BlindConfig | None
-) -> PreTrainedModel:
-    """The base model with remote layers, or all of it in this process when there is no ``config``.
-
-    Seeds all random number generators first, since a classification head starts at random.
-
-    Args:
-        folder: from `base_folder`.
-        labels: class names, for classification.
-
-    Raises:
-        ConfigurationError: it is a classifier of other classes.
-        CheckpointError: the model can't be loaded, or a weight that stays here is not finite.
-    """
-    # Left open, the stock loader asks whether to run a checkpoint's own code, and takes any "y" on stdin.
-    options: dict[str, Any] = {"dtype": getattr(torch, recipe.model.dtype), "trust_remote_code": False}
-    if config is not None:
-        options["quantization_config"] = config
-    set_seed(recipe.training.seed)
-    if recipe.data.task == "classification":
-        require_fitting_head(supported_config(folder), labels)
-        options |= {
-            "num_labels": len(labels),
-            "id2label": dict(enumerate(labels)),
-            "label2id": {label: i for i, label in enumerate(labels)},
-        }
-        loader: Any = AutoModelForSequenceClassification
-    else:
-        loader = AutoModelForCausalLM
-    try:
-        model: PreTrainedModel = loader.from_pretrained(folder, **options)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{recipe.model.name} cannot be loaded for data.task: {recipe.data.task}: "
-            f"{' '.join(str(error).split())[:500]}"
-        ) from error
-    _require_finite(model, recipe.model.name)
-    # A classifier finds the last token of a text by it, and so must know what the tokenizer pads with.
-    for settings in (model.config, model.config.get_text_config(), getattr(model, "generation_config", None)):
-        if settings is not None:
-            settings.pad_token_id = tokenizer.pad_token_id
-    if not Path(recipe.model.name).is_dir():
-        # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
-        model.name_or_path = model.config._name_or_path = recipe.model.name
-    return model
 
 
 def require_fitting_head(config: PretrainedConfig, labels: Sequence[str]) -> None:

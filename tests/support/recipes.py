@@ -15,7 +15,7 @@ from blindtune.client.process.disk import make_folder
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.figures import Figures
-from blindtune.client.training.models import base_folder, load_base, load_tokenizer, stored_keys
+from blindtune.client.training.models import BaseModel
 from blindtune.client.training.trainer import RecipeTrainer
 from support.operators import RunningOperators
 
@@ -121,10 +121,10 @@ def operator_sections(operators: RunningOperators, model: str) -> list[dict[str,
 
 def trained_one_step(recipe: Recipe) -> RecipeTrainer:
     """A trainer without workers that did the first step of a recipe, and saved nothing."""
-    base = base_folder(recipe)
-    tokenizer = load_tokenizer(base)
+    base = BaseModel.found(recipe)
+    tokenizer = base.tokenizer()
     data = prepare_data(recipe.data, tokenizer, recipe.training.seed)
-    model = new_adapter(load_base(recipe, base, data.labels, tokenizer, None), recipe, stored_keys(base))
+    model = new_adapter(base.load(data.labels, tokenizer, None), recipe, base.keys())
     only_one = recipe.training.model_copy(update={"max_steps": 1, "save_strategy": "no"})
     recipe = recipe.model_copy(update={"training": only_one})
     trainer = RecipeTrainer(recipe, recipe.output.dir, model, tokenizer, data.train)

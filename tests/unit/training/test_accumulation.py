@@ -13,7 +13,7 @@ from blindtune.client.data.chat import IGNORED
 from blindtune.client.data.prepared import prepare_data
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
-from blindtune.client.training.models import load_base, load_tokenizer, stored_keys
+from blindtune.client.training.models import BaseModel, load_tokenizer, stored_keys
 from blindtune.client.training.trainer import RecipeTrainer
 
 pytestmark = pytest.mark.hf
@@ -76,7 +76,7 @@ class Steps:
         self._tokenizer = load_tokenizer(folder / family)
         data = prepare_data(recipe.data, self._tokenizer, 0)
         self.rows = data.train
-        base = load_base(recipe, folder / family, data.labels, self._tokenizer, None)
+        base = BaseModel(recipe, folder / family).load(data.labels, self._tokenizer, None)
         for module in base.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0  # which numbers are dropped does depend on the cut

@@ -39,7 +39,7 @@ from blindtune.client.plan.estimate import estimate
 from blindtune.client.recipe import Recipe, load_recipe, write_recipe
 from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.adapter import new_adapter
-from blindtune.client.training.models import load_base, load_tokenizer, stored_keys
+from blindtune.client.training.models import BaseModel, load_tokenizer, stored_keys
 from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 pytestmark = pytest.mark.hf
@@ -143,7 +143,7 @@ def test_a_reloaded_classifier_does_not_depend_on_chance_and_merges(
 
 def _with_adapter(run: Recipe, folder: Path) -> PeftModel:
     tokenizer = load_tokenizer(folder)
-    base = load_base(run, folder, ["x", "y"], tokenizer, None)
+    base = BaseModel(run, folder).load(["x", "y"], tokenizer, None)
     return new_adapter(base, run, stored_keys(folder))
 
 

@@ -262,7 +262,7 @@ def test_a_damaged_checkpoint_is_refused_before_the_model_is_read(
     state = json.loads((checkpoints / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["best_global_step"] == 1, "the newest is not the best one"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("blindtune.client.runs.run.load_base", _no_model_is_read)
+        patch.setattr("blindtune.client.training.models.BaseModel.load", _no_model_is_read)
         for name in ("checkpoint-2/optimizer.pt", "checkpoint-1/adapter_model.safetensors"):
             step, _, file = name.partition("/")
             content = (checkpoints / name).read_bytes()

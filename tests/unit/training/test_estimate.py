@@ -11,7 +11,7 @@ from blindtune.client.data.prepared import prepare_data
 from blindtune.client.plan.estimate import Estimate, estimate
 from blindtune.client.recipe import Recipe
 from blindtune.client.runs.run import train_recipe
-from blindtune.client.training.models import base_folder, load_tokenizer
+from blindtune.client.training.models import BaseModel
 from blindtune.errors import ConfigurationError
 
 pytestmark = pytest.mark.hf
@@ -22,7 +22,7 @@ LABELLED = [{"text": "ab " * i, "label": ("x", "y", "z")[i % 3]} for i in range(
 
 def _estimate(recipe: Recipe) -> Estimate:
     return estimate(
-        recipe, prepare_data(recipe.data, load_tokenizer(base_folder(recipe)), recipe.training.seed)
+        recipe, prepare_data(recipe.data, BaseModel.found(recipe).tokenizer(), recipe.training.seed)
     )
 
 

@@ -12,7 +12,7 @@ from blindtune.client.merge.files import copy_tokenizer
 from blindtune.client.recipe import write_recipe
 from blindtune.client.runs.evaluation import tuned_model
 from blindtune.client.training.folder import RunFolder
-from blindtune.client.training.models import base_folder
+from blindtune.client.training.models import BaseModel
 from blindtune.client.trust.links import require_inside, require_own_files
 from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
 
@@ -109,7 +109,7 @@ def test_a_base_with_an_adapter_beside_it_is_refused(tmp_path: Path) -> None:
     base.mkdir()
     (base / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
     with pytest.raises(ConfigurationError, match="holds an adapter"):
-        base_folder(recipe_of(tmp_path, base, tmp_path / "train.jsonl"))
+        BaseModel.found(recipe_of(tmp_path, base, tmp_path / "train.jsonl"))
 
 
 def test_a_kit_out_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,5 +118,5 @@ def test_a_kit_out_of_the_hub_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     (kit / "blindtune" / "kit.json").write_text("{}")
     monkeypatch.setattr("blindtune.checkpoint.files.snapshot_download", lambda name, **options: str(kit))
     with pytest.raises(ConfigurationError, match="is a client kit from the hub"):
-        base_folder(recipe_of(tmp_path, "someone/model", tmp_path / "train.jsonl"))
-    assert base_folder(recipe_of(tmp_path, kit, tmp_path / "train.jsonl")) == kit
+        BaseModel.found(recipe_of(tmp_path, "someone/model", tmp_path / "train.jsonl"))
+    assert BaseModel.found(recipe_of(tmp_path, kit, tmp_path / "train.jsonl")).folder == kit

@@ -13,7 +13,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, XLNe
 from blindtune.client.data.prepared import read_split
 from blindtune.client.merge.checkpoint import merge
 from blindtune.client.runs.run import train_recipe
-from blindtune.client.training.models import load_base, load_tokenizer
+from blindtune.client.training.models import BaseModel, load_tokenizer
 from blindtune.client.training.trainer import RecipeTrainer
 
 pytestmark = pytest.mark.hf
@@ -62,7 +62,7 @@ def test_figures_do_not_depend_on_the_size_of_a_batch(model: Path, tmp_path: Pat
         recipe = recipe_of(tmp_path, model, train, data={"task": "classification"}, training=training)
         tokenizer = load_tokenizer(model)
         split = read_split(recipe.data, train, tokenizer, None, None, 0)
-        base = load_base(recipe, model, split.labels, tokenizer, None)
+        base = BaseModel(recipe, model).load(split.labels, tokenizer, None)
         found.append(RecipeTrainer(recipe, tmp_path, base, tokenizer, None).measure(split))
         assert tokenizer.padding_side == load_tokenizer(model).padding_side, "it is saved as it was"
     assert found[1] == pytest.approx(found[0], rel=1e-5)
@@ -80,7 +80,7 @@ def test_the_loss_that_decides_on_the_best_checkpoint_counts_tokens_and_not_batc
         tokenizer = load_tokenizer(model)
         split = read_split(recipe.data, train, tokenizer, None, None, 0)
         trainer = RecipeTrainer(
-            recipe, tmp_path, load_base(recipe, model, [], tokenizer, None), tokenizer, None
+            recipe, tmp_path, BaseModel(recipe, model).load([], tokenizer, None), tokenizer, None
         )
         figures = trainer.evaluate(split)
         assert figures["eval_loss"] == trainer.state.log_history[-1]["eval_loss"] == figures["eval_nll"]
