@@ -9,8 +9,9 @@
     transport    the listening socket: TLS, or plaintext on loopback
     daemon       all of it as a running server
     metrics      what it counts; health, probe and log are how else it shows itself
+    transcript   for audits: all that clients send, written down
     hooks        where tests and demonstrations look in
-    cli          the command ``blindtune-worker``
+    cli          the command ``blindtune-worker``; options names their variables
 
 A worker is trusted with nothing: it sees masked operands and public weights, and keeps neither
 operands nor results.

@@ -140,9 +140,9 @@ def _serve(
     from blindtune.protocol.weights import scheme_named
     from blindtune.server.daemon import serve
     from blindtune.server.memory import usable_device
-    from blindtune.server.record import TranscriptRecorder
     from blindtune.server.rows import workspace_bytes
     from blindtune.server.store import LayerStore
+    from blindtune.server.transcript import TranscriptRecorder
 
     scheme = scheme_named(quantization, "--quantization")
     folder = None if record is None else _recording_loudly(record)
@@ -276,7 +276,7 @@ def _require_usable(endpoint: Endpoint) -> None:
 
 def _recording_loudly(path: Path) -> Path:
     """A folder to record to, and a warning that nobody who starts or watches this worker overlooks."""
-    from blindtune.server.record import recording_folder
+    from blindtune.server.transcript import recording_folder
 
     folder = recording_folder(path)
     warning = "this worker keeps a copy of everything that its clients send"

@@ -1,6 +1,6 @@
 """What a worker received: recordings of ``blindtune-worker serve --record``, read and checked.
 
-The format is described in `blindtune.server.record`: ``transcript.json``, ``parts.jsonl`` and
+The format is described in `blindtune.server.transcript`: ``transcript.json``, ``parts.jsonl`` and
 ``operands.bin``. Whatever does not fit together is refused, since an audit of half a recording would say
 too little.
 """

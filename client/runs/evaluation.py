@@ -64,7 +64,7 @@ class Tuned:
         self.model = model.eval()
 
     def measure(self, path: Path, limit: int | None) -> dict[str, float]:
-        """The task's figures on a data file; see `blindtune.client.training.metrics`."""
+        """The task's figures on a data file; see `blindtune.client.training.task_metrics`."""
         data, seed = self.recipe.data, self.recipe.training.seed
         split = read_split(data, path, self.tokenizer, self.labels or None, limit, seed, self._began)
         for warning in split.warnings:

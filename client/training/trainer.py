@@ -39,9 +39,9 @@ from blindtune.client.training.batches import EpochSampler, labelled_collator
 from blindtune.client.training.figures import Figures
 from blindtune.client.training.in_flight import MicroBatches
 from blindtune.client.training.loss import StepLoss
-from blindtune.client.training.metrics import metrics_of
 from blindtune.client.training.optimizers import require_optimizer
 from blindtune.client.training.scales import restore_scales, save_scales
+from blindtune.client.training.task_metrics import metrics_of
 from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 
 __all__ = ["CHECKPOINTS", "FIGURES", "RecipeTrainer", "training_arguments"]
@@ -189,7 +189,7 @@ class RecipeTrainer(Trainer):
         return None
 
     def measure(self, split: Split) -> dict[str, float]:
-        """The task's figures on some examples; see `blindtune.client.training.metrics`."""
+        """The task's figures on some examples; see `blindtune.client.training.task_metrics`."""
         found = self.evaluate(split)
         names = ("accuracy", "macro_f1", "perplexity", "token_accuracy")
         figures = {"loss": found["eval_nll"]}

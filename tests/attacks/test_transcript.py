@@ -28,8 +28,8 @@ from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import IntegerLayer
 from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.daemon import serve
-from blindtune.server.record import TranscriptRecorder, recording_folder
 from blindtune.server.store import LayerStore
+from blindtune.server.transcript import TranscriptRecorder, recording_folder
 from blindtune.server.transport import Endpoint
 from blindtune.server.wire import Request
 

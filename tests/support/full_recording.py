@@ -18,7 +18,7 @@ from blindtune.client.audit.transcript import read_transcript
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.server.admission.refusals import CannotRecord
-from blindtune.server.record import TranscriptRecorder, recording_folder
+from blindtune.server.transcript import TranscriptRecorder, recording_folder
 from blindtune.server.wire import Request
 
 PAGE = os.sysconf("SC_PAGESIZE")

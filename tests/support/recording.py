@@ -7,7 +7,7 @@ from pathlib import Path
 from blindtune.client.audit.transcript import read_transcript
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.residues import Residues
-from blindtune.server.record import TranscriptRecorder
+from blindtune.server.transcript import TranscriptRecorder
 from blindtune.server.wire import Request
 
 __all__ = ["Received", "Recorder", "read_recording"]

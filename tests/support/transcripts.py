@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blindtune.client.audit.transcript import Operand
 from blindtune.protocol.parameters import Q31
-from blindtune.server.record import TranscriptRecorder, recording_folder
+from blindtune.server.transcript import TranscriptRecorder, recording_folder
 from blindtune.server.wire import Request
 
 __all__ = ["write_transcript"]

@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import EvalPrediction
 
 from blindtune.client.data.chat import IGNORED
-from blindtune.client.training.metrics import metrics_of
+from blindtune.client.training.task_metrics import metrics_of
 
 VOCABULARY = 11
 Rows = Sequence[tuple[torch.Tensor, torch.Tensor]]

@@ -19,10 +19,10 @@ from transformers import EvalPrediction
 from blindtune.client.data.chat import IGNORED
 from blindtune.client.recipe.schema import Task
 
-__all__ = ["Metrics", "metrics_of"]
+__all__ = ["TaskMetrics", "metrics_of"]
 
 
-class Metrics(ABC):
+class TaskMetrics(ABC):
     """Collects what batches of predictions say, and gives the figures after the last."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class Metrics(ABC):
         return self.figures(rows)
 
 
-class _Language(Metrics):
+class _Language(TaskMetrics):
     def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Sum of losses, tokens that carry loss, and how many of them were most likely, of each row."""
         predicted, targets = logits[:, :-1].float(), labels[:, 1:]
@@ -61,7 +61,7 @@ class _Language(Metrics):
         return {"nll": mean, "perplexity": math.exp(min(mean, 700.0)), "token_accuracy": right / tokens}
 
 
-class _Classification(Metrics):
+class _Classification(TaskMetrics):
     def reduce(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Loss, predicted class and true class of each row."""
         losses = cross_entropy(logits.float(), labels, reduction="none")
@@ -76,6 +76,6 @@ class _Classification(Metrics):
         }
 
 
-def metrics_of(task: Task) -> Metrics:
+def metrics_of(task: Task) -> TaskMetrics:
     """What is measured for a task."""
     return _Classification() if task == "classification" else _Language()
