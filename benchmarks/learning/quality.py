@@ -153,6 +153,9 @@ def train(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> t
         peft_config=LoraConfig(target_modules="all-linear", r=8, lora_alpha=16, task_type="CAUSAL_LM"),
     )
     trainer.remove_callback(PrinterCallback)
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:  # on a base in four bits, TRL would train in bfloat16
+            parameter.data = parameter.data.float()
     before = trainer.evaluate()["eval_loss"]
     trainer.train()
     after = trainer.evaluate()["eval_loss"]

@@ -15,7 +15,7 @@ from typing import Any
 
 from benchmarks.common.measuring import print_table, write_json
 from benchmarks.common.random_llama import llama_1b, write
-from benchmarks.steps.step import RANK, SEQUENCES, WAYS, alone, measure
+from benchmarks.steps.step import MASKINGS, RANK, SEQUENCES, alone, measure, parsed_way
 from blindtune.client.plan.calibration import calibrate
 from blindtune.client.plan.planning import Plan, Settings, make_plan
 from blindtune.client.plan.profiles import Profile, load_profile, save_profile
@@ -27,7 +27,7 @@ def planned(model: Path, way: str, tokens: int, profile: Profile) -> Plan:
         batch=SEQUENCES,
         length=tokens // SEQUENCES,
         masking=way,  # type: ignore[arg-type]
-        operators=len(WAYS[way]),
+        operators=len(MASKINGS[way]),
         dtype="bfloat16",
         rank=RANK,
         link=None,
@@ -82,11 +82,12 @@ def main() -> None:
             profile = calibrate()
         if arguments.profile is not None:
             save_profile(profile, arguments.profile)
+    names, arguments.ways = arguments.ways, [parsed_way(x) for x in arguments.ways]
     figures = measure(model.resolve(), arguments)
     results = {
         f"{way}/{tokens}": compare(planned(model, way, tokens, profile), figures[str(tokens)][way])
         for tokens in arguments.tokens
-        for way in arguments.ways
+        for way in names
     }
     print_table(
         ["step", "planned (s)", "measured (s)", "planned / measured", "memory, planned / measured"],

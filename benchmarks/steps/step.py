@@ -1,7 +1,7 @@
 """What does a private training step cost, next to the same step in the clear?
 
     python -m benchmarks.steps.step --work DIR [--model FOLDER ...] [--tokens 64 512] [--turns 3]
-        [--json FILE]
+        [--ways local unmasked shares lattice] [--json FILE]
 
 A step is forward, loss, backward and optimizer of a LoRA adapter of rank 16 on all linear layers, in bfloat16
 on batches of four sequences of random tokens, in four ways:
@@ -10,6 +10,8 @@ on batches of four sequences of random tokens, in four ways:
     unmasked    the protocol without masks, one worker (in this benchmark alone: see unmasked.py)
     shares      two operators with a worker each
     lattice     one operator
+
+A way may name a parameter set and a quantization scheme, too: shares:q31, lattice:mlwe1536, shares+nf4.
 
 Without --model it takes a random model of Llama-3.2-1B's shape, made once, as are kit and hints, in --work
 (2.5, 0.6 and 3.1 GB). Workers are real daemons over mutual TLS; clients, workers and local are processes of
@@ -24,6 +26,7 @@ import argparse
 import fcntl
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -43,8 +46,8 @@ from benchmarks.common.worker_processes import HONEST, WorkerProcess
 from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.protocol.lattice.parameters import DEGREE
 
-# Operators of each way.
-WAYS = {"local": (), "unmasked": ("alpha",), "shares": ("alpha", "beta"), "lattice": ("alpha",)}
+# Operators of each masking.
+MASKINGS = {"local": (), "unmasked": ("alpha",), "shares": ("alpha", "beta"), "lattice": ("alpha",)}
 SEQUENCES = 4
 RANK = 16
 # One encrypted step of Llama-3.2-1B with 64 tokens on a CPU, from the notebook of Concrete ML's private LoRA.
@@ -65,6 +68,36 @@ _HEADINGS = {
     "beside": "client's other threads (ms a step)",
     "threads": "client's threads (core-ms a step)",
 }
+
+
+@dataclass(frozen=True)
+class Way:
+    """How steps are taken.
+
+    Attributes:
+        name: of it.
+        masking: a key of `MASKINGS`.
+        parameter_set: None for the standard one.
+        scheme: of quantization.
+    """
+
+    name: str
+    masking: str
+    parameter_set: str | None
+    scheme: str
+
+    @property
+    def workers(self) -> list[str]:
+        """Names of the workers that are asked, in the order of the operators."""
+        return [name if self.scheme == "int8" else f"{name}-{self.scheme}" for name in MASKINGS[self.masking]]
+
+
+def parsed_way(text: str) -> Way:
+    """``MASKING[:PARAMETER SET][+SCHEME]``, for an option."""
+    found = re.fullmatch(r"(\w+)(?::([\w-]+))?(?:\+([\w-]+))?", text)
+    if found is None or found[1] not in MASKINGS:
+        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(MASKINGS)}")
+    return Way(text, found[1], found[2], found[3] or "int8")
 
 
 class PeakMemory:
@@ -106,10 +139,11 @@ def resident_bytes(pid: int) -> dict[str, int]:
 class Stepper:
     """A process that takes steps in one of the ways."""
 
-    def __init__(self, way: str, settings: dict[str, Any], folder: Path) -> None:
+    def __init__(self, way: Way, settings: dict[str, Any], folder: Path) -> None:
         self.way = way
-        path = folder / f"{way}.json"
-        path.write_text(json.dumps({"way": way, "rank": RANK, "seed": 0, **settings}))
+        path = folder / f"{way.name}.json"
+        options = {"quantization": way.scheme, "parameter_set": way.parameter_set}
+        path.write_text(json.dumps({"way": way.masking, "rank": RANK, "seed": 0, **options, **settings}))
         self._log = path.with_suffix(".log")
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
@@ -139,7 +173,7 @@ class Stepper:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"{self.way} ended: {self._log.read_text()[-3000:]}")
+            raise RuntimeError(f"{self.way.name} ended: {self._log.read_text()[-3000:]}")
         return json.loads(line)
 
     def step(self, length: int) -> dict[str, Any]:
@@ -210,12 +244,12 @@ def alone(lock: Path | None) -> Iterator[None]:
         yield
 
 
-def prepared_kit(model: Path, work: Path) -> Path:
+def prepared_kit(model: Path, work: Path, scheme: str) -> Path:
     """The kit of a checkpoint, made as a user makes it."""
-    kit = work / f"{model.name}-kit"
+    kit = work / f"{model.name}-kit{'' if scheme == 'int8' else f'-{scheme}'}"
     if not kit.exists():
         command = [sys.executable, "-m", "blindtune.client.cli", "prepare", str(model), "-o", str(kit)]
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        subprocess.run([*command, "--quantization", scheme], check=True, stdout=sys.stderr)
     return kit
 
 
@@ -226,16 +260,16 @@ def cpu_seconds(pid: int) -> float:
 
 
 def start_workers(
-    stack: ExitStack, model: Path, names: Sequence[str], threads: int | None, folder: Path
+    stack: ExitStack, model: Path, names: dict[str, str], threads: int | None, folder: Path
 ) -> tuple[dict[str, int], dict[str, dict[str, Any]]]:
-    """A worker for each operator: its process id, and what a client is told of the operator."""
+    """A worker for each name and its scheme: its process id, and what a client is told of the operator."""
     started: dict[str, WorkerProcess] = {}
     operators = {}
-    for index, name in enumerate(names):
+    for index, (name, scheme) in enumerate(names.items()):
         host = f"127.0.0.{index + 2}"
         own = issue_operator_certificates(folder, name, [host]).ca.parent
         options = [
-            *("--model", str(model), "--tls-client-ca", str(own / "ca.pem")),
+            *("--model", str(model), "--quantization", scheme, "--tls-client-ca", str(own / "ca.pem")),
             *("--tls-cert", str(own / "worker.pem"), "--tls-key", str(own / "worker-key.pem")),
             *([] if threads is None else ["--threads", str(threads)]),
         ]
@@ -259,19 +293,19 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         with alone(arguments.alone):
-            kit = prepared_kit(model, work)
-            names = sorted({name for way in arguments.ways for name in WAYS[way]})
+            kits = {x.scheme: prepared_kit(model, work, x.scheme) for x in arguments.ways if x.workers}
+            names = {name: x.scheme for x in arguments.ways for name in x.workers}
             workers, operators = start_workers(stack, model, names, arguments.threads, folder)
             steppers = []
             # One after the other: a client that obtains hints, or a model being read, would slow the others.
             for way in arguments.ways:
-                asked = [operators[name] for name in WAYS[way]]
-                settings = {"model": str(kit if asked else model), "operators": asked}
+                asked = [operators[name] for name in way.workers]
+                settings = {"model": str(kits[way.scheme] if asked else model), "operators": asked}
                 steppers.append(stack.enter_context(Stepper(way, settings, folder)))
                 results["trained"] = steppers[-1].answer()["trained"]
         for tokens in arguments.tokens:
             warm_up = arguments.warm_up  # the first step of a size also takes its memory from the system
-            turns = {way: Turns() for way in arguments.ways}
+            turns = {way.name: Turns() for way in arguments.ways}
             steps = max(arguments.steps, -(-DEGREE // tokens))
             for _ in range(arguments.turns):
                 with alone(arguments.alone):
@@ -293,18 +327,22 @@ def one_turn(
     used: dict[str, list[list[float]]] = defaultdict(list)
     for _ in range(steps):
         for stepper in steppers:
-            asked = [workers[name] for name in WAYS[stepper.way]]
+            asked = [workers[name] for name in stepper.way.workers]
             before = [cpu_seconds(pid) for pid in asked]
-            answers[stepper.way].append(stepper.step(tokens // SEQUENCES))
+            answers[stepper.way.name].append(stepper.step(tokens // SEQUENCES))
             after = [cpu_seconds(pid) for pid in asked]
-            used[stepper.way].append([x - y for x, y in zip(after, before, strict=True)])
+            used[stepper.way.name].append([x - y for x, y in zip(after, before, strict=True)])
     for stepper in steppers:
-        way = stepper.way
+        way = stepper.way.name
         turns[way].add(answers[way], used[way])
         turns[way].peak_bytes = stepper.peak_bytes
         seconds = statistics.mean(x["seconds"] for x in answers[way])
         what = f"{way}, {tokens} tokens: {seconds:.3f} s a step, loss {answers[way][-1]['loss']:.4f}"
         print(what, file=sys.stderr, flush=True)
+
+
+def _operators(name: str) -> int:
+    return len(parsed_way(name).workers)
 
 
 def ratio(figure: float, base: dict[str, Any] | None, name: str) -> str:
@@ -317,7 +355,7 @@ def show(name: str, tokens: int, ways: dict[str, dict[str, Any]]) -> None:
     local, unmasked = ways.get("local"), ways.get("unmasked")
     rows = []
     for way, x in ways.items():
-        workers = [x[f"worker_{i}"] for i in range(len(WAYS[way]))]
+        workers = [x[f"worker_{i}"] for i in range(_operators(way))]
         traffic = (x["bytes_up"] + x["bytes_down"]) / x["clear_bytes"] if x["clear_bytes"] else 0.0
         rows.append(
             [
@@ -387,7 +425,7 @@ def verdicts(ways: dict[str, dict[str, Any]]) -> list[list[str]]:
         if unmasked:
             client = x["core_seconds"] / unmasked["core_seconds"]
             add(f"{way}: client's core-seconds, times unmasked", client, WANTED["client"][way], ".2f")
-            for index, name in enumerate(WAYS[way]):
+            for index, name in enumerate(MASKINGS[way]):
                 worker = x[f"worker_{index}"] / unmasked["worker_0"]
                 add(f"{way}: {name}'s core-seconds, times unmasked", worker, WANTED["worker"], ".2f")
         if way == "shares":
@@ -405,7 +443,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for what is made once")
     parser.add_argument("--model", type=Path, nargs="*", default=[], help="checkpoint folders")
     parser.add_argument("--tokens", type=int, nargs="+", default=[64, 512])
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", type=parsed_way, default=[parsed_way(x) for x in MASKINGS])
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1, help="of a turn, at least")
     parser.add_argument("--warm-up", type=int, default=1, help="steps before the first turn")

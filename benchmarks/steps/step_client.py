@@ -63,7 +63,9 @@ class Client:
         config = BlindConfig(
             [Operator(**x) for x in settings["operators"]],
             MASKING[way],  # type: ignore[arg-type]
+            quantization=settings["quantization"],
             allow_one_machine=True,
+            **({} if settings["parameter_set"] is None else {"parameter_set": settings["parameter_set"]}),
         )
         if way == "unmasked":
             quantizer.connect = connect_unmasked  # type: ignore[attr-defined]
