@@ -60,7 +60,7 @@ def prepare(
     from blindtune.client.rounds.connect import connect
     from blindtune.errors import ConfigurationError
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
-    from blindtune.protocol.weights import scheme_named
+    from blindtune.protocol.weights import kept_bytes, scheme_named
 
     if parameter_set not in LATTICE_PARAMETER_SETS:
         raise ConfigurationError(
@@ -73,10 +73,10 @@ def prepare(
         shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
         lattice = LATTICE_PARAMETER_SETS[parameter_set]
         size = sum(hint_bytes(lattice, product_outputs(x, shapes)) for x in products)
-        weights = sum(a * b for a, b in shapes.values())
+        weights = sum(kept_bytes(a, b, checkpoint.scheme) for a, b in shapes.values())
         typer.echo(f"kit     {kit_bytes(checkpoint, chosen) / 1e6:12,.1f} MB")
         typer.echo(f"hints   {size / 1e6:12,.1f} MB  ({parameter_set}, for masking 'lattice' alone)")
-        typer.echo(f"weights {weights / 1e6:12,.1f} MB  (int8, at each worker)")
+        typer.echo(f"weights {weights / 1e6:12,.1f} MB  ({quantization}, at each worker)")
         return
     config = None
     if hints:

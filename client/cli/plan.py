@@ -36,6 +36,9 @@ def plan(
         int | None, typer.Option(help="How many: two unless given, and one for masking 'lattice'.")
     ] = None,
     parameter_set: Annotated[str, typer.Option(help="Of masking 'lattice'.")] = "mlwe1280",
+    quantization: Annotated[
+        str, typer.Option(help="How the workers keep weights: int8, nf4 or nf4-double.")
+    ] = "int8",
     head: Annotated[
         str, typer.Option(help="Where the output head is computed: local, remote, or auto.")
     ] = "auto",
@@ -92,6 +95,7 @@ def plan(
         masking=masking,
         operators=operators,
         parameter_set=parameter_set,
+        quantization=quantization,
         head=checked_head(head),
         task=task,
         dtype=dtype,

@@ -32,6 +32,7 @@ from blindtune.client.plan.traffic import WORD_BYTES, Traffic
 from blindtune.errors import ConfigurationError, UnsupportedError
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.parameters import Q31
+from blindtune.protocol.weights import INT8, SCHEMES, Scheme, kept_bytes, scheme_named
 
 __all__ = ["Memory", "Plan", "Settings", "make_plan"]
 
@@ -53,6 +54,7 @@ class Settings:
         masking: ``shares`` or ``lattice``.
         operators: None for the fewest that the masking takes.
         parameter_set: of the lattice.
+        quantization: name of the workers' scheme.
         head: where the output head is computed.
         task: what is trained.
         dtype: of what the client computes itself.
@@ -73,6 +75,7 @@ class Settings:
     masking: Literal["shares", "lattice"] = "shares"
     operators: int | None = None
     parameter_set: str = MLWE1280.name
+    quantization: str = INT8.name
     head: Head = "auto"
     task: Task = "auto"
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -102,6 +105,7 @@ class Settings:
             raise ConfigurationError(
                 f"the parameter set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set}"
             )
+        scheme_named(self.quantization, "the quantization")
         if min(self.worker_hour, self.gigabyte) < 0:
             raise ConfigurationError("a price can't be negative")
         link = self.link
@@ -342,10 +346,17 @@ def _memory(
         mapped=local_bytes + hints,
         # Its libraries are those of the client, about.
         worker=profile.client.resident
-        + skeleton.held
+        + _weights(skeleton, SCHEMES[settings.quantization])
         + in_flight * max(worker_workspace(x) for x in matrices),
         hints=hints,
     )
+
+
+def _weights(skeleton: Skeleton, scheme: Scheme) -> int:
+    """Bytes that a worker keeps of all layers."""
+    if scheme is INT8:
+        return skeleton.held
+    return sum(kept_bytes(x.out_features, x.in_features, scheme) for x in skeleton.layers)
 
 
 def _hints(skeleton: Skeleton, protocol: Protocol) -> int:

@@ -213,6 +213,14 @@ def test_the_memory_of_an_adapter_is_weights_gradients_and_two_moments_in_float3
     assert eight.memory.adapter == 16 * eight.trained
 
 
+def test_a_worker_with_four_bit_weights_takes_less_memory_and_nothing_else_changes(llama: str) -> None:
+    plain, four_bit = plan_of(llama), plan_of(llama, quantization="nf4")
+    assert plan_of(llama, quantization="nf4-double").memory.worker < four_bit.memory.worker
+    assert four_bit.memory.worker < plain.memory.worker
+    assert replace(four_bit, memory=plain.memory) == plain
+    assert replace(four_bit.memory, worker=plain.memory.worker) == plain.memory
+
+
 def test_memory_between_arrays_is_counted_as_calibrated(llama: str) -> None:
     tight, loose = (
         plan_of(llama, Profile(replace(CPU_CLIENT, spread=x), SHIPPED["cpu"])).memory for x in (1.0, 3.0)
