@@ -71,8 +71,9 @@ class Certificates:
 
 @dataclass(frozen=True, eq=False)
 class _Bounds:
-    """Of a product: nu^2, the proven budget of a row's squares, and its words."""
+    """Of a product: q, nu^2, the proven budget of a row's squares, and its words."""
 
+    modulus: int
     column_square_sum: int
     proven: int
     words: CertificateWords = field(repr=False)
@@ -83,12 +84,11 @@ class CertifiedProducts:
 
     Args:
         kit: gives words and bounds.
-        source: hides operands.
         most_reasks: rows that may be asked for again between two steps of an optimizer.
     """
 
-    def __init__(self, kit: Kit, source: MaskSource, most_reasks: int = REASKS) -> None:
-        self._kit, self._source, self._most_reasks = kit, source, most_reasks
+    def __init__(self, kit: Kit, most_reasks: int = REASKS) -> None:
+        self._kit, self._most_reasks = kit, most_reasks
         self._bounds = cache(self._bounds_of)
         self._lock = threading.Lock()
         self._found = Certificates()
@@ -112,6 +112,7 @@ class CertifiedProducts:
 
     def multiply_reals(
         self,
+        source: MaskSource,
         x: Float32,
         product: Product,
         column_scale: Float32 | None,
@@ -123,6 +124,7 @@ class CertifiedProducts:
         """As `PrivateMultiplier.multiply_reals`.
 
         Args:
+            source: hides operands.
             x, product, column_scale, output_scale: as there.
             v: the product's first verification vector, where operands are verified.
             counted: whether K of later steps follows from this result, too.
@@ -131,24 +133,25 @@ class CertifiedProducts:
         Raises:
             FixedPointError: a verified result was damaged, or too many wrap.
         """
-        bounds, noise = self._bounds(product), self._source.largest_noise
-        level = self.history.level(product)
-        budget = certified_budget(self._source.parameters, bounds.column_square_sum, level, noise)
-        self._note(product, part_of(level), budget)
-        masked, scales = self._source.hide(x, product, budget, column_scale, v, bounds.words.image)
+        bounds, level = self._bounds(source, product), self.history.level(product)
+        square, noise = bounds.column_square_sum, source.largest_noise
+        budget = certified_budget(source.parameters, square, level, noise)
+        self._note(product, part_of(level), budget, source.noise_variance)
+        masked, scales = source.hide(x, product, budget, column_scale, v, bounds.words.image)
         found = self._certified(masked, scales, product, output_scale, bounds, ask)
-        part = _part(found, budget, bounds.column_square_sum, product)
+        part = _part(found, budget, square, product)
         if found.flagged.size:
             if budget <= bounds.proven:
                 raise _damaged(product, len(found.flagged), len(x))
-            again = self._ask_again(x, product, column_scale, output_scale, found, bounds, ask)
-            part = max(part, _part(again, bounds.proven, bounds.column_square_sum, product))
+            again = self._ask_again(source, x, product, column_scale, output_scale, found, bounds, ask)
+            part = max(part, _part(again, bounds.proven, square, product))
         if counted and part > 0:
             self.history.add(product, part)
         return found.values
 
     def _ask_again(
         self,
+        source: MaskSource,
         x: Float32,
         product: Product,
         column_scale: Float32 | None,
@@ -160,7 +163,7 @@ class CertifiedProducts:
         """Replaces the flagged rows."""
         rows = found.flagged
         self._count_reasks(len(rows))
-        masked, scales = self._source.hide_twice(
+        masked, scales = source.hide_twice(
             np.ascontiguousarray(x[rows]), product, bounds.proven, column_scale, bounds.words.image
         )
         again = self._certified(masked, scales, product, output_scale, bounds, ask, repair=False)
@@ -180,29 +183,27 @@ class CertifiedProducts:
         ask: Ask,
         repair: bool = True,
     ) -> Certified:
-        modulus = self._source.parameters.modulus
-
         def decoded(answers: Sequence[Residues]) -> Certified:
-            found = reveal(masked, answers, scales, output_scale, bounds.words, modulus)
+            found = reveal(masked, answers, scales, output_scale, bounds.words, bounds.modulus)
             if found.flagged.size and repair:
                 begun = time.perf_counter()
-                most = self._most_reasks
-                correct(found, masked, answers, scales, output_scale, bounds.words, modulus, most)
+                of_product, most = (bounds.words, bounds.modulus), self._most_reasks
+                correct(found, masked, answers, scales, output_scale, *of_product, most)
                 self._count_wraps(found.wraps, time.perf_counter() - begun)
             return found
 
         return ask(masked, product, decoded)
 
-    def _bounds_of(self, product: Product) -> _Bounds:
-        words = self._kit.certificate(product)
-        square, source = self._kit.column_square_sum(product), self._source
+    def _bounds_of(self, source: MaskSource, product: Product) -> _Bounds:
+        words, square = self._kit.certificate(product), self._kit.column_square_sum(product)
         unconditional = source.noise(self._kit.column_absolute_sum(product))
         noise = min(unconditional, proven_noise(square, source.noise_variance)) if unconditional else 0
-        return _Bounds(square, square_budget(source.parameters, square, noise), words)
+        proven = square_budget(source.parameters, square, noise)
+        return _Bounds(source.parameters.modulus, square, proven, words)
 
-    def _note(self, product: Product, part: float, budget: int) -> None:
+    def _note(self, product: Product, part: float, budget: int, variance: float) -> None:
         """Keeps figures, and warns once."""
-        error = precision(budget, product.contraction, product.diffused, self._source.noise_variance)
+        error = precision(budget, product.contraction, product.diffused, variance)
         with self._lock:
             self._scales[product.label] = Scale(part, error)
             if error <= _BFLOAT16 or self._warned:
@@ -219,6 +220,7 @@ class CertifiedProducts:
         with self._lock:
             old = self._found
             self._found = Certificates(old.wraps + wraps, old.reasks, old.decoding_seconds + seconds)
+        _logger.info("took back what wrapped around the modulus in %d rows, in %.2f s", wraps, seconds)
 
     def _count_reasks(self, rows: int) -> None:
         """Counts rows to be asked for again, before anybody sees them.

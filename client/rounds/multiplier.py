@@ -155,7 +155,7 @@ class PrivateMultiplier(ABC):
             raise ValueError(f"results in parameter set {self.source.parameters.name} are not certified")
         vector = self._vector(product)
         return self.certified.multiply_reals(
-            x, product, column_scale, output_scale, vector, counted, self._ask
+            self.source, x, product, column_scale, output_scale, vector, counted, self._ask
         )
 
     def _vector(self, product: Product) -> Residues | None:
@@ -222,7 +222,7 @@ class RemoteMultiplier(PrivateMultiplier):
         self._kit = kit
         self._check_vectors = cache(kit.check_vectors)
         if source.parameters.certified:
-            self.certified = CertifiedProducts(kit, source, most_reasks)
+            self.certified = CertifiedProducts(kit, most_reasks)
         self._ready = ready
         self._clock = _RoundClock()
         self._order = ProductOrder()
@@ -340,7 +340,7 @@ class ReferenceMultiplier(PrivateMultiplier):
         if parameters.certified:
             if kit is None:
                 raise ValueError(f"parameter set {parameters.name} needs the words of a kit")
-            self.certified = CertifiedProducts(kit, self.source, most_reasks)
+            self.certified = CertifiedProducts(kit, most_reasks)
         with checkpoint.reader() as reader:
             layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())

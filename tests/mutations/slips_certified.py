@@ -25,9 +25,9 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         (
             Edit(
                 "client/rounds/certified.py",
-                "        masked, scales = self._source.hide(x, product, budget,",
+                "        masked, scales = source.hide(x, product, budget,",
                 "        x = np.concatenate([x, np.zeros((level, x.shape[1]), np.float32)])\n"
-                "        masked, scales = self._source.hide(x, product, budget,",
+                "        masked, scales = source.hide(x, product, budget,",
             ),
             Edit(
                 "client/rounds/certified.py",
@@ -121,10 +121,10 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "            from blindtune.protocol.masks import Share\n"
         "            from blindtune.protocol.operands import SeededRows\n"
         "            twice = 2 * len(found.flagged)\n"
-        "            if self._source.operators > 1:\n"
+        "            if source.operators > 1:\n"
         "                seeds = [(x.recipient, x.seed) for x in masked.shares if x.seed]\n"
         "                rows = [(i, SeededRows(seed, twice, product.contraction)) for i, seed in seeds]\n"
-        "                self._source._ahead.put(product, twice, tuple(Share(i, x) for i, x in rows))\n"
+        "                source._ahead.put(product, twice, tuple(Share(i, x) for i, x in rows))\n"
         "            again = self._ask_again(",
         f"{_PRODUCTS}::test_a_row_is_asked_for_again_as_two_rows_of_a_new_operand_under_a_new_mask",
         path="certified",
@@ -133,8 +133,8 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "reask-counted-after-it-was-sent",
         "more rows than allowed are asked for again before the run stops",
         "client/rounds/certified.py",
-        "        self._count_reasks(len(rows))\n        masked, scales = self._source.hide_twice(\n",
-        "        masked, scales = self._source.hide_twice(\n",
+        "        self._count_reasks(len(rows))\n        masked, scales = source.hide_twice(\n",
+        "        masked, scales = source.hide_twice(\n",
         f"{_PRODUCTS}::test_more_rows_than_may_be_asked_again_stop_the_run_before_they_are",
         path="certified",
     ),

@@ -49,9 +49,9 @@ def watch(path: Path) -> None:
                     keep(f"scale {calls}.{row} in digits", digits.encode())
 
     def watched_hide(
-        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
+        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, *others: Any
     ) -> Any:
-        masked, scales = hide(self, x, product, budget, column_scale, v)
+        masked, scales = hide(self, x, product, budget, column_scale, *others)
         watched(x, budget, column_scale, product.diffused)
         for share in masked.shares:
             if share.seed is not None:
