@@ -131,7 +131,9 @@ def test_whatever_wraps_shares_give_the_references_bits_and_both_the_product(
     right = exact(honest, x, product)
     size = np.linalg.norm(x, axis=1, keepdims=True) * 3000
     assert (abs(found - right) <= 2.0**-20 * size).all()
-    assert (abs(multiplied(lattice, x, product) - right) <= 2.0**-14 * size).all()
+    error = (abs(multiplied(lattice, x, product) - right) / size)[x.any(axis=1)].max()
+    # Rows that are asked for again are as precise as others: the second one carries the noise of the first.
+    assert error <= 2.0 ** (-24 if level == FINEST else -19)
     for multiplier in (shares, lattice, reference):
         assert multiplier.certified is not None
         seen = multiplier.certified.certificates()
