@@ -5,40 +5,28 @@ the rounds, the network, the check of every answer. The product has no such mode
 `UnmaskedSource` as soon as there are workers.
 """
 
-from collections.abc import Sequence
-
 from blindtune.client.config.blind_config import BlindConfig
 from blindtune.client.kit.kit import Kit
 from blindtune.client.rounds.connect import HintProgress, connect
 from blindtune.client.rounds.multiplier import RemoteMultiplier
-from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.kernels.low_sums import Words, row_sums
+from blindtune.protocol.masks import MaskedOperand, Share
 from blindtune.protocol.products import Product
-from blindtune.protocol.residues import Centred, Residues, centre, from_centred
+from blindtune.protocol.residues import Centred, from_centred
+from blindtune.protocol.shares.answered import SharedOperand
+from blindtune.protocol.shares.unmasked import UnmaskedSource
 
 __all__ = ["ClearSource", "connect_unmasked"]
 
 
-class _Clear(MaskedOperand):
-    def __init__(self, operand: Centred) -> None:
-        self.shares = (Share(0, from_centred(operand, Q31)),)
-
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
-        (response,) = responses
-        return centre(response, Q31)
-
-
-class ClearSource(MaskSource):
+class ClearSource(UnmaskedSource):
     """Hides nothing: the only operator sees the operand."""
 
     operators = 1
-    parameters = Q31
 
-    def noise(self, column_absolute_sum: int) -> int:
-        return 0
-
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        return _Clear(operand)
+    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+        sums = None if image is None else row_sums(operand, image)
+        return SharedOperand((Share(0, from_centred(operand, self.parameters)),), self.parameters, sums)
 
 
 def connect_unmasked(
@@ -46,6 +34,6 @@ def connect_unmasked(
 ) -> RemoteMultiplier:
     """Connects as ``masking="lattice"`` does, to one operator, and leaves the masks out."""
     multiplier = connect(config, kit, progress)
-    multiplier.source = ClearSource()
+    multiplier.source = ClearSource(multiplier.source.parameters)
     multiplier.ready = lambda products: None  # type: ignore[method-assign]  # there are no hints to obtain
     return multiplier
