@@ -39,7 +39,10 @@ def machine() -> dict[str, Any]:
 
 
 def in_turns(
-    functions: Mapping[str, Callable[[], object]], seconds: float, settle: Callable[[], object] | None = None
+    functions: Mapping[str, Callable[[], object]],
+    seconds: float,
+    settle: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, float]:
     """Median seconds of each function.
 
@@ -47,6 +50,7 @@ def in_turns(
         functions: by name; they take turns, and the first round does not count.
         seconds: for all rounds together, about; there are at least five.
         settle: called before and after each, to wait for a device.
+        clock: takes their times; `time.process_time` counts core-seconds, whoever else is at work.
     """
     times: dict[str, list[float]] = {name: [] for name in functions}
     begun = time.perf_counter()
@@ -55,11 +59,11 @@ def in_turns(
         for name, function in functions.items():
             if settle is not None:
                 settle()
-            started = time.perf_counter()
+            started = clock()
             function()
             if settle is not None:
                 settle()
-            times[name].append(time.perf_counter() - started)
+            times[name].append(clock() - started)
         rounds += 1
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 

@@ -1,7 +1,7 @@
 """How close is a worker's product to four int8 passes?
 
     python -m benchmarks.worker.worker_product [--device cuda] [--models 1b 8b 70b] [--direction backward]
-        [--rows 64 256 1024 4096] [--json FILE]
+        [--rows 64 256 1024 4096] [--each-method] [--json FILE]
 
 Times operand . M mod q for the layer groups of Llama models, from uint32 rows in the host's memory to
 uint32 rows in the host's memory, as a worker does it, with layers that it loaded one after another, against
@@ -14,11 +14,17 @@ uint32 rows in the host's memory, as a worker does it, with layers that it loade
 All four take turns in one process, and the figures are medians. Before anything is timed, rows of the product
 are compared with 64-bit integers. Weights are random. Where the layers of a group contract more than a
 product may, backward, one product is timed.
+
+With --each-method, all ways to multiply int8 that are exact here take turns instead, and the figures are
+core-seconds relative to the library's. To hold the library to AVX-512 VNNI on a processor with AMX, set
+ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI; OMP_WAIT_POLICY=PASSIVE keeps its threads from spinning, as in a worker.
 """
 
 import argparse
 import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +34,7 @@ import torch
 
 from benchmarks.common.measuring import in_turns, machine, print_table, write_json
 from blindtune.protocol.kernels.allocator import keep_freed_memory
+from blindtune.protocol.multiplication.exactness import int8_methods, is_exact
 from blindtune.protocol.multiplication.modular_product import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
@@ -138,6 +145,38 @@ def measure(
     return in_turns(functions, seconds, settle) | {"method": multiplier.methods[Q31.name].name}
 
 
+def measure_methods(
+    direction: Direction, shape: tuple[int, list[int]], rows: int, device: torch.device, seconds: float
+) -> dict[str, float]:
+    """Core-seconds of the product in each way that is exact, by the way's name, the library's last."""
+    wanted, multiplier, matrix = loaded(direction, shape, device)
+    operand = random_rows(rows, wanted.contraction)
+    functions: dict[str, Callable[[], object]] = {}
+    for method in int8_methods(Q31, device):
+        if is_exact(method, wanted.contraction, device):
+            one = copy(multiplier)
+            one.methods = {Q31.name: method}
+            require_exact(one.multiply(wanted, operand, Q31), operand, matrix)
+            functions[method.name] = partial(one.multiply, wanted, operand, Q31)
+    settle = partial(torch.cuda.synchronize, device) if device.type == "cuda" else None
+    return in_turns(functions, seconds, settle, time.process_time)
+
+
+def print_methods(results: Sequence[dict[str, Any]], names: Sequence[str]) -> None:
+    """A table of what `measure_methods` found."""
+    headings = ["model", "direction", "layers", "rows"]
+    headings += [f"{name} (core-ms)" for name in names] + [f"{name} / {names[-1]}" for name in names[:-1]]
+    print_table(
+        headings,
+        [
+            [r["model"], r["direction"], r["group"], r["rows"]]
+            + [f"{1000 * r[name]:.2f}" for name in names]
+            + [f"{r[name] / r[names[-1]]:.2f}" for name in names[:-1]]
+            for r in results
+        ],
+    )
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
@@ -147,12 +186,22 @@ def main() -> None:
     parser.add_argument("--direction", choices=["forward", "backward", "both"], default="both")
     parser.add_argument("--rows", nargs="+", type=int, default=ROWS)
     parser.add_argument("--seconds", type=float, default=2.0, help="for each shape; five rounds at least")
+    parser.add_argument("--each-method", action="store_true")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     device = torch.device(options.device)
     keep_freed_memory(KEPT_BYTES)  # as a worker does
     print(", ".join(f"{name} {value}" for name, value in machine().items()))
     directions = [x for x in Direction if options.direction in ("both", x.name.lower())]
+    if options.each_method:
+        found = [
+            (named, measure_methods(direction, shape, named["rows"], device, options.seconds))
+            for named, direction, shape in cases(options.models, options.groups, directions, options.rows)
+        ]
+        print_methods([named | times for named, times in found], list(found[0][1]))
+        if options.json:
+            write_json(options.json, [named | times for named, times in found], device=str(device))
+        return
     results = [
         named | measure(direction, shape, named["rows"], device, options.seconds)
         for named, direction, shape in cases(options.models, options.groups, directions, options.rows)

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 import numpy as np
 import torch
 
+from blindtune.protocol.kernels.dot_products import have_dot_products
 from blindtune.protocol.kernels.tiles import are_usable
 from blindtune.protocol.multiplication.expansion_probes import probes
 from blindtune.protocol.multiplication.product_methods import (
@@ -21,7 +22,7 @@ from blindtune.protocol.multiplication.product_methods import (
     Method,
     TorchInt8Product,
 )
-from blindtune.protocol.multiplication.tile_product import TileProduct
+from blindtune.protocol.multiplication.tile_product import TileProduct, VectorProduct
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION
 from blindtune.protocol.residues import Residues
@@ -155,8 +156,10 @@ def _first_line(error: Exception) -> str:
 def int8_methods(parameters: ParameterSet, device: torch.device) -> list[Method]:
     """The ways to multiply int8 on a device, the fastest first."""
     if device.type == "cpu":
-        library = Int8Product(parameters)
-        return [TileProduct(parameters), library] if are_usable() else [library]
+        found: list[Method] = [TileProduct(parameters)] if are_usable() else []
+        if have_dot_products():
+            found.append(VectorProduct(parameters))
+        return [*found, Int8Product(parameters)]
     methods: list[Method] = [TorchInt8Product(parameters, device)]
     if find_spec("triton"):
         from blindtune.protocol.multiplication.cuda_product import TritonInt8Product

@@ -1,14 +1,17 @@
-"""operand . M mod q in a processor's tile registers: limbs, four products and residues without detours.
+"""operand . M mod q in a processor's tile registers or vectors: from limbs to residues without detours.
 
 A library's int8 product writes four int32 sums to memory for each result, and reads them again to recombine
 them. Here a thread takes a group of columns, and for it goes through all rows:
 
     pack        M's columns of the group, 2,048 features at a time, as right tiles
-    multiply    sixteen rows: two limbs by 32 columns stay in registers over all of these features
+    multiply    sixteen rows: some limbs by 32 columns stay in registers over all of these features
     recombine   their sums, from the first cache to residues, added to those of the features before
 
 The limbs of some rows and the group's packed columns fit the second cache together. Sums of so few features
 are small enough to be recombined in 32 bits: see `_residues_of_sums`.
+
+Tiles are packed alike for both kinds of registers. Of kernels, what differs hangs on whether there is a
+``configuration`` of tile registers: that is part of their types, so that each is compiled for one kind alone.
 """
 
 from dataclasses import dataclass
@@ -21,6 +24,7 @@ from numba import njit, types, uint32
 from numpy.typing import NDArray
 
 from blindtune.protocol.kernels.compiled import kernel
+from blindtune.protocol.kernels.dot_products import have_dot_products, multiply_rows, start_sums
 from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.kernels.row_blocks import for_row_blocks, for_rows_in_turn
 from blindtune.protocol.kernels.shared_rows import take
@@ -60,7 +64,7 @@ from blindtune.protocol.multiplication.product_methods import Method, contiguous
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues, lifted_of, residues_of, sums_of
 
-__all__ = ["TileProduct"]
+__all__ = ["TileProduct", "VectorProduct"]
 
 _BYTES_OF_128 = 0x80808080
 _STEPS = 32  # of 64 features, whose sums are recombined together
@@ -69,6 +73,7 @@ _PANEL = 2 * TILE_ROWS  # columns side by side in registers
 _GROUP = 16 * _PANEL  # columns, at most
 _GROUPS_A_THREAD = 2
 _PANEL_WORDS = 2 * _STEPS * TILE_WORDS
+_NEAR = 8  # steps of a panel that stay in the first cache, where vectors read them for every two rows
 _PAYING = 1 << 22  # products of numbers that a thread must have
 
 
@@ -110,16 +115,15 @@ def _residues_of_sums(sums, at, numbers, factor, q):  # type: ignore[no-untyped-
 
 
 @njit(inline="always")
-def _limbs_of(words, lift, q):  # type: ignore[no-untyped-def]
-    """Sixteen residues as signed bytes, the lowest first. Above the limbs there may be any."""
+def _limbs_of(words, lift, q, flip):  # type: ignore[no-untyped-def]
+    """Sixteen residues as bytes, the lowest first. Above the limbs there may be any."""
     # Adding 128 to every byte carries just where a digit below is negative, so that each byte then holds its
-    # digit plus 128, and flipping the byte's top bit takes the 128 off again.
-    top = repeated(uint32(_BYTES_OF_128))
-    return bits_xor(add(lifted_of(words, lift, q), top), top)
+    # digit plus 128, which vectors want, and flipping the byte's top bit takes the 128 off again.
+    return bits_xor(add(lifted_of(words, lift, q), repeated(uint32(_BYTES_OF_128))), repeated(flip))
 
 
 @kernel
-def _split(operand, columns, numbers, lift, q, limbs, start, stop):  # type: ignore[no-untyped-def]
+def _split(operand, columns, numbers, lift, q, flip, limbs, start, stop):  # type: ignore[no-untyped-def]
     """Left tiles of some blocks: of sixteen rows and 64 columns, its limbs, 0 beyond the operand."""
     steps, rest = limbs.shape[1], np.zeros(ROW_BYTES, np.uint32)
     for block in range(start, stop):
@@ -134,7 +138,7 @@ def _split(operand, columns, numbers, lift, q, limbs, start, stop):  # type: ign
                         rest[j - first] = operand[r, j]
                 for j in range(0, ROW_BYTES, LANES):
                     words = load(operand[r], first + j) if whole else load(rest, j)
-                    store_apart(limbs, at + j, TILE_BYTES, numbers, _limbs_of(words, lift, q))
+                    store_apart(limbs, at + j, TILE_BYTES, numbers, _limbs_of(words, lift, q, flip))
 
 
 @kernel
@@ -211,6 +215,24 @@ def _multiply_block(limbs, at, numbers, packed, panel, steps, sums):  # type: ig
 
 
 @kernel
+def _multiply_rows(limbs, at, numbers, packed, panel, steps, starts, rows, sums):  # type: ignore[no-untyped-def]
+    """`_multiply_block` in vectors, of as many rows as there are; see `dot_products`."""
+    one, two = (0,), (0, 1)
+    for part in range(2 * len(numbers)):
+        start = load(starts, part % 2 * LANES)
+        for i in range(rows):
+            store(sums, part * TILE_WORDS + i * LANES, start)
+    for s in range(0, steps, _NEAR):
+        left, right = at + s * len(numbers) * TILE_BYTES, panel + 2 * s * TILE_WORDS
+        count = min(_NEAR, steps - s)
+        for i in range(0, rows - 1, 2):
+            multiply_rows(limbs, left + i * ROW_BYTES, numbers, two, packed, right, count, sums, i * LANES)
+        if rows % 2:
+            i = rows - 1
+            multiply_rows(limbs, left + i * ROW_BYTES, numbers, one, packed, right, count, sums, i * LANES)
+
+
+@kernel
 def _recombine(sums, numbers, factor, q, out, row, column, end, adding, words):  # type: ignore[no-untyped-def]
     """Residues of sixteen rows, as far as there are, and of a panel's columns up to an end."""
     for tile in range(2):
@@ -248,7 +270,7 @@ def _multiply(  # type: ignore[no-untyped-def]
         stored, forward, width: the matrix, as `_pack_outputs` takes it if ``forward``, else `_pack_features`.
         work: columns of a group, and blocks of sixteen rows of a part.
         out: uint32, receives the residues from ``column`` on, or gets them added.
-        configuration: of the registers.
+        configuration: of tile registers, or None, where vectors multiply.
         packed: uint32, used meanwhile.
         turn: int64 [1], how often one was taken.
     """
@@ -256,8 +278,9 @@ def _multiply(  # type: ignore[no-untyped-def]
     outputs = stored.shape[0] if forward else width
     groups, parts = -(-outputs // group), -(-blocks // part)
     sums, words = np.empty(2 * len(numbers) * TILE_WORDS, np.int32), np.empty(LANES, np.uint32)
-    edge = np.zeros(TILE_BYTES, np.int8)
-    configure(configuration)
+    edge, starts = np.zeros(TILE_BYTES, np.int8), np.empty(group, np.int32)
+    if configuration is not None:
+        configure(configuration)
     while True:
         taken = take(turn, 1)
         if taken >= groups * parts:
@@ -271,16 +294,26 @@ def _multiply(  # type: ignore[no-untyped-def]
                 _pack_outputs(stored, width, s, count, first, tiles, packed, edge)
             else:
                 _pack_features(stored, width, s, count, first, tiles, packed, edge)
+            if configuration is None:
+                for panel in range(panels):
+                    start_sums(packed, panel * _PANEL_WORDS, count, starts, panel * _PANEL)
             for b in range(start, stop, _BLOCKS):
                 for panel in range(panels):
                     to = column + first + panel * _PANEL
                     for block in range(b, min(b + _BLOCKS, stop)):
                         row, at = block * TILE_ROWS, (block * steps + s) * len(numbers) * TILE_BYTES
                         _ask(out, row, to)
-                        _multiply_block(limbs, at, numbers, packed, panel * _PANEL_WORDS, count, sums)
+                        right = panel * _PANEL_WORDS
+                        if configuration is None:
+                            rows = min(TILE_ROWS, out.shape[0] - row)
+                            begin = starts[panel * _PANEL :]
+                            _multiply_rows(limbs, at, numbers, packed, right, count, begin, rows, sums)
+                        else:
+                            _multiply_block(limbs, at, numbers, packed, right, count, sums)
                         end, more = column + outputs, adding or s > 0
                         _recombine(sums, numbers, factor, q, out, row, to, end, more, words)
-    release()
+    if configuration is not None:
+        release()
 
 
 @dataclass(frozen=True, eq=False)
@@ -297,19 +330,19 @@ class Prepared:
     limbs: NDArray[np.int8]
 
 
-class TileProduct(Method):
-    """An int8 product for each limb in the tile registers of a processor that has them (Intel AMX).
+class _FusedProduct(Method):
+    """An int8 product for each limb, in registers of one kind.
 
-    Raises:
-        RuntimeError: there are none, or they may not be used.
+    Attributes:
+        configuration: of tile registers, or None, where vectors multiply.
+        flip: what turns a limb plus 128, in each of four bytes, into a byte that the registers take.
     """
 
-    name = "int8-amx"
+    configuration: NDArray[np.uint8] | None
+    flip: int
 
     def __init__(self, parameters: ParameterSet) -> None:
         super().__init__(parameters)
-        if not are_usable():
-            raise RuntimeError("this processor has no int8 tiles, or they may not be used")
         self._lift = np.uint32(parameters.lift)
         self._numbers = tuple(range(parameters.limbs))
         self._factor = np.float32(256.0 ** (parameters.limbs - 1) / parameters.modulus)
@@ -318,10 +351,13 @@ class TileProduct(Method):
         rows, columns = operand.shape
         blocks, steps = -(-rows // TILE_ROWS), -(-columns // ROW_BYTES)
         wide, numbers, q, lift = contiguous_rows(operand), self._numbers, self.parameters.q, self._lift
+        flip = np.uint32(self.flip)
         limbs = large_matrix(blocks, steps * len(numbers) * TILE_BYTES, np.int8)
         limbs = limbs.reshape(blocks, steps, len(numbers) * TILE_BYTES)
         for_row_blocks(
-            blocks, TILE_ROWS * columns, lambda a, b: _split(wide, columns, numbers, lift, q, limbs, a, b)
+            blocks,
+            TILE_ROWS * columns,
+            lambda a, b: _split(wide, columns, numbers, lift, q, flip, limbs, a, b),
         )
         return Prepared(rows, columns, limbs)
 
@@ -347,7 +383,8 @@ class TileProduct(Method):
         def some(turn: NDArray[np.int64]) -> None:
             packed = large_matrix(1, group // _PANEL * _PANEL_WORDS, np.uint32)[0]
             work, product = (group, part), (limbs, self._numbers, self._factor, self.parameters.q)
-            _multiply(*product, rows, forward, width, work, out, column, adding, CONFIGURATION, packed, turn)
+            into = out, column, adding, self.configuration
+            _multiply(*product, rows, forward, width, work, *into, packed, turn)
 
         # A block costs the same however many of its rows there are.
         products = group * contraction * min(part, len(limbs)) * TILE_ROWS
@@ -359,3 +396,37 @@ class TileProduct(Method):
         group = min(_GROUP, -(-outputs // (_GROUPS_A_THREAD * threads * ROW_BYTES)) * ROW_BYTES)
         parts = max(1, threads // -(-outputs // group))
         return group, max(_BLOCKS, -(-blocks // parts))
+
+
+class TileProduct(_FusedProduct):
+    """In the tile registers of a processor that has them (Intel AMX).
+
+    Raises:
+        RuntimeError: there are none, or they may not be used.
+    """
+
+    name = "int8-amx"
+    configuration = CONFIGURATION
+    flip = _BYTES_OF_128
+
+    def __init__(self, parameters: ParameterSet) -> None:
+        super().__init__(parameters)
+        if not are_usable():
+            raise RuntimeError("this processor has no int8 tiles, or they may not be used")
+
+
+class VectorProduct(_FusedProduct):
+    """In the vectors of a processor that adds up products of bytes in 32 bits (AVX-512 VNNI).
+
+    Raises:
+        RuntimeError: it does not.
+    """
+
+    name = "int8-vnni"
+    configuration = None
+    flip = 0
+
+    def __init__(self, parameters: ParameterSet) -> None:
+        super().__init__(parameters)
+        if not have_dot_products():
+            raise RuntimeError("this processor has no AVX-512 VNNI, or the compiler was told so")

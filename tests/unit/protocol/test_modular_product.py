@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from blindtune.protocol.kernels.dot_products import have_dot_products
 from blindtune.protocol.kernels.tiles import are_usable
 from blindtune.protocol.multiplication import exactness, modular_product
 from blindtune.protocol.multiplication.exactness import _test_operands, exact_method, is_exact
@@ -25,7 +26,7 @@ from blindtune.protocol.multiplication.product_methods import (
     _recombine,
     _split,
 )
-from blindtune.protocol.multiplication.tile_product import TileProduct
+from blindtune.protocol.multiplication.tile_product import TileProduct, VectorProduct
 from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.products import (
     MAX_CONTRACTION,
@@ -61,6 +62,8 @@ METHODS = [
 ]
 if are_usable():
     METHODS.append(pytest.param(TileProduct(Q31), id="int8-amx"))
+if have_dot_products():
+    METHODS.append(pytest.param(VectorProduct(Q31), id="int8-vnni"))
 if torch.cuda.is_available():
     from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 
@@ -744,7 +747,7 @@ def test_the_float64_product_is_accepted(contraction: int) -> None:
 @NEEDS_INT8
 def test_the_fast_method_is_chosen_without_a_word_where_it_is_exact() -> None:
     said: list[str] = []
-    fast = "int8-amx" if are_usable() else "int8"
+    fast = "int8-amx" if are_usable() else "int8-vnni" if have_dot_products() else "int8"
     assert exact_method([64, 100, 64], Q31, "cpu", said.append).name == fast
     assert not said
 
@@ -753,6 +756,7 @@ def test_the_fast_method_is_chosen_without_a_word_where_it_is_exact() -> None:
 def without_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """A processor whose int8 product is the library's."""
     monkeypatch.setattr(exactness, "are_usable", lambda: False)
+    monkeypatch.setattr(exactness, "have_dot_products", lambda: False)
 
 
 def _saturating_int_mm(a: torch.Tensor, b: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
@@ -863,7 +867,7 @@ b = torch.from_numpy(generator.integers(-127, 128, (64, 40), dtype=np.int8))
 int8_is_exact = torch.equal(torch._int_mm(a, b), (a.double() @ b.double()).to(torch.int32))
 
 said = []
-exactness.are_usable = lambda: False  # as on a processor that has no VNNI instructions
+exactness.are_usable = exactness.have_dot_products = lambda: False  # as without VNNI instructions
 method = exact_method([7, 64, 133, 1000], Q31, "cpu", said.append)
 layers = {name: generator.integers(-127, 128, shape, dtype=np.int8)
           for name, shape in {"a": (64, 133), "b": (7, 133), "c": (3, 1000)}.items()}
