@@ -83,7 +83,7 @@ class WatchedKit:
 
     def check_vectors(self, product: Product) -> CheckVectors:
         check = self._kit.check_vectors(product)
-        return _WatchedCheck(check.s, check.v, product, self._ledger)
+        return _WatchedCheck(check.s, check.v, check.parameters, product, self._ledger)
 
 
 @dataclass(frozen=True, eq=False)
