@@ -27,8 +27,8 @@ class RowsField:
     def __init__(self, number: int) -> None:
         self._tag = bytes([number << 3 | 2])
 
-    def message(self, rows: NDArray[np.uint32]) -> bytes:
-        """A message of these rows, [rows, columns] with at least one word, in C order."""
+    def message(self, rows: NDArray[np.uint8]) -> bytes:
+        """A message of the bytes of some rows, at least one."""
         return b"".join((self._tag, _varint(rows.nbytes), rows.data.cast("B")))
 
     def rows(self, message: bytes) -> memoryview | None:

@@ -5,6 +5,9 @@ The contract between a Blindtune client and a worker: all that the two share on 
 
 A worker has one verb. It multiplies a matrix of residues mod q by the integer weights of frozen
 layers, and keeps nothing about it, so every request can be repeated at any replica.
+
+A residue travels as a little-endian word of as many bytes as the request's parameter set says: 4 for q31,
+3 for q24. Words follow each other without gaps.
 """
 
 from blindtune.proto import worker_pb2 as _worker_pb2

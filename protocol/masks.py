@@ -37,8 +37,8 @@ class Share:
     Args:
         recipient: index of the only operator that may see this share.
         operand: [rows, contraction]: residues that are sent, or rows of a seed that is sent in their place.
-        expected: the dot product of v with each row of the operand, uint32 [rows], if it is known; see
-            `verification`. It is a secret as v is, and stays here.
+        expected: the dot products of everyday vectors v with the operand's rows, uint32 [vectors, rows], if
+            they are known; see `verification`. They are a secret as v is, and stay here.
     """
 
     def __init__(self, recipient: int, operand: Operand, *, expected: Residues | None = None) -> None:
@@ -96,7 +96,7 @@ class Share:
 
     def rows(self, start: int, stop: int) -> "Share":
         """The share's rows ``start ... stop - 1``, for the same recipient."""
-        expected = None if self.expected is None else self.expected[start:stop]
+        expected = None if self.expected is None else self.expected[:, start:stop]
         part = Share(self.recipient, self._operand[start:stop], expected=expected)
         if self._residues is not None:
             part._residues = self._residues[start:stop]
@@ -236,8 +236,8 @@ class MaskSource(ABC):
             x: float32 [rows, contraction].
             product: what the integers will be multiplied by.
             budget, column_scale: as for `quantize_rows`.
-            v: uint32 [contraction], the product's first verification vector. A source may use it to say what
-                to expect of answers.
+            v: uint32 [vectors, contraction], the product's everyday verification vectors. A source may
+                use them to say what to expect of answers.
             image: as for `mask`.
 
         Returns:
@@ -279,7 +279,7 @@ class MaskSource(ABC):
         Args:
             product: what the operand will be multiplied by.
             rows: of the operand.
-            v: uint32 [product.contraction], the product's first verification vector.
+            v: uint32 [vectors, product.contraction], the product's everyday verification vectors.
 
         Returns:
             The shares that do not depend on the operand, for operators to multiply already. The masked

@@ -6,7 +6,8 @@ response Y to the operand C is accepted when every row satisfies
     C_t . v  =  Y_t . s   (mod q)
 
 A row that is not C_t M passes with probability 1/q for each vector, because s is uniform and unknown to
-the worker. The check needs only what that one operator saw, so whether it passes says nothing about
+the worker. Everyday answers are checked with one vector for `q31` and two for `q24`, hints with one more.
+ The check needs only what that one operator saw, so whether it passes says nothing about
 the data; and one rejection excludes at most 1/q of the candidates for s, so s serves again.
 
 s is expanded from the kit's secret: forward one vector for each layer (outputs of a group stand side by
@@ -40,9 +41,9 @@ def secret_vectors(
 ) -> Residues:
     """s for the outputs of a layer: uint32 [vectors for hints, features]."""
     if direction is Direction.FORWARD:
-        key = derive_key(secret, "verification", "forward", layer)
+        key = derive_key(secret, "verification", parameters.name, "forward", layer)
     else:
-        key = derive_key(secret, "verification", "backward")
+        key = derive_key(secret, "verification", parameters.name, "backward")
     return expand(key, 0, parameters.hint_vectors, features, parameters)
 
 
@@ -155,19 +156,27 @@ class CheckVectors:
         if not (self.s.flags.c_contiguous and self.v.flags.c_contiguous):
             raise ValueError("s and v lie in memory row by row")
 
-    def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int = 1) -> None:
+    @property
+    def everyday(self) -> Residues:
+        """v of the vectors that everyday answers are checked with, uint32 [vectors, contraction]."""
+        return self.v[: self.parameters.vectors]
+
+    def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int | None = None) -> None:
         """Accepts a response, or raises.
 
         Args:
             operand: what the worker multiplied, uint32 [rows, contraction].
             response: what it answered, uint32 [rows, outputs].
-            vectors: how many of the vectors to use, for a soundness error of q^-vectors a row.
+            vectors: how many of the vectors to use, for a soundness error of q^-vectors a row; those of
+                everyday unless given.
 
         Raises:
             VerificationError: the response has another shape or type, a word of it is not a residue, or
                 a row is not the product.
             ValueError: the operand does not fit the vectors, or there are not so many.
         """
+        if vectors is None:
+            vectors = self.parameters.vectors
         if not 1 <= vectors <= len(self.s):
             raise ValueError(f"there are {len(self.s)} vectors to check with, not {vectors}")
         rows, contraction = operand.shape
@@ -178,16 +187,21 @@ class CheckVectors:
         self._compare(np.ascontiguousarray(operand), v, expected, response)
 
     def verify_expected(self, expected: Residues, response: NDArray[np.uint32]) -> None:
-        """Accepts a response by the first of the vectors, without the operand.
+        """Accepts a response by the first vectors, without the operand.
 
         Args:
-            expected: C_t . v of the operand's rows, uint32 [rows].
+            expected: C_t . v of the operand's rows, for as many vectors, uint32 [vectors, rows].
             response: what a worker answered, uint32 [rows, outputs].
 
         Raises:
+            ValueError: those are not enough.
             VerificationError: as `verify` does.
         """
-        self._compare(None, None, expected[np.newaxis], response)
+        if not self.parameters.vectors <= len(expected) <= len(self.s):
+            raise ValueError(
+                f"answers are checked with {self.parameters.vectors} vectors, not {len(expected)}"
+            )
+        self._compare(None, None, np.ascontiguousarray(expected), response)
 
     def _compare(
         self, operand: Residues | None, v: Residues | None, expected: Residues, response: NDArray[np.uint32]

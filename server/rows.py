@@ -14,7 +14,9 @@ from blindtune.common.blocks import BLOCK_ELEMENTS, BYTES_OF_AN_ELEMENT, MOST_BL
 from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import SeededRows
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues, require_residues
+from blindtune.protocol.wire_words import to_residues, to_words
 from blindtune.server.admission.limits import Limits
 from blindtune.server.admission.refusals import MalformedRequest
 from blindtune.server.wire import Request, decoded
@@ -46,11 +48,11 @@ def received_blocks(messages: Iterator[bytes], request: Request, size: int) -> I
         MalformedRequest: a message holds no whole rows, or there are more or fewer than announced.
         VerificationError: a word is no residue.
     """
-    remaining = 4 * request.rows * request.columns
-    most = 4 * size * request.columns
-    block = _Block(min(most, 4 * _FIRST_BLOCK_ROWS * request.columns, remaining), request)
+    row_bytes = request.parameters.word_bytes * request.columns
+    remaining, most = row_bytes * request.rows, row_bytes * size
+    block = _Block(min(most, row_bytes * _FIRST_BLOCK_ROWS, remaining), row_bytes, request)
     for message in messages:
-        chunk = _chunk(message, request.columns)
+        chunk = _chunk(message, row_bytes)
         if len(chunk) > remaining:
             raise MalformedRequest(f"more rows arrived than the {request.rows} announced")
         remaining -= len(chunk)
@@ -59,9 +61,9 @@ def received_blocks(messages: Iterator[bytes], request: Request, size: int) -> I
             missing = remaining + len(chunk)
             if block.is_full and missing:
                 yield block.rows
-                block = _Block(min(most, missing), request)
+                block = _Block(min(most, missing), row_bytes, request)
     if remaining:
-        rows = request.rows - remaining // (4 * request.columns)
+        rows = request.rows - remaining // row_bytes
         raise MalformedRequest(f"the stream ended after {rows} of {request.rows} rows")
     yield block.rows
 
@@ -73,8 +75,9 @@ class _Block:
         rows: uint32 [rows, columns]. Those that are there have been checked to be residues.
     """
 
-    def __init__(self, size: int, request: Request) -> None:
-        self.rows = np.empty((size // (4 * request.columns), request.columns), np.uint32)
+    def __init__(self, size: int, row_bytes: int, request: Request) -> None:
+        self.rows = np.empty((size // row_bytes, request.columns), np.uint32)
+        self._row_bytes = row_bytes
         self._filled = 0
         self._parameters = request.parameters
 
@@ -85,17 +88,16 @@ class _Block:
     def take(self, chunk: memoryview) -> memoryview:
         """Copies what fits, and returns the rest."""
         left = self.rows[self._filled :]
-        taken = min(len(chunk), left.nbytes)
-        rows = left[: taken // left[0].nbytes]
-        # numpy lets other threads run meanwhile.
-        np.copyto(np.frombuffer(rows.data, np.uint8), np.frombuffer(chunk[:taken], np.uint8))
+        rows = left[: len(chunk) // self._row_bytes]
+        taken = self._row_bytes * len(rows)
+        to_residues(chunk[:taken], rows, self._parameters)
         # At once: the words are in the processor's cache, and the next message is on its way.
         require_residues(rows, self._parameters, "the operand")
         self._filled += len(rows)
         return chunk[taken:]
 
 
-def _chunk(message: bytes, columns: int) -> memoryview:
+def _chunk(message: bytes, row_bytes: int) -> memoryview:
     """Whole rows of the operand, as bytes."""
     data = REQUEST_ROWS.rows(message)
     if data is None:
@@ -103,9 +105,9 @@ def _chunk(message: bytes, columns: int) -> memoryview:
         if part.WhichOneof("part") != "residues":
             raise MalformedRequest("after the header, every message must carry rows of the operand")
         data = memoryview(part.residues)
-    if not data or len(data) % (4 * columns):
+    if not data or len(data) % row_bytes:
         raise MalformedRequest(
-            f"a message carries {len(data)} bytes, which are no whole rows of {4 * columns} bytes"
+            f"a message carries {len(data)} bytes, which are no whole rows of {row_bytes} bytes"
         )
     return data
 
@@ -129,9 +131,9 @@ def expanded_blocks(
         start, rows = start + rows, size
 
 
-def response_messages(result: Residues) -> Iterator[bytes]:
+def response_messages(result: Residues, parameters: ParameterSet) -> Iterator[bytes]:
     """A block of the result in messages of whole rows, each of at most 1 MiB or a single row."""
     result = np.ascontiguousarray(result)
-    step = max(1, CHUNK_BYTES // (4 * result.shape[1]))
+    step = max(1, CHUNK_BYTES // (parameters.word_bytes * result.shape[1]))
     for start in range(0, len(result), step):
-        yield RESPONSE_ROWS.message(result[start : start + step])
+        yield RESPONSE_ROWS.message(to_words(result[start : start + step], parameters))

@@ -121,7 +121,7 @@ class WorkerService:
                     next(messages, None), self._store, self._limits, self._multiplier.outputs
                 )
                 call.request = request
-                place.line_up(_work(request), 0 if request.seed else 4 * request.rows * request.columns)
+                place.line_up(_work(request), 0 if request.seed else request.operand_bytes)
                 # At once, since the answer may be long in coming: the client need not take this for silence.
                 context.send_initial_metadata(())
                 place.wait_for_turn()
@@ -152,13 +152,13 @@ class WorkerService:
             self._observe(request, request.seed)
             blocks = expanded_blocks(messages, request, request.seed, size)
         turns = self._turns.of(call.peer)
-        left = 4 * request.rows * request.outputs
+        left = request.parameters.word_bytes * request.rows * request.outputs
         for block in blocks:
             if not isinstance(block, SeededRows):
                 self._observe(request, block)
             for result in self._results(call, request, block):
-                yield from turns.in_turn(response_messages(result), left)
-                left -= result.nbytes
+                yield from turns.in_turn(response_messages(result, request.parameters), left)
+                left -= request.parameters.word_bytes * result.size
 
     def _results(self, call: "_Call", request: Request, block: Operand) -> Iterator[Residues]:
         """The product of a block, in parts that memory suffices for.

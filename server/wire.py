@@ -39,6 +39,11 @@ class Request:
     parameters: ParameterSet
     seed: Seed | None = field(repr=False)
 
+    @property
+    def operand_bytes(self) -> int:
+        """Of the rows as they travel."""
+        return self.parameters.word_bytes * self.rows * self.columns
+
 
 def parse_header(
     message: bytes | None,
@@ -74,7 +79,7 @@ def parse_header(
         raise MalformedRequest(
             f"the operand has {header.columns} columns, but the product takes {product.contraction}"
         )
-    _require_within_limits(header.rows, header.columns, outputs, limits)
+    _require_within_limits(header.rows, header.columns, outputs, parameters, limits)
     return Request(product, header.rows, header.columns, outputs, parameters, _seed(header, parameters))
 
 
@@ -131,17 +136,20 @@ def _product(message: worker_pb2.Product, store: LayerStore) -> Product:
         raise MalformedRequest(str(error)) from None
 
 
-def _require_within_limits(rows: int, columns: int, outputs: int, limits: Limits) -> None:
+def _require_within_limits(
+    rows: int, columns: int, outputs: int, parameters: ParameterSet, limits: Limits
+) -> None:
     if not rows:
         raise MalformedRequest("the operand has no rows")
     if rows > limits.max_rows:
         raise OverLimit(f"the operand has {rows} rows, more than this worker's limit {limits.max_rows}")
-    if rows * columns * 4 > limits.max_operand_bytes:
+    size = rows * columns * parameters.word_bytes
+    if size > limits.max_operand_bytes:
         raise OverLimit(
-            f"an operand of {rows} x {columns} residues has {rows * columns * 4} bytes, more than this "
+            f"an operand of {rows} x {columns} residues has {size} bytes, more than this "
             f"worker's limit {limits.max_operand_bytes}"
         )
-    if outputs * 4 > MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD:
+    if outputs * parameters.word_bytes > MAX_MESSAGE_BYTES - _MESSAGE_OVERHEAD:
         raise OverLimit(
             f"one row of the result has {outputs} words, which do not fit into a message of "
             f"{MAX_MESSAGE_BYTES} bytes: ask for fewer layers at once"

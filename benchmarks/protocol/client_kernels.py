@@ -68,7 +68,9 @@ class Client:
             answer.fill(0)
 
     def up(self) -> None:
-        self.masked, self.scales = self.source.hide(self.x, self.product, self.budget, None, self.check.v[0])
+        self.masked, self.scales = self.source.hide(
+            self.x, self.product, self.budget, None, self.check.everyday
+        )
 
     def verify(self) -> None:
         for share, answer in zip(self.masked.shares, self.answers, strict=True):

@@ -33,7 +33,9 @@ def prepare(
         bool,
         typer.Option("--hints", help="Obtain the hints of masking 'lattice' too; goes on where it was."),
     ] = False,
-    parameter_set: Annotated[str, typer.Option(help="Of masking 'lattice'.")] = "mlwe1280",
+    parameter_set: Annotated[
+        str | None, typer.Option(help="Of masking 'lattice'; mlwe1280 unless given.")
+    ] = None,
     worker: Annotated[
         list[str] | None, typer.Option("--worker", help="HOST:PORT to obtain hints from; repeatable.")
     ] = None,
@@ -51,6 +53,7 @@ def prepare(
     """
     from blindtune.checkpoint import Checkpoint, FrozenLayer
     from blindtune.client.config.blind_config import BlindConfig, Operator
+    from blindtune.client.config.parameter_sets import set_name
     from blindtune.client.kit.groups import all_products
     from blindtune.client.kit.head import checked_head
     from blindtune.client.kit.hints import hint_bytes
@@ -62,20 +65,16 @@ def prepare(
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
     from blindtune.protocol.weights import kept_bytes, scheme_named
 
-    if parameter_set not in LATTICE_PARAMETER_SETS:
-        raise ConfigurationError(
-            f"--parameter-set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {parameter_set}"
-        )
+    lattice = LATTICE_PARAMETER_SETS[set_name("lattice", parameter_set, "--parameter-set")]
     chosen = checked_head(head)
     checkpoint = Checkpoint.open(model, revision, scheme_named(quantization, "--quantization"))
     if estimate:
         products = all_products(checkpoint, chosen)
         shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
-        lattice = LATTICE_PARAMETER_SETS[parameter_set]
         size = sum(hint_bytes(lattice, product_outputs(x, shapes)) for x in products)
         weights = sum(kept_bytes(a, b, checkpoint.scheme) for a, b in shapes.values())
         typer.echo(f"kit     {kit_bytes(checkpoint, chosen) / 1e6:12,.1f} MB")
-        typer.echo(f"hints   {size / 1e6:12,.1f} MB  ({parameter_set}, for masking 'lattice' alone)")
+        typer.echo(f"hints   {size / 1e6:12,.1f} MB  ({lattice.name}, for masking 'lattice' alone)")
         typer.echo(f"weights {weights / 1e6:12,.1f} MB  ({quantization}, at each worker)")
         return
     config = None
@@ -83,7 +82,7 @@ def prepare(
         if not worker:
             raise ConfigurationError("--hints needs a --worker to obtain them from")
         operator = Operator("operator", worker, ca, cert, key, token)
-        config = BlindConfig([operator], "lattice", parameter_set, quantization, chosen, insecure=insecure)
+        config = BlindConfig([operator], "lattice", lattice.name, quantization, chosen, insecure=insecure)
 
     def reading(layers: Iterable[FrozenLayer]) -> Iterable[FrozenLayer]:
         return track(layers, "Reading layers", console=messages, transient=True)

@@ -35,7 +35,9 @@ def plan(
     operators: Annotated[
         int | None, typer.Option(help="How many: two unless given, and one for masking 'lattice'.")
     ] = None,
-    parameter_set: Annotated[str, typer.Option(help="Of masking 'lattice'.")] = "mlwe1280",
+    parameter_set: Annotated[
+        str | None, typer.Option(help="Of the masking; q31 or mlwe1280 unless given.")
+    ] = None,
     quantization: Annotated[
         str, typer.Option(help="How the workers keep weights: int8, nf4 or nf4-double.")
     ] = "int8",

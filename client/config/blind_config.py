@@ -11,11 +11,11 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.client.config.addresses import THIS_MACHINE, is_loopback, machines, split_address
+from blindtune.client.config.parameter_sets import set_name
 from blindtune.client.kit.head import Head, checked_head
 from blindtune.client.tls.files import public_keys, read_files, read_token
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.certificate.history import REASKS
-from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.weights import INT8, scheme_named
 
 __all__ = ["METHOD", "BlindConfig", "Masking", "Operator", "refuse_configuration_of_checkpoint"]
@@ -65,7 +65,8 @@ class BlindConfig(QuantizationConfigMixin):
             Module-LWE assumption; it obtains a hint for each layer at first use. ``"reference"``
             computes the same integers in this process, without workers, and needs the whole
             checkpoint.
-        parameter_set: of the lattice, ``"mlwe1280"`` or the stronger ``"mlwe1536"``.
+        parameter_set: of ``"shares"``, ``"q31"`` or ``"q24"``; of ``"lattice"``, ``"mlwe1280"``, the stronger
+            ``"mlwe1536"``, or one of those with three bytes a number. The masking's own, the first, if None.
         quantization: of the frozen weights, at the workers as for the client: ``"int8"``, or the integers of
             QLoRA's four bits, ``"nf4"`` and ``"nf4-double"``. Workers must be started with the same.
         head: where the output head of a language model is computed. ``"auto"`` keeps it on the
@@ -91,7 +92,7 @@ class BlindConfig(QuantizationConfigMixin):
         self,
         operators: Sequence[Operator | Mapping[str, Any]] = (),
         masking: Masking = "shares",
-        parameter_set: str = MLWE1280.name,
+        parameter_set: str | None = None,
         quantization: str = INT8.name,
         head: Head = "auto",
         insecure: bool = False,
@@ -157,10 +158,7 @@ class BlindConfig(QuantizationConfigMixin):
             raise ConfigurationError(
                 f"masking is one of {', '.join(get_args(Masking))}, not {self.masking!r}"
             )
-        if self.parameter_set not in LATTICE_PARAMETER_SETS:
-            raise ConfigurationError(
-                f"parameter_set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set!r}"
-            )
+        self.parameter_set = set_name(self.masking, self.parameter_set)
         scheme_named(self.quantization, "quantization")
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:

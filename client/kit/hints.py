@@ -37,7 +37,7 @@ from blindtune.protocol.residues import Centred, Residues
 __all__ = ["HintStore", "hint_bytes", "missing_hints"]
 
 _HEADER_BYTES = 4096
-_VERSION = 1
+_VERSION = 2
 _HASHED_AT_ONCE = 1 << 24
 
 Ask = Callable[[Product, Share], Residues]
@@ -144,7 +144,8 @@ class HintStore:
         )
 
     def _digest(self, binding: "_Binding", packed: Centred) -> str:
-        digest = hmac.new(self._kit.derive_key("hint"), binding.model_dump_json().encode(), "sha256")
+        key = self._kit.derive_key("hint", self._parameters.name)
+        digest = hmac.new(key, binding.model_dump_json().encode(), "sha256")
         flat = packed.reshape(-1).view(np.uint8)
         for start in range(0, flat.size, _HASHED_AT_ONCE):
             digest.update(flat[start : start + _HASHED_AT_ONCE].data)

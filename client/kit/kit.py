@@ -33,7 +33,7 @@ from blindtune.errors import KitError
 from blindtune.protocol.certificate.words import CertificateWords
 from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES, derive_key
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product
 from blindtune.protocol.verification import CheckVectors, secret_vectors
 from blindtune.protocol.weights import SCHEMES, Scheme
@@ -48,10 +48,11 @@ __all__ = [
     "is_kit",
     "kit_files",
     "product_outputs",
+    "vectors_name",
 ]
 
 KIT_FOLDER = "blindtune"
-KIT_VERSION = 3
+KIT_VERSION = 4
 DESCRIPTION, ARRAYS, SECRET = "kit.json", "layers.safetensors", "verification.key"
 _WORDS = np.uint32, np.uint64
 
@@ -72,7 +73,7 @@ class KitDescription(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    version: Literal[3] = 3
+    version: Literal[4] = 4
     model: str
     revision: str | None
     scheme: str
@@ -144,6 +145,11 @@ def product_outputs(product: Product, shapes: Mapping[str, tuple[int, int]]) -> 
     if product.direction is Direction.FORWARD:
         return sum(shapes[span.layer][0] for span in product.spans)
     return shapes[product.spans[0].layer][1]
+
+
+def vectors_name(direction: Direction, parameters: ParameterSet) -> str:
+    """What the array with the vectors v of a layer is called."""
+    return f"{direction.name.lower()}_{parameters.name}"
 
 
 def is_kit(folder: Path) -> bool:
@@ -257,25 +263,35 @@ class Kit:
         """A key for one more purpose of this kit, from its verification secret."""
         return derive_key(self._secret, *label)
 
-    def check_vectors(self, product: Product) -> CheckVectors:
-        """The secret vectors that verify responses to a product."""
+    def check_vectors(self, product: Product, parameters: ParameterSet) -> CheckVectors:
+        """The secret vectors that verify responses to a product, for one of the parameter sets."""
         first = self.layers[product.spans[0].layer]
         if product.direction is Direction.FORWARD:
             s = np.concatenate(
                 [
                     secret_vectors(
-                        self._secret, x.layer, Direction.FORWARD, self.layers[x.layer].out_features, Q31
+                        self._secret,
+                        x.layer,
+                        Direction.FORWARD,
+                        self.layers[x.layer].out_features,
+                        parameters,
                     )
                     for x in product.spans
                 ],
                 axis=1,
             )
-            parts = [self._array(x.layer, "forward")[:, x.start : x.stop] for x in product.spans]
-            v = sum(part.astype(np.uint64) for part in parts) % Q31.modulus
-            return CheckVectors(s, np.ascontiguousarray(v, np.uint32), Q31)
-        s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features, Q31)
-        parts = [self._array(x.layer, "backward")[:, x.start : x.stop] for x in product.spans]
-        return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32), Q31)
+            parts = [
+                self._array(x.layer, vectors_name(Direction.FORWARD, parameters))[:, x.start : x.stop]
+                for x in product.spans
+            ]
+            v = sum(part.astype(np.uint64) for part in parts) % parameters.modulus
+            return CheckVectors(s, np.ascontiguousarray(v, np.uint32), parameters)
+        s = secret_vectors(self._secret, "", Direction.BACKWARD, first.in_features, parameters)
+        parts = [
+            self._array(x.layer, vectors_name(Direction.BACKWARD, parameters))[:, x.start : x.stop]
+            for x in product.spans
+        ]
+        return CheckVectors(s, np.ascontiguousarray(np.concatenate(parts, axis=1), np.uint32), parameters)
 
     def certificate(self, product: Product) -> CertificateWords:
         """The secret words that tell whether results of a product wrapped."""

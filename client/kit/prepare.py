@@ -33,13 +33,14 @@ from blindtune.client.kit.kit import (
     file_sha256,
     is_kit,
     kit_files,
+    vectors_name,
 )
 from blindtune.client.process.disk import folder_written_at_once, write_private
 from blindtune.errors import ConfigurationError, KitError
 from blindtune.protocol.certificate.words import images
 from blindtune.protocol.certificate.words import secret_words as certificate_words
 from blindtune.protocol.expansion import KEY_BYTES
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import MAX_CONTRACTION, Direction
 from blindtune.protocol.verification import check_vectors, secret_vectors
 from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint
@@ -111,7 +112,7 @@ def kit_bytes(checkpoint: Checkpoint, head: Head) -> int:
     remote = _not_in_the_kit(checkpoint, head)
     with open_tensors(checkpoint.folder) as tensors:
         stay = sum(tensors.get(key).nbytes for key in tensors if key not in remote)
-    vectors = sum((24 + 4) * x.out_features + (24 + 12) * x.in_features for x in checkpoint.layers)
+    vectors = sum((36 + 4) * x.out_features + (36 + 12) * x.in_features for x in checkpoint.layers)
     return stay + vectors
 
 
@@ -236,19 +237,20 @@ def _bounds(integers: torch.Tensor, power: int) -> _Bounds:
 
 def _layer_arrays(name: str, layer: IntegerLayer, secret: bytes) -> dict[str, np.ndarray]:
     squares, magnitudes = _bounds(layer.integers, 2), _bounds(layer.integers, 1)
-    forward = secret_vectors(secret, name, Direction.FORWARD, layer.out_features, Q31)
-    backward = secret_vectors(secret, name, Direction.BACKWARD, layer.in_features, Q31)
     arrays: dict[str, np.ndarray] = {
         "scales": layer.scales,
         "row_squares": squares.row,
         "column_squares": squares.column,
         "row_magnitudes": magnitudes.row.max(axis=1),
         "column_magnitudes": magnitudes.column,
-        "forward": check_vectors(layer.integers, forward, Direction.FORWARD, Q31),
-        "backward": check_vectors(layer.integers, backward, Direction.BACKWARD, Q31),
     }
     for direction in Direction:
         features = layer.out_features if direction is Direction.FORWARD else layer.in_features
+        for parameters in PARAMETER_SETS.values():
+            s = secret_vectors(secret, name, direction, features, parameters)
+            arrays[vectors_name(direction, parameters)] = check_vectors(
+                layer.integers, s, direction, parameters
+            )
         words = certificate_words(secret, name, direction, features)
         for image in images(layer.integers, words, direction):
             arrays[f"{direction.name.lower()}_{image.dtype.name}"] = image

@@ -30,6 +30,7 @@ from blindtune.client.config.blind_config import (
     Operator,
     refuse_configuration_of_checkpoint,
 )
+from blindtune.client.config.parameter_sets import residue_set
 from blindtune.client.kit.groups import trace_groups
 from blindtune.client.kit.head import head_is_remote
 from blindtune.client.kit.kit import Kit, is_kit
@@ -177,7 +178,9 @@ def _open(config: BlindConfig, folder: Path, name: str) -> tuple[Kit, PrivateMul
         else:
             checkpoint = Checkpoint.open(folder, scheme=scheme)
             kit = cached_kit(checkpoint, progress=progress)
-        return kit, ReferenceMultiplier(checkpoint, kit=kit, most_reasks=config.most_reasks)
+        return kit, ReferenceMultiplier(
+            checkpoint, residue_set(config.masking, config.parameter_set), kit, config.most_reasks
+        )
     kit = kit_of(folder, progress, scheme)
     return kit, connect(config, kit, _hint_progress(config))
 

@@ -44,12 +44,12 @@ class Question:
 
     Attributes:
         request: the rows.
-        check, vectors: the product's secret vectors, and how many of them to check with.
+        check, vectors: the product's secret vectors, and how many of them to check with, if not as every day.
     """
 
     request: WorkRequest
     check: CheckVectors
-    vectors: int
+    vectors: int | None
 
     def rows(self, first: int, stop: int) -> "Question":
         """The same for some rows of it."""
@@ -162,7 +162,9 @@ class Asking:
         """
         request = question.request
         rows, columns = request.share.shape
-        row_bytes = 4 * (request.outputs + (columns if request.share.seed is None else 0))
+        row_bytes = request.parameters.word_bytes * (
+            request.outputs + (columns if request.share.seed is None else 0)
+        )
         with self._lock:
             wanted = self._policy.request(self._clock(), rows, row_bytes, most)
         while True:
@@ -331,7 +333,7 @@ class Asking:
                     verified = arrived
         finally:
             with self._lock:
-                self._statistics.bytes_received += answer[:arrived].nbytes
+                self._statistics.bytes_received += request.parameters.word_bytes * answer[:arrived].size
                 self._statistics.verification_seconds += seconds
         if verified != rows:
             raise VerificationError(f"the response ended after {verified} of {rows} rows")
@@ -376,10 +378,10 @@ class Asking:
         )
 
 
-def _verify(check: CheckVectors, share: Share, answer: Residues, rows: slice, vectors: int) -> None:
+def _verify(check: CheckVectors, share: Share, answer: Residues, rows: slice, vectors: int | None) -> None:
     try:
-        if share.expected is not None and vectors == 1:
-            check.verify_expected(share.expected[rows], answer[rows])
+        if share.expected is not None and vectors in (None, len(share.expected)):
+            check.verify_expected(share.expected[:, rows], answer[rows])
         else:
             check.verify(share.residues[rows], answer[rows], vectors)
     except VerificationError as error:

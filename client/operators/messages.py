@@ -14,7 +14,9 @@ from blindtune.errors import VerificationError
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.proto.rows import REQUEST_ROWS, RESPONSE_ROWS
 from blindtune.protocol.masks import Share
+from blindtune.protocol.parameters import PARAMETER_SETS, ParameterSet
 from blindtune.protocol.products import Product
+from blindtune.protocol.wire_words import to_residues, to_words
 
 __all__ = ["CHUNK_BYTES", "WorkRequest", "read_rows", "request_messages"]
 
@@ -48,7 +50,14 @@ class WorkRequest:
     def payload_bytes(self) -> int:
         """Bytes of operand that travel: the residues, or the seed."""
         rows, columns = self.share.shape
-        return 4 * rows * columns if self.share.seed is None else len(self.share.seed.key)
+        if self.share.seed is not None:
+            return len(self.share.seed.key)
+        return self.parameters.word_bytes * rows * columns
+
+    @property
+    def parameters(self) -> ParameterSet:
+        """The parameter set of that name."""
+        return PARAMETER_SETS[self.parameter_set]
 
 
 def request_messages(request: WorkRequest) -> Iterator[bytes]:
@@ -70,10 +79,10 @@ def request_messages(request: WorkRequest) -> Iterator[bytes]:
         header.seed.key, header.seed.row_offset = seed.key, seed.row_offset
     yield worker_pb2.MultiplyRequest(header=header).SerializeToString()
     if seed is None:
-        step = max(1, CHUNK_BYTES // (4 * columns))
+        step = max(1, CHUNK_BYTES // (request.parameters.word_bytes * columns))
         for start in range(0, rows, step):
             block = request.share.residues[start : start + step]
-            yield REQUEST_ROWS.message(np.ascontiguousarray(block))
+            yield REQUEST_ROWS.message(to_words(block, request.parameters))
 
 
 def read_rows(
@@ -94,9 +103,7 @@ def read_rows(
             a message without whole rows, since of such there could be any number.
         google.protobuf.message.DecodeError: bytes are no message.
     """
-    row_bytes = 4 * request.outputs
-    # Copies of numpy let other threads run meanwhile, those of memoryview do not.
-    filled, target = 0, np.frombuffer(answer.data, np.uint8)
+    row_bytes, filled = request.parameters.word_bytes * request.outputs, 0
     for message in messages:
         chunk = RESPONSE_ROWS.rows(message)
         if chunk is None:
@@ -106,10 +113,11 @@ def read_rows(
                 f"a message of the response has {len(chunk)} bytes, which are no whole rows of "
                 f"{row_bytes} bytes"
             )
-        if filled + len(chunk) > len(target):
-            raise VerificationError(f"the response is longer than {len(target)} bytes")
-        np.copyto(target[filled : filled + len(chunk)], np.frombuffer(chunk, np.uint8))
-        filled += len(chunk)
-        yield filled // row_bytes
-    if filled != len(target):
-        raise VerificationError(f"the response has {filled} bytes, not {len(target)}")
+        rows = len(chunk) // row_bytes
+        if filled + rows > len(answer):
+            raise VerificationError(f"the response is longer than {row_bytes * len(answer)} bytes")
+        to_residues(chunk, answer[filled : filled + rows], request.parameters)
+        filled += rows
+        yield filled
+    if filled != len(answer):
+        raise VerificationError(f"the response has {row_bytes * filled} bytes, not {row_bytes * len(answer)}")

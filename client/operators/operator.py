@@ -58,9 +58,9 @@ class _Limits:
     rows: int = 1 << 30
     operand_bytes: int = _BLOCK_BYTES
 
-    def most(self, rows: int, columns: int) -> int:
+    def most(self, rows: int, row_bytes: int) -> int:
         """Rows of an operand that fit."""
-        return max(1, min(rows, self.rows, self.operand_bytes // (4 * columns)))
+        return max(1, min(rows, self.rows, self.operand_bytes // row_bytes))
 
 
 class Pending:
@@ -219,7 +219,7 @@ class OperatorClient:
         self._limits[worker] = _Limits(rows, min(size, none.operand_bytes))
         self._policy.acknowledges(worker, manifest.acknowledges)
 
-    def multiply(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Residues:
+    def multiply(self, request: WorkRequest, check: CheckVectors, vectors: int | None = None) -> Residues:
         """The product, verified. See `start`.
 
         Raises:
@@ -228,13 +228,13 @@ class OperatorClient:
         """
         return self.start(request, check, vectors).result()
 
-    def start(self, request: WorkRequest, check: CheckVectors, vectors: int = 1) -> Pending:
+    def start(self, request: WorkRequest, check: CheckVectors, vectors: int | None = None) -> Pending:
         """Asks for a product, without waiting for it.
 
         Args:
             request: a share for this operator.
             check: the product's secret vectors.
-            vectors: how many of them to check with.
+            vectors: how many of them to check with; as many as every day unless given.
 
         Raises:
             ProtocolError: the share is for another operator.
@@ -247,7 +247,7 @@ class OperatorClient:
             )
         rows, columns = share.shape
         question = Question(request, check, vectors)
-        most = [limits.most(rows, columns) for limits in self._limits]
+        most = [limits.most(rows, request.parameters.word_bytes * columns) for limits in self._limits]
         workers = self._asking.ready()
         parts = _BLOCKS_PER_WORKER * len(workers) if len(workers) > 1 else 1
         answer = self._buffers.take(rows, request.outputs)

@@ -27,7 +27,7 @@ from blindtune.common.blocks import block_bytes
 from blindtune.protocol.expansion import KEY_BYTES
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import shared_rows
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 
 __all__ = [
     "ANSWERS_KEPT_BYTES",
@@ -81,10 +81,12 @@ class Protocol:
 
     Attributes:
         operators: how many there are.
+        residues: the modulus and what goes with it.
         lattice: parameters of masking ``lattice``, or None for ``shares``.
     """
 
     operators: int
+    residues: ParameterSet
     lattice: LatticeParameters | None = None
 
     def hint(self, matrix: Matrix) -> int:
@@ -144,7 +146,7 @@ def product_stages(
     after += sum(down) * client.byte
     times = [
         worker.request
-        + 2 * Q31.limbs * matrix.operand * matrix.outputs * worker.operation
+        + 2 * protocol.residues.limbs * matrix.operand * matrix.outputs * worker.operation
         + matrix.contraction * matrix.outputs * worker.weight
         + matrix.operand * (worker.operand + (worker.expanded if seeded else 0.0))
         + matrix.answer * worker.output
@@ -171,8 +173,10 @@ def _seeded(protocol: Protocol) -> list[bool]:
 
 def _payload(matrix: Matrix, protocol: Protocol) -> tuple[list[int], list[int]]:
     """Bytes to each operator, and from each."""
-    up = [KEY_BYTES if seeded else WORD_BYTES * matrix.operand for seeded in _seeded(protocol)]
-    return up, [WORD_BYTES * matrix.answer] * protocol.operators
+    up = [
+        KEY_BYTES if seeded else protocol.residues.word_bytes * matrix.operand for seeded in _seeded(protocol)
+    ]
+    return up, [protocol.residues.word_bytes * matrix.answer] * protocol.operators
 
 
 def _computed_rows(rows: int, kept: float) -> float:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from blindtune.checkpoint.skeleton import FrozenLayer, frozen_layers, supported_config
+from blindtune.client.config.parameter_sets import lattice_set, residue_set
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.kit.groups import products_of
 from blindtune.client.kit.head import head_is_remote
@@ -26,14 +27,14 @@ from blindtune.client.kit.hints import missing_hints
 from blindtune.client.kit.kit import product_outputs
 from blindtune.client.kit.prepare import kit_folder
 from blindtune.client.plan.asked import Step, asked_products
-from blindtune.client.plan.traffic import WORD_BYTES, Traffic
+from blindtune.client.plan.traffic import Traffic
 from blindtune.client.recipe import Recipe
 from blindtune.client.training.adapter import new_adapter
 from blindtune.client.training.batches import EpochSampler, batches, padded_rows
 from blindtune.client.training.models import BaseModel, require_fitting_head, stored_keys
 from blindtune.errors import BlindtuneError, CheckpointError, ConfigurationError
 from blindtune.protocol.expansion import KEY_BYTES
-from blindtune.protocol.lattice.parameters import DEGREE, LATTICE_PARAMETER_SETS
+from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.products import Product
 from blindtune.protocol.weights import SCHEMES
 
@@ -98,7 +99,9 @@ def estimate(recipe: Recipe, data: PreparedData, folder: Path | None = None) -> 
     forward, training = asked_products(model, layers, Step(with_adapter, bool(repeated)))
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
     operators = 0 if recipe.masking.mode == "reference" else len(recipe.operators)
-    measuring, besides = Traffic(forward, shapes, operators), Traffic(training, shapes, operators)
+    residues = residue_set(recipe.masking.mode, recipe.masking.parameter_set)
+    measuring = Traffic(forward, shapes, operators, residues)
+    besides = Traffic(training, shapes, operators, residues)
     rounds = up = down = 0
 
     def add(cost: Traffic, lengths: Iterable[Sequence[int]]) -> None:
@@ -137,12 +140,14 @@ def _hints(
     """Bytes to and from the operator for the hints that are not there yet."""
     if recipe.masking.mode != "lattice":
         return 0, 0
-    parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
+    parameters = lattice_set(recipe.masking.parameter_set)
     kit = kit_folder(folder, SCHEMES[recipe.quantization.scheme])
     missing = missing_hints(kit, parameters, remote_products(recipe, folder, labels))
     # A hint is asked for in blocks of rows, each with the public seed.
     up = KEY_BYTES * len(missing) * (parameters.dimension // DEGREE)
-    return up, sum(WORD_BYTES * parameters.dimension * product_outputs(x, shapes) for x in missing)
+    return up, sum(
+        parameters.residues.word_bytes * parameters.dimension * product_outputs(x, shapes) for x in missing
+    )
 
 
 def _steps_in_epoch(recipe: Recipe, split: Split) -> int:

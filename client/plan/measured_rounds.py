@@ -87,7 +87,7 @@ class _InProcess(PrivateMultiplier):
         self.source = source
         self.multiplying = self.expanding = 0.0
         self._multiplier = multiplier
-        self._check_vectors = cache(kit.check_vectors)
+        self._check_vectors = cache(partial(kit.check_vectors, parameters=self.source.parameters))
 
     def multiply(self, operand: Centred, product: Product) -> Centred:
         masked = self.source.mask(operand, product)
@@ -101,7 +101,7 @@ class _InProcess(PrivateMultiplier):
         column_scale: Float32 | None = None,
         output_scale: Float32 | None = None,
     ) -> Float32:
-        v = self._check_vectors(product).v[0]
+        v = self._check_vectors(product).everyday
         masked, scales = self.source.hide(x, product, budget, column_scale, v)
         return masked.reveal(self._answers(masked, product), scales, output_scale)
 

@@ -9,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import PreTrainedModel
 
+from blindtune.client.config.parameter_sets import lattice_set, residue_set, set_name
 from blindtune.client.kit.groups import products_of
 from blindtune.client.kit.head import Head
 from blindtune.client.kit.kit import product_outputs
@@ -30,8 +31,6 @@ from blindtune.client.plan.schedule import Resource, Stage, schedule
 from blindtune.client.plan.skeleton import Skeleton, Task, config_folder, skeleton_of
 from blindtune.client.plan.traffic import WORD_BYTES, Traffic
 from blindtune.errors import ConfigurationError, UnsupportedError
-from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.weights import INT8, SCHEMES, Scheme, kept_bytes, scheme_named
 
 __all__ = ["Memory", "Plan", "Settings", "make_plan"]
@@ -53,7 +52,7 @@ class Settings:
         in_flight: micro-batches that wait for workers at the same time.
         masking: ``shares`` or ``lattice``.
         operators: None for the fewest that the masking takes.
-        parameter_set: of the lattice.
+        parameter_set: of the masking; its own, if None.
         quantization: name of the workers' scheme.
         head: where the output head is computed.
         task: what is trained.
@@ -74,7 +73,7 @@ class Settings:
     in_flight: int = 1
     masking: Literal["shares", "lattice"] = "shares"
     operators: int | None = None
-    parameter_set: str = MLWE1280.name
+    parameter_set: str | None = None
     quantization: str = INT8.name
     head: Head = "auto"
     task: Task = "auto"
@@ -97,14 +96,11 @@ class Settings:
             )
         if self.masking not in ("shares", "lattice"):
             raise ConfigurationError(f"masking is shares or lattice, not {self.masking}")
+        set_name(self.masking, self.parameter_set)
         if self.masking == "shares" and self.protocol.operators < 2:
             raise ConfigurationError("masking 'shares' needs two or more operators")
         if self.masking == "lattice" and self.protocol.operators != 1:
             raise ConfigurationError("masking 'lattice' takes one operator")
-        if self.parameter_set not in LATTICE_PARAMETER_SETS:
-            raise ConfigurationError(
-                f"the parameter set is one of {', '.join(LATTICE_PARAMETER_SETS)}, not {self.parameter_set}"
-            )
         scheme_named(self.quantization, "the quantization")
         if min(self.worker_hour, self.gigabyte) < 0:
             raise ConfigurationError("a price can't be negative")
@@ -118,8 +114,10 @@ class Settings:
         """How operands are masked."""
         if self.masking == "lattice":
             operators = 1 if self.operators is None else self.operators
-            return Protocol(operators, LATTICE_PARAMETER_SETS.get(self.parameter_set, MLWE1280))
-        return Protocol(2 if self.operators is None else self.operators)
+            lattice = lattice_set(self.parameter_set)
+            return Protocol(operators, lattice.residues, lattice)
+        residues = residue_set(self.masking, self.parameter_set)
+        return Protocol(2 if self.operators is None else self.operators, residues)
 
 
 @dataclass(frozen=True)
@@ -232,7 +230,7 @@ def make_plan(model: str, revision: str | None, settings: Settings, profile: Pro
     seconds = outcome.seconds + optimizer
     busy = outcome.busy | {"client": outcome.busy["client"] + optimizer}
     protocol = settings.protocol
-    traffic = Traffic(asked, shapes, protocol.operators)
+    traffic = Traffic(asked, shapes, protocol.operators, protocol.residues)
     lengths = [settings.length] * settings.batch
     up, down = (settings.micro_batches * x for x in (traffic.up(lengths), traffic.down(lengths)))
     return Plan(
@@ -329,7 +327,7 @@ def _memory(
     small = work.held_small + (in_flight - 1) * (work.saved - work.saved_large)
     buffers += round((profile.client.spread - 1) * small)
     sizes = {x.name: (x.out_features, x.in_features) for x in skeleton.layers}
-    buffers += sum(2 * WORD_BYTES * Q31.hint_vectors * (a + b) for a, b in sizes.values())
+    buffers += sum(2 * WORD_BYTES * protocol.residues.hint_vectors * (a + b) for a, b in sizes.values())
     hints = 0
     if protocol.lattice is not None:
         buffers += WORD_BYTES * protocol.lattice.dimension * widest + min(

@@ -11,11 +11,12 @@ from blindtune.client.kit.kit import product_outputs
 from blindtune.client.plan.asked import Asked
 from blindtune.client.training.batches import padded_rows
 from blindtune.protocol.expansion import KEY_BYTES
+from blindtune.protocol.parameters import ParameterSet
 
 __all__ = ["WORD_BYTES", "Traffic"]
 
 WORD_BYTES = 4
-"""A residue as it travels."""
+"""A residue in memory."""
 
 
 class Traffic:
@@ -25,15 +26,22 @@ class Traffic:
         asked: the products.
         shapes: [out, in] of each layer.
         operators: how many there are; with none, nothing is sent.
+        parameters: of the residues.
     """
 
-    def __init__(self, asked: Sequence[Asked], shapes: dict[str, tuple[int, int]], operators: int) -> None:
+    def __init__(
+        self,
+        asked: Sequence[Asked],
+        shapes: dict[str, tuple[int, int]],
+        operators: int,
+        parameters: ParameterSet,
+    ) -> None:
         self.rounds = len(asked) if operators else 0
         self._seeds = KEY_BYTES * max(0, operators - 1) * len(asked)
         self._up, self._down = {True: 0, False: 0}, {True: 0, False: 0}
         for product, all_tokens in asked if operators else ():
-            self._up[all_tokens] += WORD_BYTES * product.contraction
-            self._down[all_tokens] += WORD_BYTES * product_outputs(product, shapes) * operators
+            self._up[all_tokens] += parameters.word_bytes * product.contraction
+            self._down[all_tokens] += parameters.word_bytes * product_outputs(product, shapes) * operators
 
     def up(self, batch: Sequence[int]) -> int:
         """Bytes to the operators, for a batch of such lengths."""

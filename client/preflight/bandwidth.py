@@ -57,7 +57,7 @@ def measure(
                 index,
                 operator.name,
                 [(address, way)],
-                expectations(kit),
+                expectations(kit, Q31),
                 min(config.retry_seconds, _RETRY_SECONDS),
                 config.request_timeout,
             )
@@ -147,7 +147,7 @@ def _multiply(client: OperatorClient, kit: Kit, product: Product, rows: int, upl
     share = Share(client.index, operand.residues() if upload else operand)
     _ = share.residues  # a download is not measured with the expansion that verifies it
     request = WorkRequest(kit.description.fingerprint, Q31.name, product, share, kit.outputs(product))
-    check = kit.check_vectors(product)
+    check = kit.check_vectors(product, Q31)
     started = time.perf_counter()
     client.multiply(request, check)
     return time.perf_counter() - started

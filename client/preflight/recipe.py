@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from blindtune.client.config.blind_config import BlindConfig
+from blindtune.client.config.parameter_sets import lattice_set, residue_set
 from blindtune.client.kit.hints import hint_bytes, missing_hints
 from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import kit_of
@@ -18,7 +19,6 @@ from blindtune.client.recipe import Recipe
 from blindtune.client.rounds.connect import expectations
 from blindtune.client.training.environment import without_accelerate_variables
 from blindtune.errors import BlindtuneError
-from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.weights import SCHEMES
 
 __all__ = ["check_recipe"]
@@ -54,7 +54,9 @@ def _with_the_model(recipe: Recipe, known: Known, config: BlindConfig, folder: P
         yield Finding("operators", "ok", "masking reference asks none, and protects nothing")
         return
     reached = True
-    for finding in check_operators(config, expectations(kit)):  # all workers, to show everything at once
+    for finding in check_operators(
+        config, expectations(kit, residue_set(config.masking, config.parameter_set))
+    ):  # all workers, to show everything at once
         reached = reached and finding.status != "problem"
         yield finding
     if reached:
@@ -81,7 +83,7 @@ def _disk_needs(recipe: Recipe, known: Known, kit: Kit) -> dict[Path, tuple[str,
     kept = (recipe.training.save_total_limit or 10) + 2
     needs = {recipe.output.dir: ("checkpoints", adapter * _BYTES_OF_A_PARAMETER * kept)}
     if recipe.masking.mode == "lattice" and known.data is not None:
-        parameters = LATTICE_PARAMETER_SETS[recipe.masking.parameter_set]
+        parameters = lattice_set(recipe.masking.parameter_set)
         products = remote_products(recipe, known.folder or kit.folder, known.data.labels)
         missing = missing_hints(kit.folder, parameters, products)
         size = sum(hint_bytes(parameters, kit.outputs(x)) for x in missing)

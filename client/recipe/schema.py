@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from blindtune.client.config.parameter_sets import NAMES, set_name
 from blindtune.client.kit.head import Head
 from blindtune.client.recipe.hf_arguments import TrainingSection
+from blindtune.errors import ConfigurationError
 from blindtune.protocol.certificate.history import REASKS
-from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1280
 from blindtune.protocol.weights import INT8, SCHEMES
 
 __all__ = [
@@ -97,8 +98,10 @@ class MaskingSection(Section):
         "operator, under the Module-LWE assumption. reference: the same integers in this process, without "
         "workers and without masks, for comparisons.",
     )
-    parameter_set: Literal[tuple(LATTICE_PARAMETER_SETS)] = Field(  # type: ignore[valid-type]
-        MLWE1280.name, description="Of the lattice."
+    parameter_set: Literal[NAMES] | None = Field(  # type: ignore[valid-type]
+        None,
+        description="Of shares and reference: q31 or q24. Of lattice: mlwe1280, mlwe1536, mlwe1280-q24 or "
+        "mlwe1024-q24. With q24, numbers take three bytes instead of four. Unless given, q31 or mlwe1280.",
     )
     insecure: bool = Field(False, description="Plaintext connections, to loopback addresses only.")
     allow_one_machine: bool = Field(
@@ -132,6 +135,14 @@ class MaskingSection(Section):
         "results wrapped around the modulus in a way that cannot be taken back. Workers see how many are. "
         "More stop the run.",
     )
+
+    @model_validator(mode="after")
+    def _has_the_parameter_set(self) -> "MaskingSection":
+        try:
+            set_name(self.mode, self.parameter_set)
+        except ConfigurationError as error:
+            raise ValueError(str(error)) from None
+        return self
 
 
 class OperatorSection(Section):

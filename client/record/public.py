@@ -11,11 +11,11 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.config.parameter_sets import set_name
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.canonical import LARGEST
 from blindtune.proto import PROTOCOL_VERSION
-from blindtune.protocol.parameters import Q31
 
 __all__ = ["described_operators", "described_run", "described_split"]
 
@@ -30,7 +30,6 @@ def described_run(
 ) -> dict[str, Any]:
     """What the entry ``start`` says of a configuration, its model and its operators."""
     local = Path(recipe.model.name).is_dir()
-    lattice = recipe.masking.mode == "lattice"
     said: dict[str, Any] = {
         "protocol": PROTOCOL_VERSION,
         "model": {
@@ -42,7 +41,7 @@ def described_run(
         },
         "masking": {
             **recipe.masking.model_dump(mode="json", include=set(_MASKING)),
-            "parameter_set": recipe.masking.parameter_set if lattice else Q31.name,
+            "parameter_set": set_name(recipe.masking.mode, recipe.masking.parameter_set),
         },
         "operators": described_operators(config),
         "configuration": {

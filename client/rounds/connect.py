@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 
 from blindtune.client.config.blind_config import BlindConfig
+from blindtune.client.config.parameter_sets import lattice_set, residue_set
 from blindtune.client.kit.hints import HintStore
 from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.manifest import Expectations
@@ -12,10 +13,9 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.protocol.kernels.allocator import keep_freed_memory
-from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import Share
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.protocol.shares.source import ShareSource
@@ -45,7 +45,7 @@ def connect(
     if config.masking == "lattice":
         multiplier = _lattice(config, kit, operators, progress)
     else:
-        source = ShareSource(len(operators), Q31)
+        source = ShareSource(len(operators), residue_set(config.masking, config.parameter_set))
         multiplier = RemoteMultiplier(
             source, operators, kit, ask_ahead=config.ask_ahead, most_reasks=config.most_reasks
         )
@@ -58,19 +58,19 @@ def connect(
     return multiplier
 
 
-def expectations(kit: Kit) -> Expectations:
-    """What every worker must serve, for a run with this kit."""
+def expectations(kit: Kit, parameters: ParameterSet) -> Expectations:
+    """What every worker must serve, for a run with this kit and parameter set."""
     return Expectations(
         model=kit.description.model,
         fingerprint=kit.description.fingerprint,
-        parameter_set=Q31.name,
+        parameter_set=parameters.name,
         layers={name: layer.fingerprint for name, layer in kit.layers.items()},
         scheme=kit.scheme,
     )
 
 
 def _operators(config: BlindConfig, kit: Kit) -> list[OperatorClient]:
-    expected = expectations(kit)
+    expected = expectations(kit, residue_set(config.masking, config.parameter_set))
     return [
         OperatorClient(
             index,
@@ -87,16 +87,17 @@ def _operators(config: BlindConfig, kit: Kit) -> list[OperatorClient]:
 def _lattice(
     config: BlindConfig, kit: Kit, operators: Sequence[OperatorClient], progress: HintProgress
 ) -> RemoteMultiplier:
-    parameters = LATTICE_PARAMETER_SETS[config.parameter_set]
+    parameters = lattice_set(config.parameter_set)
+    residues = parameters.residues
     (operator,) = operators
 
     def ask(product: Product, share: Share) -> Residues:
-        check = kit.check_vectors(product)
+        check = kit.check_vectors(product, residues)
         request = WorkRequest(
-            kit.description.fingerprint, Q31.name, product, share, outputs=kit.outputs(product)
+            kit.description.fingerprint, residues.name, product, share, outputs=kit.outputs(product)
         )
         # A hint serves all of a run, so it is checked with more vectors.
-        return operator.multiply(request, check, vectors=Q31.hint_vectors)
+        return operator.multiply(request, check, vectors=residues.hint_vectors)
 
     hints = HintStore(kit, parameters, ask)
 

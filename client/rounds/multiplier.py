@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import NoReturn, Self, TypeVar
 
 from blindtune.checkpoint import Checkpoint
@@ -23,7 +23,7 @@ from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_ro
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.shares.unmasked import UnmaskedSource
@@ -220,7 +220,7 @@ class RemoteMultiplier(PrivateMultiplier):
         self.source = source
         self._operators = operators
         self._kit = kit
-        self._check_vectors = cache(kit.check_vectors)
+        self._check_vectors = cache(partial(kit.check_vectors, parameters=source.parameters))
         if source.parameters.certified:
             self.certified = CertifiedProducts(kit, most_reasks)
         self._ready = ready
@@ -274,7 +274,7 @@ class RemoteMultiplier(PrivateMultiplier):
         return result
 
     def _vector(self, product: Product) -> Residues:
-        return self._check_vectors(product).v[0]
+        return self._check_vectors(product).everyday
 
     def _start(self, product: Product, share: Share) -> Pending:
         """Asks the share's operator."""
@@ -297,7 +297,7 @@ class RemoteMultiplier(PrivateMultiplier):
         if following is None or not self._clock.only_one():
             return
         try:
-            v = self._check_vectors(following).v[0]
+            v = self._check_vectors(following).everyday
             for share in self.source.draw_ahead(following, rows, v):
                 self._ahead.put(share, self._start(following, share))
         except (MemoryError, BlindtuneError) as error:
@@ -332,7 +332,7 @@ class ReferenceMultiplier(PrivateMultiplier):
     def __init__(
         self,
         checkpoint: Checkpoint,
-        parameters: ParameterSet = Q31,
+        parameters: ParameterSet,
         kit: Kit | None = None,
         most_reasks: int = REASKS,
     ) -> None:

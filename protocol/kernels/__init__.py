@@ -4,6 +4,7 @@ In this room:
 
     compiled      kernels that numba compiles, and keeps for as long as all they are made of stays as it is
     vectors       sixteen words at once; reals are float64 numbers in the same way
+    threes        numbers of three bytes in memory, sixteen at once
     chacha20      the keystream, sixteen blocks at once
     tiles         tile registers for int8 products (Intel AMX); dot_products does it in vectors (AVX-512 VNNI)
     row_blocks    rows in threads; shared_rows hands them out from within a kernel

@@ -28,6 +28,7 @@ __all__ = [
     "LANES",
     "add",
     "aligned",
+    "at_least",
     "bits_and",
     "bits_xor",
     "count_ones",
@@ -337,6 +338,12 @@ def least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
 def greatest(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
     """The larger words of two vectors."""
     return builder.select(builder.icmp_unsigned(">", a, b), a, b)
+
+
+@operation(types.uint16, words_type, words_type)
+def at_least(builder: ir.IRBuilder, a: ir.Value, b: ir.Value) -> ir.Value:
+    """Which words of a vector are not below those of another: a bit for each, the lowest for the first."""
+    return builder.bitcast(builder.icmp_unsigned(">=", a, b), ir.IntType(LANES))
 
 
 @operation(words_type, words_type, types.uint32)

@@ -138,27 +138,31 @@ def _add_products(packed, low, high, sums):  # type: ignore[no-untyped-def]
 
 
 def pack_combination(packed: Centred, v: Residues, parameters: ParameterSet) -> Centred:
-    """A v, the combination of A's features: R v = (A v) S + E v, so that it gives the dot products of masks.
+    """A v, combinations of A's features: R v = (A v) S + E v, so that they give the dot products of masks.
 
     Args:
         packed: A, int32 [feature tiles or more, rank, 256, 16].
-        v: uint32 [columns], below q, at most `MOST_COLUMNS` of them.
+        v: uint32 [vectors, columns], below q, at most `MOST_COLUMNS` columns and 16 vectors.
         parameters: of the residues.
 
     Returns:
-        Packed as if it were A of one column, int32 [1, rank, 256, 16].
+        Packed as if they were A of as many columns, int32 [1, rank, 256, 16].
     """
-    if len(v) > MOST_COLUMNS:
-        raise ValueError(f"sums of {len(v)} products could overflow")
-    tiles, rank = -(-len(v) // LANES), packed.shape[1]
-    padded = np.zeros(tiles * LANES, np.uint32)
-    padded[: len(v)] = v
-    # Elements of A are below 2^30, halves of v below 2^16, so that sums of 2^16 products are below 2^62.
-    low, high = (part.reshape(tiles, LANES) for part in (padded & 0xFFFF, padded >> 16))
-    sums = np.zeros((2, rank, DEGREE), np.int64)
-    _add_products(packed[:tiles], low, high, sums)
-    modulus = parameters.modulus
-    total = (sums[0] + (sums[1] % modulus << 16)) % modulus
+    vectors, columns = v.shape
+    if columns > MOST_COLUMNS or vectors > LANES:
+        raise ValueError(
+            f"sums of {columns} products could overflow, or {vectors} vectors are more than a tile"
+        )
+    tiles, rank, modulus = -(-columns // LANES), packed.shape[1], parameters.modulus
+    padded = np.zeros((vectors, tiles * LANES), np.uint32)
+    padded[:, :columns] = v
+    total = np.empty((rank * DEGREE, vectors), np.uint32)
+    for k in range(vectors):
+        # Elements of A are below 2^30, halves of v below 2^16, so that sums of 2^16 products are below 2^62.
+        low, high = (part.reshape(tiles, LANES) for part in (padded[k] & 0xFFFF, padded[k] >> 16))
+        sums = np.zeros((2, rank, DEGREE), np.int64)
+        _add_products(packed[:tiles], low, high, sums)
+        total[:, k] = ((sums[0] + (sums[1] % modulus << 16)) % modulus).reshape(-1)
     out = np.empty((1, rank, DEGREE, LANES), np.int32)
-    pack_rows(total.reshape(-1, 1).astype(np.uint32), out, 0, parameters)
+    pack_rows(total, out, 0, parameters)
     return out

@@ -12,8 +12,12 @@ as large as there is room: sample 64 i + p of a batch, i < g, has
 
     all bits of bytes (b i, p) ... (b i + b - 1, p),    and bits r i ... r i + r - 1 of byte (15, p)
 
-For eta = 21, b = 5, r = 2, g = 3: a batch gives 192 samples, and 504 of 512 bits are used. Row t of a
-matrix begins with batch t w, where w batches hold a row.
+Where b = 0, all words are used like the last one: sample 64 i + p has bits r k ... r k + r - 1 of byte
+(j, p), of which i = c j + k, k < c = floor(8 / r).
+
+For eta = 21, b = 5, r = 2, g = 3: a batch gives 192 samples, and 504 of 512 bits are used. For eta = 8 it
+gives 512, and for eta = 2 it gives 2,048. Row t of a matrix begins with batch t w, where w batches hold a
+row.
 """
 
 import numpy as np
@@ -43,8 +47,10 @@ _GROUP = 4 * LANES  # samples side by side
 def _places(eta: int) -> tuple[int, int, int]:
     """b, r and g of the definition."""
     whole, rest = divmod(2 * eta, 8)
-    groups = [(BLOCK_WORDS - (rest > 0)) // whole] if whole else []
-    return whole, rest, min([*groups, 8 // rest] if rest else groups)
+    if not whole:
+        return whole, rest, BLOCK_WORDS * (8 // rest)
+    groups = (BLOCK_WORDS - (rest > 0)) // whole
+    return whole, rest, min(groups, 8 // rest) if rest else groups
 
 
 @kernel
@@ -66,9 +72,8 @@ def sample_row(state, words, places, eta, out, read=None, written=None, at=0):  
             ask(read, written, at + start, groups * _GROUP)
         batch(state, words, 0)
         for i in range(min(groups, (columns - start + _GROUP - 1) // _GROUP)):
-            ones = count_ones(
-                bits_and(shift_right(load(words, LANES * (BLOCK_WORDS - 1)), uint32(rest * i)), mask)
-            )
+            j, k = (BLOCK_WORDS - 1, i) if whole else divmod(i, 8 // rest)
+            ones = count_ones(bits_and(shift_right(load(words, LANES * j), uint32(rest * k)), mask))
             # A byte counts at most 64, so sums of bytes do not carry.
             for j in range(whole * i, whole * i + whole):
                 ones = add(ones, count_ones(load(words, LANES * j)))

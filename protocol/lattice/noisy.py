@@ -59,6 +59,18 @@ def _add_noisy_row(integers, noise, v, image, q, out, used):  # type: ignore[no-
 
 
 @kernel
+def _noisy_dot(integers, noise, v):  # type: ignore[no-untyped-def]
+    """The dot product of the sum of both with one more v mod 2^64."""
+    whole, dots = v.shape[0] - v.shape[0] % LANES, repeated_half(np.int64(0))
+    for i in range(0, whole, LANES):
+        dots = add(dots, signed_products(add(load(integers, i), load_bytes(noise, i)), load(v, i)))
+    total = np.int64(total_of_half(dots))
+    for i in range(whole, v.shape[0]):
+        total += (np.int64(integers[i]) + np.int64(noise[i])) * np.int64(v[i])
+    return total
+
+
+@kernel
 def _add_noisy_rows(  # type: ignore[no-untyped-def]
     x,
     column_scale,
@@ -97,7 +109,11 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, integers, values)
             if np.isnan(scales[r]):
                 return r
-            dots[r], sums[r] = _add_noisy_row(integers, noise, v, image, q, out[r], used)
+            first = None if v is None else v[0]
+            dots[0, r], sums[r] = _add_noisy_row(integers, noise, first, image, q, out[r], used)
+            if v is not None:
+                for k in range(1, v.shape[0]):
+                    dots[k, r] = _noisy_dot(integers, noise, v[k])
 
 
 def largest_budget(eta: int, parameters: ParameterSet) -> int:
@@ -132,15 +148,15 @@ def add_noisy_integers(
         runs: int64 [keys, 3]: first row of x, first row of what `centred_binomial` makes of the key, and how
             many. They cover all rows in order.
         eta: of the noise.
-        v: uint32 [columns], below q.
+        v: uint32 [vectors, columns], below q.
         parameters: of the residues.
         out: uint32 [rows, columns], contiguous, all below q; becomes the sum mod q. If this raises, some rows
             are still as they were.
         image: V of a certificate, uint32 [columns].
 
     Returns:
-        Scales, float64 [rows]; with ``v`` the dot products of the integers with noise with v, int64 [rows],
-        mod 2^64; and with ``image`` those with it, uint32 [rows], mod 2^32.
+        Scales, float64 [rows]; with ``v`` the dot products of the integers with noise with each, int64
+        [vectors, rows], mod 2^64; and with ``image`` those with it, uint32 [rows], mod 2^32.
 
     Raises:
         UnsupportedError, ValueError: as `quantize_rows` does, or the arguments don't fit.
@@ -153,7 +169,8 @@ def add_noisy_integers(
     if len(keys) != len(runs) or runs[0, 0] != 0 or ends[-1] != rows or (ends[:-1] != runs[1:, 0]).any():
         raise ValueError(f"{len(keys)} keys and {len(runs)} runs do not cover {rows} rows")
     vectors = [vector for vector in (v, image) if vector is not None]
-    fits = out.shape == x.shape and out.flags.c_contiguous and all(w.shape == (columns,) for w in vectors)
+    fits = out.shape == x.shape and out.flags.c_contiguous and all(w.shape[-1] == columns for w in vectors)
+    fits = fits and (v is None or v.ndim == 2)
     if not fits or any(array.dtype != np.uint32 for array in (out, *vectors)):
         raise ValueError(f"the masks or a vector are not uint32, or do not fit {rows} rows of {columns}")
     batches = batches_of(int((runs[:, 1] + runs[:, 2]).max()), columns, eta)
@@ -162,7 +179,11 @@ def add_noisy_integers(
     v = None if v is None else np.ascontiguousarray(v)
     image = None if image is None else np.ascontiguousarray(image)
     states = np.stack([initial_state(key) for key in keys])
-    scales, dots, sums = np.empty(rows, np.float64), np.empty(rows, np.int64), np.empty(rows, np.uint32)
+    scales, dots, sums = (
+        np.empty(rows, np.float64),
+        np.empty((1 if v is None else len(v), rows), np.int64),
+        np.empty(rows, np.uint32),
+    )
     failed: list[int] = []
 
     def some(turn: NDArray[np.int64]) -> None:

@@ -321,8 +321,8 @@ class LatticeSource(MaskSource):
             combination = pack_combination(packed, known, self.parameters)
             self._combinations[product] = known, combination
         factors = np.stack([run.block.factors for run in runs])
-        masks = np.empty((len(dots), 1), np.uint32)
-        rest = np.empty((0, 1), np.uint32)
+        masks = np.empty((dots.shape[1], len(v)), np.uint32)
+        rest = np.empty((0, len(v)), np.uint32)
         mask_rows(combination, factors, bounds(runs), self.parameters, masks, rest)
         modulus = self.parameters.modulus
-        return ((dots % modulus + masks[:, 0]) % modulus).astype(np.uint32)
+        return ((dots % modulus + masks.T) % modulus).astype(np.uint32)

@@ -49,7 +49,7 @@ from blindtune.protocol.kernels.vectors import (
     subtract,
 )
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.parameters import Q24, Q31, ParameterSet
 from blindtune.protocol.residues import Centred
 
 __all__ = [
@@ -65,8 +65,8 @@ __all__ = [
     "transformed",
 ]
 
-# Of the multiplicative group mod q, whose order is 2^12 * 3 * 5 * 7 * 4993 for q31.
-_GENERATORS = {Q31.name: 11}
+# Of the multiplicative groups, whose orders are 2^12 * 3 * 5 * 7 * 4993 and 2^14 * 3 * 11 * 31.
+_GENERATORS = {Q31.name: 11, Q24.name: 7}
 
 ASKED = DEGREE // 2 * (DEGREE.bit_length() - 1) * LANES
 """The words of as many vectors as a transform has butterflies."""

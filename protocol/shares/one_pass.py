@@ -57,22 +57,39 @@ __all__ = ["hide_reals", "reveal_reals", "reveal_reals_with_sums"]
 
 @kernel
 def _hide(  # type: ignore[no-untyped-def]
-    x, column_scale, budget, radius, diffused, states, v, fits, image, q, masked, scales, dots, sums, turn
+    x,
+    column_scale,
+    budget,
+    radius,
+    diffused,
+    states,
+    v,
+    fits,
+    image,
+    q,
+    bits,
+    masked,
+    scales,
+    dots,
+    sums,
+    turn,
 ):
     rows, columns = x.shape
     step, count = rows_at_once(columns), len(states)
     integers = aligned(columns).view(np.int32).reshape((1, columns))
     values = aligned(2 * (columns + LANES)).view(np.float64)
-    masks = aligned(count * columns).reshape((count, 1, columns))
+    masks = aligned(count * step * columns).reshape((count, step, columns))
     used = np.empty(LANES, np.uint32)
     while True:
         start = take(turn, step)
         if start >= rows:
             return -1
-        for r in range(start, min(start + step, rows)):
-            expand_rows(states[0], uint64(r), q, masks[0], x, masked)
-            for k in range(1, count):
-                expand_rows(states[k], uint64(r), q, masks[k])
+        some = min(step, rows - start)
+        expand_rows(states[0], uint64(start), q, bits, masks[0, :some], x, masked)
+        for k in range(1, count):
+            expand_rows(states[k], uint64(start), q, bits, masks[k, :some])
+        for r in range(start, start + some):
+            i = r - start
             scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, integers[0], values)
             if np.isnan(scales[r]):
                 return r
@@ -80,17 +97,22 @@ def _hide(  # type: ignore[no-untyped-def]
                 sums[r] = row_sum(integers[0], image, used)
             row, expected = masked[r : r + 1], uint64(0)
             if v is None:
-                hide_rows(integers, masks[0], q, row)
+                hide_rows(integers, masks[0, i : i + 1], q, row)
             else:
-                dots[0, r], small = hide_row(integers[0], masks[0, 0], v, q, row[0])
-                expected = uint64(small % np.int64(q)) + uint64(dots[0, r])
+                dots[0, 0, r], small = hide_row(integers[0], masks[0, i], v[0], q, row[0])
+                expected = uint64(small % np.int64(q)) + uint64(dots[0, 0, r])
             for k in range(1, count):
-                add_rows(row, masks[k], q, row)
+                add_rows(row, masks[k, i : i + 1], q, row)
                 if v is not None:
-                    dots[k, r] = dot(masks[k, 0], v, q)
-                    expected += uint64(dots[k, r])
+                    dots[k, 0, r] = dot(masks[k, i], v[0], q)
+                    expected += uint64(dots[k, 0, r])
             if v is not None:
-                dots[count, r] = uint32(expected % uint64(q)) if fits else dot(row[0], v, q)
+                dots[count, 0, r] = uint32(expected % uint64(q)) if fits else dot(row[0], v[0], q)
+                # The row and its masks are in the cache.
+                for j in range(1, v.shape[0]):
+                    for k in range(count):
+                        dots[k, j, r] = dot(masks[k, i], v[j], q)
+                    dots[count, j, r] = dot(row[0], v[j], q)
 
 
 def hide_reals(
@@ -109,14 +131,14 @@ def hide_reals(
         x: float32 [rows, columns].
         budget, column_scale, diffused: as for `quantize_rows`.
         keys: one or more, each used for nothing else.
-        v: uint32 [columns], verification vector.
+        v: uint32 [vectors, columns], verification vectors.
         parameters: of the residues.
         image: V of a certificate, uint32 [columns].
 
     Returns:
         The masked residues, uint32 [rows, columns]; the scales, float64 [rows]; with ``v`` the dot products
-        of the rows of all masks, and then of the masked residues, with v, uint32 [keys + 1, rows]; and with
-        ``image`` those of the rows of integers mod 2^32, uint32 [rows].
+        of the rows of all masks, and then of the masked residues, with each of them, uint32 [keys + 1,
+        vectors, rows]; and with ``image`` those of the rows of integers mod 2^32, uint32 [rows].
 
     Raises:
         UnsupportedError, ValueError: as `quantize_rows` does, or a budget allows for integers that are no
@@ -127,7 +149,11 @@ def hide_reals(
     if budget > parameters.half**2:
         raise ValueError(f"a budget of {budget} allows for integers that are no centred residues")
     vectors = [vector for vector in (v, image) if vector is not None]
-    if x.dtype != np.float32 or any(w.shape != (columns,) or w.dtype != np.uint32 for w in vectors):
+    if (
+        x.dtype != np.float32
+        or any(w.shape[-1] != columns or w.dtype != np.uint32 for w in vectors)
+        or (v is not None and v.ndim != 2)
+    ):
         raise ValueError(f"the rows are not float32, or a vector is not {columns} words")
     x = np.ascontiguousarray(x)
     column_scale = None if column_scale is None else np.ascontiguousarray(column_scale)
@@ -135,10 +161,10 @@ def hide_reals(
     image = None if image is None else np.ascontiguousarray(image)
     states = np.stack([initial_state(key) for key in keys])
     masked, scales = large_matrix(rows, columns, np.uint32), np.empty(rows, np.float64)
-    dots = None if v is None else np.empty((len(keys) + 1, rows), np.uint32)
+    dots = None if v is None else np.empty((len(keys) + 1, len(v), rows), np.uint32)
     sums = None if image is None else np.empty(rows, np.uint32)
     fits = dots_fit(budget, columns, parameters)
-    q, failed = parameters.q, list[int]()
+    q, bits, failed = parameters.q, parameters.bits, list[int]()
 
     def some(turn: NDArray[np.int64]) -> None:
         bad = _hide(
@@ -152,6 +178,7 @@ def hide_reals(
             fits,
             image,
             q,
+            bits,
             masked,
             scales,
             dots,

@@ -111,8 +111,9 @@ class ShareSource(MaskSource):
 
     def _draw(self, rows: int, product: Product) -> list[Seed]:
         secret = self._random_bytes(KEY_BYTES)
+        label = "share", self.parameters.name
         return [
-            Seed(derive_key(secret, "share", str(recipient), product.label, str(rows)), self.parameters)
+            Seed(derive_key(secret, *label, str(recipient), product.label, str(rows)), self.parameters)
             for recipient in range(self.operators - 1)
         ]
 

@@ -15,6 +15,7 @@ from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.preflight.operators import check_operators
 from blindtune.client.rounds.connect import expectations
+from blindtune.protocol.parameters import Q31
 
 pytestmark = pytest.mark.hf
 
@@ -38,7 +39,7 @@ def test_honest_workers_of_the_right_model_pass_with_all_their_replicas(
     operators: RunningOperators, kit: Kit
 ) -> None:
     config = config_of(operators)
-    found = [*check_operators(config, expectations(kit)), *measure(config, kit, SIZE)]
+    found = [*check_operators(config, expectations(kit, Q31)), *measure(config, kit, SIZE)]
     assert {x.status for x in found} == {"ok"}
     for operator in operators:
         for worker in operator.workers:
@@ -50,7 +51,7 @@ def test_honest_workers_of_the_right_model_pass_with_all_their_replicas(
 
 
 def test_every_worker_of_another_model_is_found(operators: RunningOperators, kit: Kit) -> None:
-    found = problems(check_operators(config_of(operators, "qwen3"), expectations(kit)))
+    found = problems(check_operators(config_of(operators, "qwen3"), expectations(kit, Q31)))
     assert len(found) == len(operators.workers)
     assert all("serves another model (qwen3" in x.detail for x in found)
     assert {x.fix for x in found} == {"start it with the same checkpoint and revision"}
@@ -76,7 +77,7 @@ def test_a_worker_that_was_killed_is_found_and_the_others_are_still_checked(
         config = config_of(spare)
         address = spare[0].workers[0].addresses["llama"]
         spare[0].workers[0].kill()
-        (refused,) = problems(check_operators(config, expectations(kit)))
+        (refused,) = problems(check_operators(config, expectations(kit, Q31)))
         assert refused.check == f"alpha {address} connection"
         found = list(measure(config, kit, SIZE))
     (silent,) = problems(found)

@@ -108,7 +108,7 @@ def test_an_answer_is_the_right_one_or_fails_its_check(
     kit: Kit, request_: WorkRequest, right: list[bytes]
 ) -> None:
     expected = b"".join(Response.FromString(x).residues for x in right)
-    check_vectors = kit.check_vectors(FORWARD)
+    check_vectors = kit.check_vectors(FORWARD, Q31)
 
     @examples(300)
     @given(stream=answers(right))
@@ -248,7 +248,7 @@ def test_the_hostile_server_can_tell_the_truth(
     hostile.plan([manifest_of(kit).SerializeToString()])
     client.connect()
     hostile.plan(right)
-    answer = client.multiply(request_, kit.check_vectors(FORWARD))
+    answer = client.multiply(request_, kit.check_vectors(FORWARD, Q31))
     assert answer.tobytes() == b"".join(Response.FromString(x).residues for x in right)
     client.close()
 
@@ -263,7 +263,7 @@ def test_an_endless_answer_is_a_lie_and_not_a_timeout(
 ) -> None:
     hostile.plan([message], forever=True)
     client = hostile.client(kit)
-    refusal(lambda: client.multiply(request_, kit.check_vectors(FORWARD)))
+    refusal(lambda: client.multiply(request_, kit.check_vectors(FORWARD, Q31)))
     assert client.statistics.lies == (hostile.address,)
     client.close()
 
@@ -275,14 +275,14 @@ def test_bytes_that_are_no_message_are_no_answer(
     hostile.plan([message], forever=True)
     client = hostile.client(kit)
     refusal(client.connect)
-    refusal(lambda: client.multiply(request_, kit.check_vectors(FORWARD)))
+    refusal(lambda: client.multiply(request_, kit.check_vectors(FORWARD, Q31)))
     client.close()
 
 
 def test_any_answer_of_a_server_is_right_or_refused(
     kit: Kit, request_: WorkRequest, right: list[bytes], hostile: HostileServer
 ) -> None:
-    vectors = kit.check_vectors(FORWARD)
+    vectors = kit.check_vectors(FORWARD, Q31)
     expected = b"".join(Response.FromString(x).residues for x in right)
 
     @examples(60)

@@ -36,8 +36,8 @@ SLIPS_WITH_MASKS = (
         "one-pass-masks-of-four-operators",
         "from floating point, the second mask of an operand is added again in the place of the third",
         "protocol/shares/one_pass.py",
-        "                add_rows(row, masks[k], q, row)",
-        "                add_rows(row, masks[1], q, row)",
+        "add_rows(row, masks[k, i : i + 1], q, row)",
+        "add_rows(row, masks[1, i : i + 1], q, row)",
         f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(
@@ -68,8 +68,8 @@ SLIPS_WITH_MASKS = (
         "rejected-words-of-the-first-block",
         "a word that was rejected is drawn anew from the first block of the next stream, wherever it stands",
         "protocol/expansion.py",
-        "state[12], state[13] = uint32(i // BLOCK_WORDS), stream",
-        "state[12], state[13] = uint32(0), stream",
+        "positions[0, lane + k] = uint32(first // _BLOCK_BYTES + k)",
+        "positions[0, lane + k] = uint32(k)",
         f"{_EXPANSION}::test_rows_with_rejected_words_follow_the_definition_element_by_element",
     ),
     mutation(

@@ -12,6 +12,7 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.rounds.connect import expectations
 from blindtune.client.rounds.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.protocol.fixed_point import quantize_rows
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred
 from simulation.scheduler import Pool
@@ -50,7 +51,7 @@ class Client:
                     )
                     for worker in workers
                 ],
-                expectations(world.assets.kit),
+                expectations(world.assets.kit, Q31),
                 RETRY_SECONDS,
                 REQUEST_SECONDS,
                 clock=self.clock,

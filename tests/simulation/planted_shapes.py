@@ -30,7 +30,7 @@ class _Unchecked(CheckVectors):
 
 
 def _unchecked(question: Question) -> Question:
-    return replace(question, check=_Unchecked(question.check.s, question.check.v))
+    return replace(question, check=_Unchecked(question.check.s, question.check.v, question.check.parameters))
 
 
 def _first_block_verified_only(patch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def _first_block_verified_only(patch: pytest.MonkeyPatch) -> None:
 def _first_message_verified_only(patch: pytest.MonkeyPatch) -> None:
     real = asking._verify
 
-    def verify(check: Any, share: Any, answer: Any, rows: slice, vectors: int) -> None:
+    def verify(check: Any, share: Any, answer: Any, rows: slice, vectors: Any) -> None:
         if not rows.start:
             real(check, share, answer, rows, vectors)
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from blindtune.client.kit.kit import Kit, KitDescription
 from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 from blindtune.protocol.verification import CheckVectors
@@ -81,9 +82,9 @@ class WatchedKit:
     def description(self) -> KitDescription:
         return self._kit.description
 
-    def check_vectors(self, product: Product) -> CheckVectors:
-        check = self._kit.check_vectors(product)
-        return _WatchedCheck(check.s, check.v, check.parameters, product, self._ledger)
+    def check_vectors(self, product: Product, parameters: ParameterSet) -> CheckVectors:
+        check = self._kit.check_vectors(product, parameters)
+        return _WatchedCheck(check.s, check.v, parameters, product, self._ledger)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +92,7 @@ class _WatchedCheck(CheckVectors):
     product: Product = field(repr=False)
     ledger: Ledger = field(repr=False)
 
-    def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int = 1) -> None:
+    def verify(self, operand: Residues, response: NDArray[np.uint32], vectors: int | None = None) -> None:
         super().verify(operand, response, vectors)
         self.ledger.verified(self.product, response)
 

@@ -69,7 +69,7 @@ class Assets:
         self.kit = Kit.open(folder)
         self.store = LayerStore.load(opened)
         self.honest = self.store.multiplier()
-        self.reference = ReferenceMultiplier(opened)
+        self.reference = ReferenceMultiplier(opened, Q31)
         self.hints = HintStore(self.kit, MLWE1280, self._ask)
         self.final = cache(self._final)
 

@@ -69,7 +69,7 @@ def honest_multiplier(checkpoint: Checkpoint) -> Multiplier:
         layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
     lengths = {min(n, 32_768) for layer in layers.values() for n in layer.shape}
     lengths |= {n % 32_768 for layer in layers.values() for n in layer.shape} - {0}
-    return Multiplier(layers, exact_method(lengths, Q31))
+    return Multiplier(layers, *(exact_method(lengths, x) for x in PARAMETER_SETS.values()))
 
 
 def manifest_of(kit: Kit, limits: Limits | None = None) -> worker_pb2.Manifest:
@@ -89,7 +89,7 @@ def manifest_of(kit: Kit, limits: Limits | None = None) -> worker_pb2.Manifest:
             )
             for name, layer in kit.layers.items()
         ],
-        parameter_sets=[Q31.name],
+        parameter_sets=list(PARAMETER_SETS),
         limits=worker_pb2.Limits(
             max_rows=limits.max_rows,
             max_operand_bytes=limits.max_operand_bytes,

@@ -37,7 +37,7 @@ def _x(product: Product, rows: int = 5, seed: int = 0) -> NDArray[np.float32]:
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Checkpoint) -> ReferenceMultiplier:
-    return ReferenceMultiplier(checkpoint)
+    return ReferenceMultiplier(checkpoint, Q31)
 
 
 def _multiplier(kit: Kit, workers: list[LocalWorker], retry_seconds: float = 60.0) -> RemoteMultiplier:

@@ -266,7 +266,7 @@ class Insider:
 
     def multiply(self, product: Product, operand: Residues, parameters: ParameterSet) -> Residues:
         answer = self._honest.multiply(product, operand, parameters)
-        s = self._kit.check_vectors(product).s[0].astype(object)
+        s = self._kit.check_vectors(product, Q31).s[0].astype(object)
         answer[1, 0] = (int(answer[1, 0]) + s[1]) % Q31.modulus
         answer[1, 1] = (int(answer[1, 1]) - s[0]) % Q31.modulus
         return answer

@@ -180,7 +180,7 @@ def test_the_check_vectors_accept_the_right_product_and_no_other(
             generator.integers(-(10**9), 10**9, (3, product.contraction)).astype(np.int32), Q31
         )
         answer = multiplier.multiply(product, operand, Q31)
-        check = kit.check_vectors(product)
+        check = kit.check_vectors(product, Q31)
         check.verify(operand, answer, vectors=2)
         answer[1, -1] ^= 1
         with pytest.raises(Exception, match="row 1 of 3"):
@@ -330,7 +330,7 @@ def test_a_kit_that_an_earlier_release_made_is_to_be_made_again(prepared: Path, 
     file = folder / "blindtune" / "kit.json"
     earlier = {k: v for k, v in json.loads(file.read_text()).items() if k != "files"} | {"version": 1}
     file.write_text(json.dumps(earlier))
-    with pytest.raises(KitError, match=r"another release \(version 1, this one reads 3\).*blindtune prepare"):
+    with pytest.raises(KitError, match=r"another release \(version 1, this one reads 4\).*blindtune prepare"):
         Kit.open(folder)
 
 
@@ -374,7 +374,7 @@ def test_no_changed_value_in_the_description_goes_unnoticed(prepared: Path, tmp_
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("version", 4, "version"),
+        ("version", 5, "version"),
         ("version", "x", "version"),
         ("scheme", "nf4-v1", "is for nf4-v1, which is unknown here"),
         ("extra", 1, "extra"),

@@ -101,7 +101,7 @@ def test_a_share_of_another_operator_is_refused_and_nothing_is_sent(kit: Kit, ho
     client, _ = _client(kit, [worker], index=0)
     request = _request(kit, recipient=1)
     with pytest.raises(ProtocolError, match="share for operator 1 .* operator 0"):
-        client.multiply(request, kit.check_vectors(FORWARD))
+        client.multiply(request, kit.check_vectors(FORWARD, Q31))
     assert worker.requests == []
 
 
@@ -231,7 +231,7 @@ def test_pauses_between_attempts_end_when_the_patience_does(kit: Kit, honest: Mu
     client, clock = _client(kit, [worker], retry_seconds=30)
     before = clock.now
     with pytest.raises(OperatorUnavailableError) as caught:
-        client.multiply(_request(kit), kit.check_vectors(FORWARD))
+        client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     assert 20 < clock.now - before <= 30
     assert 5 < len(worker.requests) < 30
     message = str(caught.value)
@@ -243,10 +243,10 @@ def test_a_worker_that_comes_back_is_used_again(kit: Kit, honest: Multiplier) ->
     worker = LocalWorker(honest, failures=[GONE] * 3)
     client, clock = _client(kit, [worker])
     before = clock.now
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     assert clock.now > before
     after = clock.now
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     assert clock.now == after
 
 
@@ -255,7 +255,7 @@ def test_a_hanging_worker_does_not_hide_its_replica(kit: Kit, honest: Multiplier
     hanging = LocalWorker(honest, failures=[TransportError(Failure.UNREACHABLE, "DEADLINE_EXCEEDED")])
     client, clock = _client(kit, [hanging, LocalWorker(honest)], retry_seconds=60)
     hanging.before = lambda request: clock.sleep(300)
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
 
 
 def test_figures_count_retries_bytes_verified_answers_and_lies(kit: Kit, honest: Multiplier) -> None:
@@ -279,7 +279,7 @@ def test_a_lie_is_logged_with_worker_operator_and_layers_but_no_numbers_of_the_o
     rogue = Rogue(honest)
     rogue.plan("y + q")
     client, _ = _client(kit, [LocalWorker(rogue), LocalWorker(honest)])
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     (record,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     message = record.getMessage()
     for part in ("10.0.0.0:7100", "operator alpha", ATTENTION[0], "row 0 of 5", "not asked again"):
@@ -290,8 +290,8 @@ def test_an_interrupted_request_does_not_count_against_the_worker(kit: Kit, hone
     worker = LocalWorker(honest, failures=[KeyboardInterrupt()])  # type: ignore[list-item]
     client, _ = _client(kit, [worker, LocalWorker(honest)])
     with pytest.raises(KeyboardInterrupt):
-        client.multiply(_request(kit), kit.check_vectors(FORWARD))
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+        client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     assert len(worker.requests) == 2
 
 
@@ -415,7 +415,7 @@ def test_a_worker_that_lacks_a_layer_or_has_another_one_is_refused(kit: Kit, hon
 def test_a_response_of_another_size_counts_as_a_lie(kit: Kit, honest: Multiplier) -> None:
     wrong_size = LocalWorker(honest, failures=[VerificationError("the response has 3 bytes, not 4")])
     client, _ = _client(kit, [wrong_size, LocalWorker(honest)])
-    client.multiply(_request(kit), kit.check_vectors(FORWARD))
+    client.multiply(_request(kit), kit.check_vectors(FORWARD, Q31))
     assert client.statistics.lies == ("10.0.0.0:7100",)
 
 
@@ -425,7 +425,7 @@ def test_closing_ends_retries_at_once(kit: Kit, honest: Multiplier) -> None:
     expected = Expectations("tiny", kit.description.fingerprint, Q31.name, layers)
     client = OperatorClient(0, "alpha", [("10.0.0.0:7100", worker)], expected, 1e6, 60.0)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(client.multiply, _request(kit), kit.check_vectors(FORWARD))
+        asked = pool.submit(client.multiply, _request(kit), kit.check_vectors(FORWARD, Q31))
         while not worker.requests:
             time.sleep(0.01)
         client.close()

@@ -130,7 +130,7 @@ def test_a_faster_replica_answers_more_blocks(kit: Kit, honest: Multiplier) -> N
     fast.before = answered
     client = _client(kit, [slow, fast])
     request = _request(kit, 8 * 256)
-    result = client.multiply(request, kit.check_vectors(FORWARD))
+    result = client.multiply(request, kit.check_vectors(FORWARD, Q31))
     assert np.array_equal(result, _answer(honest, request))
     assert (len(slow.requests), len(fast.requests)) == (1, 7)
 
@@ -157,7 +157,7 @@ def test_all_blocks_have_ended_when_one_of_them_fails_and_no_other_begins(
     workers[failing].before = fail
     client = _client(kit, [*workers])
     with pytest.raises(RuntimeError, match="a bug"):
-        client.multiply(_request(kit, 8 * 256), kit.check_vectors(FORWARD))
+        client.multiply(_request(kit, 8 * 256), kit.check_vectors(FORWARD, Q31))
     assert finished.is_set()
     assert [len(worker.requests) for worker in workers] == [1, 1]
 
@@ -167,7 +167,7 @@ def test_a_block_that_fails_goes_to_a_replica_with_the_same_bytes(kit: Kit, hone
     failing, replica = LocalWorker(honest, failures=[gone]), LocalWorker(honest)
     client = _client(kit, [failing, replica])
     request = _request(kit, 1024)
-    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD)), _answer(honest, request))
+    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD, Q31)), _answer(honest, request))
     assert failing.requests[0] in replica.requests + failing.requests[1:]
     assert client.statistics.retries == 1
 
@@ -213,7 +213,7 @@ def test_rounds_that_overlap_take_their_time_once(kit: Kit, honest: Multiplier) 
         time.sleep(0.1)
 
     multiplier = remote_multiplier(kit, [[LocalWorker(honest, before=together)], [LocalWorker(honest)]])
-    kit.check_vectors(FORWARD)
+    kit.check_vectors(FORWARD, Q31)
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda seed: multiplier.multiply(_operand(3, seed), FORWARD), range(2)))
@@ -264,7 +264,7 @@ def test_a_wrong_row_fails_its_answer_at_once_wherever_it_is(
     liar.wrong = wrong
     client = _client(kit, [liar, replica])
     request = _request(kit, 6)
-    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD)), _answer(honest, request))
+    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD, Q31)), _answer(honest, request))
     assert client.statistics.lies == ("10.0.0.0:7100",)
     # What it would still have said is not waited for.
     assert liar.sent == wrong + 1 and liar.ended
@@ -281,14 +281,14 @@ def test_a_transport_that_ends_before_the_last_row_gives_no_answer(
     short.stops_after = rows
     client = _client(kit, [short, replica])
     request = _request(kit, 6)
-    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD)), _answer(honest, request))
+    assert np.array_equal(client.multiply(request, kit.check_vectors(FORWARD, Q31)), _answer(honest, request))
     assert client.statistics.lies == ("10.0.0.0:7100",)
 
 
 def test_an_answers_memory_serves_again_once_it_is_released_and_not_before(
     kit: Kit, honest: Multiplier
 ) -> None:
-    client, check = _client(kit, [LocalWorker(honest)]), kit.check_vectors(FORWARD)
+    client, check = _client(kit, [LocalWorker(honest)]), kit.check_vectors(FORWARD, Q31)
     requests = [_request(kit, 6) for _ in range(3)]
     first, second = (client.start(request, check) for request in requests[:2])
     assert not np.shares_memory(first.result(), second.result())
@@ -343,7 +343,7 @@ class _GoesBack(LocalWorker):
 def test_rows_that_were_verified_are_not_taken_back(kit: Kit, honest: Multiplier) -> None:
     client = _client(kit, [_GoesBack(honest), LocalWorker(honest)])
     request = _request(kit, 8)
-    answer = client.multiply(request, kit.check_vectors(FORWARD))
+    answer = client.multiply(request, kit.check_vectors(FORWARD, Q31))
     assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     assert client.statistics.excluded
 
@@ -353,7 +353,7 @@ def test_a_closed_operator_is_asked_for_nothing(kit: Kit, honest: Multiplier) ->
     client = _client(kit, [worker])
     client.close()
     with pytest.raises(OperatorUnavailableError, match="was closed"):
-        client.multiply(_request(kit, 8), kit.check_vectors(FORWARD))
+        client.multiply(_request(kit, 8), kit.check_vectors(FORWARD, Q31))
     assert not worker.requests
 
 

@@ -40,7 +40,7 @@ def _client(kit: Kit, workers: list[Transport], index: int = 0) -> OperatorClien
     time = VirtualTime()
     named = [(f"10.0.0.{i}:7100", worker) for i, worker in enumerate(workers)]
     times = {"clock": time.clock, "sleep": time.sleep, "later": time.later}
-    return OperatorClient(index, "alpha", named, expectations(kit), 60.0, 60.0, **times)  # type: ignore[arg-type]
+    return OperatorClient(index, "alpha", named, expectations(kit, Q31), 60.0, 60.0, **times)  # type: ignore[arg-type]
 
 
 def test_operands_longer_than_a_worker_takes_are_cut_for_its_own_rows(kit: Kit, honest: Multiplier) -> None:
@@ -73,7 +73,7 @@ def test_the_limits_of_one_replica_do_not_cut_what_others_get(
     client.connect()
     rows = 16 * max(most, 256)
     request = _request(kit, rows, operator)
-    answer = client.multiply(request, kit.check_vectors(FORWARD))
+    answer = client.multiply(request, kit.check_vectors(FORWARD, Q31))
     assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     sizes = [[x.share.shape[0] for x in worker.requests] for worker in (strict, generous)]
     assert sum(sizes[0] + sizes[1]) == rows
@@ -88,7 +88,7 @@ def test_rows_that_failed_at_a_worker_go_on_in_pieces_to_one_that_takes_fewer(
     client = _client(kit, [generous, strict])
     client.connect()
     request = _request(kit, 193)
-    answer = client.multiply(request, kit.check_vectors(FORWARD))
+    answer = client.multiply(request, kit.check_vectors(FORWARD, Q31))
     assert np.array_equal(answer, honest.multiply(FORWARD, request.share.residues, Q31))
     assert generous.requests[0].share.shape[0] == 193
     offsets = [(x.share.seed.row_offset, x.share.shape[0]) for x in strict.requests if x.share.seed]

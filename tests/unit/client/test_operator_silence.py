@@ -116,7 +116,7 @@ class Setting:
             index,
             "alpha",
             named,
-            expectations(kit),
+            expectations(kit, Q31),
             60.0,
             300.0,
             clock=self.time.clock,
@@ -125,7 +125,7 @@ class Setting:
         )
         self.misused: list[str] = []
         self.buffers = WatchedBuffers(self.misused.append).given_to(self.client)
-        self.check = kit.check_vectors(FORWARD)
+        self.check = kit.check_vectors(FORWARD, Q31)
         self.index = index
         for _ in range(60):
             self.client.multiply(self.request(), self.check)

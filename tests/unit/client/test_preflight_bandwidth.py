@@ -14,6 +14,7 @@ from blindtune.client.preflight.finding import Finding
 from blindtune.client.rounds.connect import expectations
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +117,6 @@ def test_a_worker_that_is_gone_or_serves_another_model_does_not_stop_the_measure
 
 
 def test_a_kits_expectations_are_those_of_its_layers(kit: Kit) -> None:
-    expected = expectations(kit)
+    expected = expectations(kit, Q31)
     assert expected.fingerprint == kit.description.fingerprint
     assert expected.layers == {name: x.fingerprint for name, x in kit.layers.items()}

@@ -21,6 +21,7 @@ from blindtune.client.model.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.errors import UnsupportedError
 from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Product
 from blindtune.protocol.residues import Centred
 
@@ -66,7 +67,7 @@ def multiplier(
     request: pytest.FixtureRequest, checkpoint: Checkpoint, kit: Kit, honest: Multiplier
 ) -> Counting:
     if request.param == "reference":
-        return Counting(ReferenceMultiplier(checkpoint))
+        return Counting(ReferenceMultiplier(checkpoint, Q31))
     return Counting(remote_multiplier(kit, [[LocalWorker(honest)], [LocalWorker(honest)]]))
 
 

@@ -15,7 +15,10 @@ KEY = bytes(range(100, 132))
 
 def from_the_definition(key: bytes, rows: int, columns: int, eta: int) -> np.ndarray:
     whole, rest = divmod(2 * eta, 8)
-    groups = max(g for g in range(17) if whole * g + (rest > 0) <= 16 and rest * g <= 8)
+    per = 8 // rest if rest else 1
+    groups = (
+        max(g for g in range(17) if whole * g + (rest > 0) <= 16 and rest * g <= 8) if whole else 16 * per
+    )
     width = -(-columns // (64 * groups))
     stream = Cipher(ChaCha20(key, bytes(16)), mode=None).encryptor().update(bytes(1024 * rows * width))
     # Batch, block, word, byte.
@@ -27,7 +30,8 @@ def from_the_definition(key: bytes, rows: int, columns: int, eta: int) -> np.nda
             i, p = divmod(place, 64)
             words = blocks[r * width + batch, p // 4, :, p % 4].tolist()
             bits = [(byte >> k) & 1 for byte in words[whole * i : whole * (i + 1)] for k in range(8)]
-            bits += [(words[15] >> k) & 1 for k in range(rest * i, rest * (i + 1))]
+            byte, k = (words[15], i) if whole else (words[i // per], i % per)
+            bits += [(byte >> b) & 1 for b in range(rest * k, rest * (k + 1))]
             assert len(bits) == 2 * eta
             out[r, c] = sum(bits) - eta
     return out
@@ -45,13 +49,16 @@ def test_samples_are_those_of_the_definition(eta: int, columns: int) -> None:
 def test_no_bit_of_the_key_stream_belongs_to_two_samples(eta: int) -> None:
     # Samples of one batch add up to the ones among their bits, each counted once.
     whole, rest, groups = _places(eta)
-    assert whole * groups + (rest > 0) <= 16 and rest * groups <= 8 and 8 * whole + rest == 2 * eta
+    assert 8 * whole + rest == 2 * eta
+    assert whole * groups + (rest > 0) <= 16 and rest * groups <= (8 if whole else 128)
     stream = Cipher(ChaCha20(KEY, bytes(16)), mode=None).encryptor().update(bytes(1024))
     words = np.frombuffer(stream, np.uint32).reshape(16, 16).copy()
-    words[:, whole * groups : 15] = 0
-    if rest == 0:
+    if not whole:
+        words &= ((1 << 8 // rest * rest) - 1) * 0x01010101
+    elif rest == 0:
         words[:, whole * groups :] = 0
     else:
+        words[:, whole * groups : 15] = 0
         words[:, 15] &= ((1 << rest * groups) - 1) * 0x01010101
     ones = int(np.bitwise_count(words).sum())
     samples = centred_binomial(KEY, 0, 1, 64 * groups, eta)

@@ -497,7 +497,7 @@ def vectors_of(columns: int, seed: int = 0) -> np.ndarray:
 def assert_expected(masked: MaskedOperand, v: np.ndarray) -> None:
     (share,) = masked.shares
     assert share.expected is not None and not share.expected.flags.writeable
-    assert share.expected.tolist() == [
+    assert share.expected[0].tolist() == [
         sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % Q31.modulus for row in share.residues
     ]
 
@@ -538,8 +538,8 @@ def test_what_is_expected_is_exact_up_to_the_largest_budget_for_it(columns: int,
     integers, _ = quantize_rows(x, low)
     # The vector points along the rows, so that there is hardly a larger product.
     assert abs(int(integers[0].astype(object) @ v.astype(object))) > 0.999 * 2**63
-    assert_expected(source.hide(x, which, low, None, v)[0], v)
-    assert source.hide(x, which, high, None, v)[0].shares[0].expected is None
+    assert_expected(source.hide(x, which, low, None, v[None])[0], v)
+    assert source.hide(x, which, high, None, v[None])[0].shares[0].expected is None
 
 
 def test_another_vector_gives_other_numbers_even_in_the_same_memory() -> None:
@@ -549,10 +549,10 @@ def test_another_vector_gives_other_numbers_even_in_the_same_memory() -> None:
     v = vectors_of(33)
     for seed in (1, 1, 2):
         v[:] = vectors_of(33, seed)
-        assert_expected(source.hide(x, which, 1 << 40, None, v)[0], v)
+        assert_expected(source.hide(x, which, 1 << 40, None, v[None])[0], v)
     strided = np.zeros((33, 2), np.uint32)
     strided[:, 0] = vectors_of(33, 3)
-    assert_expected(source.hide(x, which, 1 << 40, None, strided[:, 0])[0], strided[:, 0])
+    assert_expected(source.hide(x, which, 1 << 40, None, strided[None, :, 0])[0], strided[:, 0])
 
 
 def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
@@ -563,7 +563,7 @@ def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
     v = (s.astype(object) @ integers.astype(object)) % Q31.modulus
     check = CheckVectors(s, np.ascontiguousarray(v.astype(np.uint32)), Q31)
     x = np.random.default_rng(1).standard_normal((600, 33)).astype(np.float32)
-    (share,) = source.hide(x, which, 1 << 40, None, check.v[0])[0].shares
+    (share,) = source.hide(x, which, 1 << 40, None, check.everyday)[0].shares
     answer = worker.multiply(which, share.residues)
     assert share.expected is not None
     check.verify_expected(share.expected, answer)
@@ -580,7 +580,7 @@ def test_a_vector_that_does_not_fit_is_refused_and_integers_have_none() -> None:
     x = np.ones((DEGREE, 20), np.float32)
     for v in (np.zeros(19, np.uint32), np.zeros(20, np.int64), np.zeros((1, 20), np.uint32)):
         with pytest.raises(ValueError, match="vector"):
-            source.hide(x, which, 1 << 40, None, v)
+            source.hide(x, which, 1 << 40, None, v[None])
     assert source.mask(operand_of(DEGREE, 20), which).shares[0].expected is None
 
 
@@ -588,9 +588,9 @@ def test_what_is_expected_is_not_printed() -> None:
     which = product(20)
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
     v = vectors_of(20, 5)
-    masked, _ = source.hide(np.ones((DEGREE, 20), np.float32), which, 1 << 40, None, v)
+    masked, _ = source.hide(np.ones((DEGREE, 20), np.float32), which, 1 << 40, None, v[None])
     expected = masked.shares[0].expected
     assert expected is not None
     for thing in (source, masked, masked.shares, masked.shares[0]):
-        for secret in (*v[v > 10**6].tolist(), *expected.tolist()):
+        for secret in (*v[v > 10**6].tolist(), *expected[0].tolist()):
             assert str(secret) not in f"{thing!r} {thing!s}"

@@ -266,7 +266,7 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "one_operator_for_shares": ({"operators": 1}, "needs two or more operators"),
     "two_operators_for_lattice": ({"masking": "lattice", "operators": 2}, "takes one operator"),
     "no_masking": ({"masking": "none"}, "masking is shares or lattice"),
-    "no_such_lattice": ({"masking": "lattice", "parameter_set": "x"}, "the parameter set is one of mlwe1280"),
+    "no_such_lattice": ({"masking": "lattice", "parameter_set": "x"}, "is one of mlwe1280"),
     "negative_price": ({"gigabyte": -1.0}, "a price can't be negative"),
     "no_bandwidth": ({"link": Link(0.0, 1.0, 0.0)}, "bandwidth must be positive"),
     "bandwidth_is_no_number": ({"link": Link(float("nan"), 1.0, 0.0)}, "bandwidth must be positive"),

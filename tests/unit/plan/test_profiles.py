@@ -29,6 +29,7 @@ from blindtune.client.plan.profiles import (
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
+from blindtune.protocol.parameters import Q31
 
 SLOW = Profile(replace(CPU_CLIENT, name="slow", call=1.0), replace(SHIPPED["cpu"], name="slow", request=1.0))
 
@@ -83,7 +84,7 @@ def test_the_shipped_gpu_takes_what_was_measured_of_it() -> None:
     for outputs, contraction, measured in ((28_672, 4096, 5.8e-3), (57_344, 8192, 12.8e-3)):
         stages = product_stages(
             Matrix(1024, contraction, outputs),
-            Protocol(1, MLWE1280),
+            Protocol(1, Q31, MLWE1280),
             Profile(CPU_CLIENT, worker),
             Link(1.0, 1.0, 0.0),
         )
@@ -99,7 +100,7 @@ def test_mask_rows_of_short_operands_are_shared_as_far_as_they_are_kept() -> Non
     profile = Profile(client, SHIPPED["cpu"])
 
     def seconds(rows: int, kept: float) -> float:
-        stages = product_stages(Matrix(rows, 100, 100), Protocol(1, MLWE1280), profile, None, kept)
+        stages = product_stages(Matrix(rows, 100, 100), Protocol(1, Q31, MLWE1280), profile, None, kept)
         return sum(x.seconds for x in stages if x.resource == "client")
 
     assert seconds(64, 1.0) == pytest.approx(seconds(256, 1.0) / 4)

@@ -2,17 +2,20 @@
 
 import hashlib
 import hmac
+from typing import Any
 
 import numpy as np
 import pytest
 from chacha20_reference import COUNTING_KEY, PUBLISHED, ZERO_KEY, chacha20_block, library_stream
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import ChaCha20
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDFExpand
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand, expand_into
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q24, Q31
 
 WORD = 0x7FFFFFFF
 
@@ -237,3 +240,67 @@ def test_two_keys_agree_only_for_equal_labels(a: list[str], b: list[str]) -> Non
 def test_a_secret_shorter_than_a_key_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         derive_key(bytes(length), "share")
+
+
+# Of three bytes. Of the key 00 01 ... 1f: the first elements; rejected ones and what is drawn in their place,
+# one of them from two blocks and one from the third stream; and where words are q and q - 1.
+VECTORS_Q24: dict[str, Any] = {
+    "first": [2882873, 12966269, 9267737, 7799741],
+    "again": [((0, 489), 10784114), ((1, 482), 1651117), ((2, 1045), 10765228), ((92, 345), 16717924)],
+    "q": (224, 758),
+    "q - 1": (945, 2693),
+}
+
+
+def threes(key: bytes, row: int, stream: int, count: int) -> list[int]:
+    nonce = stream.to_bytes(4, "little") + row.to_bytes(8, "little")
+    drawn = Cipher(ChaCha20(key, bytes(4) + nonce), mode=None).encryptor().update(bytes(3 * count))
+    return [int.from_bytes(drawn[3 * i : 3 * i + 3], "little") for i in range(count)]
+
+
+def threes_by_definition(key: bytes, row: int, columns: int) -> list[int]:
+    streams = [threes(key, row, stream, columns) for stream in range(4)]
+    return [next(x for x in words if x < Q24.modulus) for words in zip(*streams, strict=True)]
+
+
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 63, 64, 65, 341, 342, 1023, 1024, 1025, 5000])
+def test_words_of_three_bytes_are_those_of_the_definition(columns: int) -> None:
+    for row in (0, (1 << 40) + 3):
+        found = expand(COUNTING_KEY, row, 3, columns, Q24)
+        assert found.tolist() == [threes_by_definition(COUNTING_KEY, row + r, columns) for r in range(3)]
+
+
+def test_published_vectors_of_three_bytes() -> None:
+    found = expand(COUNTING_KEY, 0, 2, 2048, Q24)
+    assert found[0, :4].tolist() == VECTORS_Q24["first"]
+    for (row, column), value in VECTORS_Q24["again"]:
+        assert threes(COUNTING_KEY, row, 0, column + 1)[column] >= Q24.modulus
+        assert int(expand(COUNTING_KEY, row, 1, column + 1, Q24)[0, column]) == value
+
+
+def test_many_elements_that_are_rejected_together_are_all_drawn_again() -> None:
+    # More rejected ones than sixteen blocks hold, over rows, some of them in two blocks and in two streams.
+    block, again, twice, across = expand(COUNTING_KEY, 0, 400, 2048, Q24), 0, 0, 0
+    assert int(block.max()) < Q24.modulus
+    for row in range(0, 400, 8):
+        first = np.array(threes(COUNTING_KEY, row, 0, 2048))
+        second = np.array(threes(COUNTING_KEY, row, 1, 2048))
+        rejected = np.flatnonzero(first >= Q24.modulus)
+        again += len(rejected)
+        twice += int((second[rejected] >= Q24.modulus).sum())
+        across += int((3 * rejected % 64 > 61).sum())
+        expected = np.where(first < Q24.modulus, first, second)
+        right = expected < Q24.modulus
+        assert np.array_equal(block[row][right], expected[right])
+    assert again > 80 and across > 0
+
+
+def test_a_word_of_three_bytes_equal_to_q_is_rejected_and_the_one_below_is_not() -> None:
+    (row, column), (below_row, below_column) = VECTORS_Q24["q"], VECTORS_Q24["q - 1"]
+    assert threes(COUNTING_KEY, row, 0, column + 1)[column] == Q24.modulus
+    assert (
+        int(expand(COUNTING_KEY, row, 1, column + 1, Q24)[0, column])
+        == threes_by_definition(COUNTING_KEY, row, column + 1)[column]
+    )
+    found = expand(COUNTING_KEY, below_row, 1, below_column + 1, Q24)
+    assert int(found[0, below_column]) == Q24.modulus - 1

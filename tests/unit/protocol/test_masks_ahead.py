@@ -21,7 +21,7 @@ from blindtune.protocol.shares.unmasked import UnmaskedSource
 COLUMNS = 40
 (FIRST,), (OTHER,) = (forward_products([name], COLUMNS) for name in ("first", "other"))
 BUDGET = square_budget(Q31, COLUMNS * 127 * 127)
-V = np.random.default_rng(5).integers(0, Q31.modulus, COLUMNS, dtype=np.uint32)
+V = np.random.default_rng(5).integers(0, Q31.modulus, (1, COLUMNS), dtype=np.uint32)
 
 
 def _x(rows: int) -> np.ndarray:
@@ -34,7 +34,7 @@ def test_dots_of_an_expansion_are_those_of_its_rows(rows: int, columns: int) -> 
     key = bytes(range(32))
     vector = np.random.default_rng(0).integers(0, Q31.modulus, 2 * columns, dtype=np.uint32)[::2]
     expected = [dot(row, vector.copy(), Q31.q) for row in expand(key, 0, rows, columns, Q31)]
-    found = expanded_dots(key, rows, vector, Q31)
+    (found,) = expanded_dots(key, rows, vector[None], Q31)
     assert found.dtype == np.uint32 and found.tolist() == expected
 
 
@@ -52,7 +52,9 @@ def test_the_next_operand_of_a_product_gets_the_mask_that_was_drawn_ahead(operat
     assert np.array_equal((last - sum(masks)) % Q31.modulus, operand.astype(object) % Q31.modulus)
     for share in masked.shares:
         assert share.expected is not None
-        assert np.array_equal(share.expected, share.residues.astype(object) @ V.astype(object) % Q31.modulus)
+        assert np.array_equal(
+            share.expected, V.astype(object) @ share.residues.T.astype(object) % Q31.modulus
+        )
 
 
 def test_integers_get_the_mask_that_was_drawn_ahead_as_well() -> None:

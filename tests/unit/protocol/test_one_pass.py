@@ -14,7 +14,7 @@ from blindtune.errors import UnsupportedError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows
 from blindtune.protocol.kernels import recycled
 from blindtune.protocol.kernels.recycled import large_matrix
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q24, Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import dots_fit
 from blindtune.protocol.shares.source import ShareSource
@@ -58,14 +58,16 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     rows: int, columns: int, operators: int, scaled: bool, seed: int
 ) -> None:
     generator = np.random.default_rng(seed)
+    parameters = (Q31, Q24)[seed % 2]
+    q, budget = parameters.modulus, min(BUDGET, parameters.half**2)
     x = rows_of(rows, columns, seed)
     column_scale = generator.uniform(1e-3, 2, columns).astype(np.float32) if scaled else None
-    v = generator.integers(0, Q31.modulus, columns, dtype=np.uint32)
+    vectors = generator.integers(0, q, (parameters.vectors, columns), dtype=np.uint32)
     image, u = generator.integers(0, 1 << 32, (2, columns), dtype=np.uint32)
-    integers, scales = quantize_rows(x, BUDGET, column_scale)
-    steps = ShareSource(operators, Q31, known_bytes()).mask(integers, product(columns))
-    hidden, found = ShareSource(operators, Q31, known_bytes()).hide(
-        x, product(columns), BUDGET, column_scale, v, image
+    integers, scales = quantize_rows(x, budget, column_scale)
+    steps = ShareSource(operators, parameters, known_bytes()).mask(integers, product(columns))
+    hidden, found = ShareSource(operators, parameters, known_bytes()).hide(
+        x, product(columns), budget, column_scale, vectors, image
     )
     assert np.array_equal(found, scales)
     assert steps.expected_sums is None and hidden.expected_sums is not None
@@ -75,10 +77,9 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
         assert share.shape == expected.residues.shape
         assert np.array_equal(share.residues, expected.residues)
         assert share.expected is not None
-        assert share.expected.tolist() == [
-            sum(int(a) * int(b) for a, b in zip(row, v, strict=True)) % Q31.modulus for row in share.residues
-        ]
-    answers = [generator.integers(0, Q31.modulus, (rows, columns), dtype=np.uint32) for _ in range(operators)]
+        exact = (vectors.astype(object) @ share.residues.T.astype(object)) % q
+        assert share.expected.shape == (parameters.vectors, rows) and np.array_equal(share.expected, exact)
+    answers = [generator.integers(0, q, (rows, columns), dtype=np.uint32) for _ in range(operators)]
     y = hidden.reveal(answers, scales, column_scale)
     assert y.dtype == np.float32
     unmasked = steps.unmask(answers)
@@ -103,11 +104,11 @@ def test_numbers_are_exact_on_both_sides_of_where_int64_holds_them(columns: int,
         np.full(columns, Q31.modulus - 1, np.uint32),
         np.resize([0, Q31.modulus - 1], columns).astype(np.uint32),
     ):
-        hidden, _ = ShareSource(operators, Q31).hide(x, product(columns), BUDGET, v=v)
+        hidden, _ = ShareSource(operators, Q31).hide(x, product(columns), BUDGET, v=v[None])
         for share in hidden.shares:
             assert share.expected is not None
             assert np.array_equal(
-                share.expected, (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
+                share.expected[0], (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
             )
 
 
@@ -116,21 +117,21 @@ def test_many_rows_in_threads_give_the_same() -> None:
     v = np.arange(300, dtype=np.uint32)
     integers, scales = quantize_rows(x, BUDGET)
     steps = ShareSource(2, Q31, known_bytes()).mask(integers, product(300))
-    hidden, found = ShareSource(2, Q31, known_bytes()).hide(x, product(300), BUDGET, v=v)
+    hidden, found = ShareSource(2, Q31, known_bytes()).hide(x, product(300), BUDGET, v=v[None])
     assert np.array_equal(found, scales)
     for share, expected in zip(hidden.shares, steps.shares, strict=True):
         assert np.array_equal(share.residues, expected.residues)
         assert np.array_equal(share.rows(650, 700).residues, expected.residues[650:])
         assert share.expected is not None
         assert np.array_equal(
-            share.expected, (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
+            share.expected[0], (share.residues.astype(object) @ v.astype(object)) % Q31.modulus
         )
 
 
 def test_arrays_that_are_not_contiguous_are_read_right() -> None:
     x, v = rows_of(20, 128)[:, ::2], np.arange(128, dtype=np.uint32)[::2]
-    hidden, scales = ShareSource(2, Q31, known_bytes()).hide(x, product(64), BUDGET, v=v)
-    again, same = ShareSource(2, Q31, known_bytes()).hide(x.copy(), product(64), BUDGET, v=v.copy())
+    hidden, scales = ShareSource(2, Q31, known_bytes()).hide(x, product(64), BUDGET, v=v[None])
+    again, same = ShareSource(2, Q31, known_bytes()).hide(x.copy(), product(64), BUDGET, v=v[None].copy())
     assert np.array_equal(scales, same)
     for share, expected in zip(hidden.shares, again.shares, strict=True):
         assert np.array_equal(share.residues, expected.residues)
@@ -185,7 +186,7 @@ def test_two_operands_never_share_a_mask() -> None:
 
 def test_what_is_expected_of_answers_is_not_printed() -> None:
     hidden, _ = ShareSource(2, Q31).hide(
-        np.ones((1, 4), np.float32), product(4), BUDGET, v=np.arange(1, 5, dtype=np.uint32)
+        np.ones((1, 4), np.float32), product(4), BUDGET, v=np.arange(1, 5, dtype=np.uint32)[None]
     )
     for share in hidden.shares:
         assert share.expected is not None

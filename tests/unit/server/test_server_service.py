@@ -422,7 +422,7 @@ def test_the_manifest_tells_all_that_a_client_compares(store: LayerStore, start:
     assert manifest.fingerprint == store.fingerprint
     assert {m.name: (m.out_features, m.in_features) for m in manifest.layers} == SHAPES
     assert all(m.fingerprint == store.layers[m.name].fingerprint for m in manifest.layers)
-    assert list(manifest.parameter_sets) == ["q31"]
+    assert list(manifest.parameter_sets) == ["q31", "q24"]
     limits = manifest.limits
     assert (limits.max_rows, limits.max_operand_bytes) == (77, 88)
     assert limits.max_message_bytes == MAX_MESSAGE_BYTES
