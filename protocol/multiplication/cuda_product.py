@@ -121,7 +121,8 @@ class TritonInt8Product(Method):
         super().__init__(parameters)
         self.device = device
         self._constants = parameters.modulus, parameters.lift, parameters.limbs
-        self.expand = self._expand
+        if parameters.word_bytes == 4:
+            self.expand = self._expand  # words of three bytes are left to the host
 
     def prepare(self, operand: Residues) -> tuple[torch.Tensor, int]:
         rows, columns = operand.shape
