@@ -109,9 +109,10 @@ def _add_noisy_rows(  # type: ignore[no-untyped-def]
             scales[r] = quantize_row(x[r], column_scale, budget, radius, diffused, integers, values)
             if np.isnan(scales[r]):
                 return r
-            first = None if v is None else v[0]
-            dots[0, r], sums[r] = _add_noisy_row(integers, noise, first, image, q, out[r], used)
-            if v is not None:
+            if v is None:
+                dots[0, r], sums[r] = _add_noisy_row(integers, noise, None, image, q, out[r], used)
+            else:
+                dots[0, r], sums[r] = _add_noisy_row(integers, noise, v[0], image, q, out[r], used)
                 for k in range(1, v.shape[0]):
                     dots[k, r] = _noisy_dot(integers, noise, v[k])
 

@@ -100,8 +100,8 @@ MLWE1280_Q24 = LatticeParameters(
     rank=5,
     eta=2,
     security=(
-        "Module-LWE of dimension 1280 mod a 24-bit prime: 2^171 classical gates, core-SVP 2^148 classical "
-        "and 2^135 quantum"
+        "Module-LWE of dimension 1280: 2^171 classical gates, core-SVP 2^148 classical and 2^135 quantum; "
+        "about NIST category 2"
     ),
     residues=Q24,
 )
@@ -111,7 +111,8 @@ MLWE1024_Q24 = LatticeParameters(
     rank=4,
     eta=8,
     security=(
-        "Module-LWE of dimension 1024 mod a 24-bit prime: 2^148 classical gates; about NIST category 1"
+        "Module-LWE of dimension 1024: 2^148 classical gates, core-SVP 2^124 classical and 2^112 quantum; "
+        "about NIST category 1"
     ),
     residues=Q24,
 )

@@ -128,3 +128,18 @@ def test_a_parameter_set_of_another_masking_is_refused(masking: str, name: str) 
         ConfigurationError, match=f"parameter_set of masking '{masking}' is one of .* not '{name}'"
     ):
         BlindConfig(masking=masking, parameter_set=name)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("columns", [33, 450])
+def test_what_a_lattice_expects_of_answers_is_right_for_both_vectors(columns: int) -> None:
+    (product,) = forward_products(["layer"], columns)
+    hint = np.zeros(packed_shape(MLWE1280_Q24, 16), np.int32)
+    source = LatticeSource(MLWE1280_Q24, bytes(32), lambda _: hint)
+    generator = np.random.default_rng(columns)
+    v = generator.integers(0, Q24.modulus, (2, columns), dtype=np.uint32)
+    for rows in (256, 600):  # whole blocks, and rows left over
+        x = generator.standard_normal((rows, columns)).astype(np.float32)
+        (share,) = source.hide(x, product, 1 << 36, None, v)[0].shares
+        assert share.expected is not None and int(share.residues.max()) < Q24.modulus
+        exact = v.astype(object) @ share.residues.T.astype(object) % Q24.modulus
+        assert np.array_equal(share.expected, exact)

@@ -148,7 +148,7 @@ def test_a_combination_of_features_is_a_times_v(columns: int) -> None:
         np.full(columns, Q31.modulus - 1),
         np.zeros(columns, int),
     ):
-        combination = pack_combination(packed, v.astype(np.uint32), Q31)
+        combination = pack_combination(packed, v.astype(np.uint32)[None], Q31)
         assert combination.shape == packed_shape(MLWE1280, 1) and not combination[..., 1:].any()
         wanted = unpacked(packed, columns).astype(object) @ v.astype(object)
         assert np.array_equal(unpacked(combination, 1)[:, 0], centred(wanted % Q31.modulus))
@@ -160,6 +160,6 @@ def test_the_largest_sums_of_a_combination_do_not_overflow(sign: int) -> None:
     for word in (0x7FFDFFFF, Q31.modulus - 1):  # of residues, those with the largest low and high half
         v = np.full(MOST_COLUMNS, word, np.uint32)
         wanted = (sign * HALF * word * MOST_COLUMNS) % Q31.modulus
-        assert (unpacked(pack_combination(packed, v, Q31), 1) % Q31.modulus == wanted).all()
+        assert (unpacked(pack_combination(packed, v[None], Q31), 1) % Q31.modulus == wanted).all()
     with pytest.raises(ValueError, match="overflow"):
-        pack_combination(packed, np.zeros(MOST_COLUMNS + 1, np.uint32), Q31)
+        pack_combination(packed, np.zeros((1, MOST_COLUMNS + 1), np.uint32), Q31)

@@ -11,7 +11,9 @@ from blindtune.protocol.lattice.parameters import (
     DEGREE,
     LATTICE_PARAMETER_SETS,
     MAX_RANK,
+    MLWE1024_Q24,
     MLWE1280,
+    MLWE1280_Q24,
     MLWE1536,
     LatticeParameters,
 )
@@ -22,7 +24,7 @@ SETS = list(LATTICE_PARAMETER_SETS.values())
 
 def core_svp(parameters: LatticeParameters) -> float:
     """Block size that the primal attack needs (Alkim, Ducas, Pöppelmann, Schwabe 2016), any samples."""
-    n, q, deviation = parameters.dimension, Q31.modulus, sqrt(parameters.eta / 2)
+    n, q, deviation = parameters.dimension, parameters.residues.modulus, sqrt(parameters.eta / 2)
     for b in range(50, 2000):
         delta = ((pi * b) ** (1 / b) * b / (2 * pi * e)) ** (1 / (2 * (b - 1)))
         for m in range(n // 2, 3 * n, 16):
@@ -32,14 +34,23 @@ def core_svp(parameters: LatticeParameters) -> float:
     raise AssertionError
 
 
-def test_no_set_but_the_two_published_ones_can_be_selected_by_name() -> None:
-    assert {"mlwe1280": MLWE1280, "mlwe1536": MLWE1536} == LATTICE_PARAMETER_SETS
+def test_no_set_but_the_published_ones_can_be_selected_by_name() -> None:
+    published = [MLWE1280, MLWE1536, MLWE1280_Q24, MLWE1024_Q24]
+    assert {x.name: x for x in published} == LATTICE_PARAMETER_SETS
     assert next(iter(LATTICE_PARAMETER_SETS)) == "mlwe1280"
     assert TOY.name not in LATTICE_PARAMETER_SETS
     assert not set(LATTICE_PARAMETER_SETS) & set(PARAMETER_SETS)
 
 
-@pytest.mark.parametrize(("parameters", "classical", "quantum"), [(MLWE1280, 124, 112), (MLWE1536, 157, 143)])
+@pytest.mark.parametrize(
+    ("parameters", "classical", "quantum"),
+    [
+        (MLWE1280, 124, 112),
+        (MLWE1536, 157, 143),
+        (MLWE1280_Q24, 148, 135),
+        (MLWE1024_Q24, 124, 112),
+    ],
+)
 def test_the_stated_core_svp_figures_are_those_of_the_primal_attack(
     parameters: LatticeParameters, classical: int, quantum: int
 ) -> None:
@@ -56,9 +67,9 @@ def test_rank_4_and_eta_2_are_weaker_than_what_is_offered() -> None:
 
 @pytest.mark.parametrize("parameters", SETS)
 def test_workers_need_nothing_but_the_modulus(parameters: LatticeParameters) -> None:
-    assert parameters.residues is Q31
+    assert parameters.residues is PARAMETER_SETS[parameters.residues.name]
     assert parameters.dimension == 256 * parameters.rank == DEGREE * parameters.rank
-    assert (Q31.modulus - 1) % (2 * DEGREE) == 0
+    assert (parameters.residues.modulus - 1) % (2 * DEGREE) == 0
 
 
 def test_the_largest_rank_still_fits_the_accumulator_and_its_reduction() -> None:

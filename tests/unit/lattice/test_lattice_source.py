@@ -516,7 +516,7 @@ def test_what_is_expected_is_the_dot_product_of_what_is_sent(
     for rows in (256, 3, 300, 1100, 257):  # a block, leftovers of one, several
         x = generator.standard_normal((rows, columns)).astype(np.float32)
         x[1::7] = 0
-        masked, _ = source.hide(x, which, 1 << 40, column_scale, v)
+        masked, _ = source.hide(x, which, 1 << 40, column_scale, v[None])
         if rows < DEGREE:
             assert masked.shares[0].expected is None
         else:

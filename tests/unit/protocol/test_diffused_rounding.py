@@ -110,7 +110,7 @@ def test_operands_are_rounded_as_their_product_says(
     source: MaskSource, columns: int, direction: Direction
 ) -> None:
     product = Product(direction, (Span("a", 0, columns),))
-    x, v = gradients(5, columns), np.arange(columns, dtype=np.uint32)
+    x, v = gradients(5, columns), np.arange(columns, dtype=np.uint32)[None]
     scale = np.random.default_rng(2).uniform(1e-3, 2, columns).astype(np.float32)
     integers, expected = quantize_rows(x, 10**13, scale, product.diffused)
     assert product.diffused != np.array_equal(integers, quantize_rows(x, 10**13, scale)[0])
