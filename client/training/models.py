@@ -16,12 +16,14 @@ from transformers import (
     set_seed,
 )
 
+from blindtune.checkpoint import Checkpoint
+from blindtune.checkpoint.decoders import decoder_of
 from blindtune.checkpoint.files import TensorFiles, require_no_pointer, resolve
 from blindtune.checkpoint.joined import tensor_keys
 from blindtune.checkpoint.skeleton import supported_config
 from blindtune.client import BlindConfig, Operator
 from blindtune.client.kit.kit import Kit, is_kit
-from blindtune.client.kit.prepare import kit_of
+from blindtune.client.kit.prepare import cached_whole_kit, kit_of
 from blindtune.client.model.quantizer import preparing
 from blindtune.client.recipe.schema import Recipe
 from blindtune.client.training.checkpoints import damage_is_clear
@@ -80,6 +82,8 @@ class BaseModel:
     def found(cls, recipe: Recipe) -> Self:
         """Looks for it. Ask once in a run: a branch on the hub may move in between.
 
+        For a quantized checkpoint it is a kit that is made of it at first use.
+
         Raises:
             CheckpointError: there is no such model.
             ConfigurationError: it has an adapter beside it, or is a kit that someone published.
@@ -96,6 +100,8 @@ class BaseModel:
                 f"model.name: {recipe.model.name} is a client kit from the hub, and whoever made it could "
                 "have wrong answers pass: name the model that it was made from"
             )
+        if not is_kit(folder) and decoder_of(folder) is not None:
+            folder = _kit_of_quantized(recipe, folder)
         return cls(recipe, folder)
 
     def fingerprint(self) -> str:
@@ -163,6 +169,13 @@ class BaseModel:
             # What the adapter will say that it belongs to: the public name, and not a folder of this machine.
             model.name_or_path = model.config._name_or_path = recipe.model.name
         return model
+
+
+def _kit_of_quantized(recipe: Recipe, folder: Path) -> Path:
+    """A kit that holds numbers where the checkpoint holds codes."""
+    checkpoint = Checkpoint.open(folder, scheme=SCHEMES[recipe.quantization.scheme])
+    progress = preparing(recipe.model.name)
+    return cached_whole_kit(checkpoint, recipe.quantization.head, progress=progress).folder
 
 
 def load_tokenizer(folder: Path) -> Any:

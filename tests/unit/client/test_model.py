@@ -8,7 +8,7 @@ import json
 import logging
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -351,17 +351,6 @@ def test_merging_is_refused_and_leaves_the_model_as_it_was(
         with pytest.raises(UnsupportedError, match="merge the saved adapter where the base model is"):
             merge(model)
         assert torch.equal(model(**batch("llama")).logits, before)
-
-
-@pytest.fixture(scope="module")
-def kit_without_head(
-    checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Path]:
-    from blindtune.checkpoint import Checkpoint
-
-    folder = tmp_path_factory.mktemp("kits") / "llama"
-    prepare(Checkpoint.open(checkpoints["llama"]), folder, "remote")
-    yield folder
 
 
 def test_the_reference_of_a_kit_needs_the_checkpoint_that_it_was_made_from(
