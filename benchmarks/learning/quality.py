@@ -21,7 +21,6 @@ Each line of the data has ``question``, ``rationale`` and ``answer`` (GSM8K); ``
 import argparse
 import json
 import platform
-import re
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -36,13 +35,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
+from benchmarks.common.ways import way_among
 from benchmarks.common.worker_processes import HONEST, WorkerProcess
 from blindtune import BlindConfig, Operator
 from blindtune.client import multiplier_of
 
-_PRIVATE = re.compile(r"(reference|shares|lattice)(?::([\w-]+))?(?:\+([\w-]+))?")
-_OPERATORS = {"reference": 0, "shares": 2, "lattice": 1}
 _STOCK = {"local": None, "qlora": False, "qlora-double": True}
+_OPERATORS = {"reference": 0, "shares": 2, "lattice": 1}
+_parsed_way = way_among(_OPERATORS)
 _FOUR_BITS = {"nf4": "qlora", "nf4-double": "qlora-double"}
 
 
@@ -71,6 +71,10 @@ def conversations(path: Path, limit: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def _kind(text: str) -> str:
+    return text if text in _STOCK else _parsed_way(text).name
+
+
 def stock(model: str, kind: str) -> Any:
     """The model as peft's users load it."""
     double = _STOCK[kind]
@@ -91,14 +95,14 @@ def loaded(model: str, kind: str) -> Iterator[Any]:
     if kind in _STOCK:
         yield stock(model, kind)
         return
-    masking, parameter_set, scheme = _private(kind)
-    options: dict[str, Any] = {} if parameter_set is None else {"parameter_set": parameter_set}
+    way = _parsed_way(kind)
+    options: dict[str, Any] = {} if way.parameter_set is None else {"parameter_set": way.parameter_set}
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        serve = ("--model", model, "--quantization", scheme, "--insecure", "--threads", "1")
+        serve = ("--model", model, "--quantization", way.scheme, "--insecure", "--threads", "1")
         workers = [
             WorkerProcess(HONEST, serve, f"127.0.0.{i + 1}", folder / f"{i}.log")
-            for i in range(_OPERATORS[masking])
+            for i in range(_OPERATORS[way.masking])
         ]
         for worker in workers:
             worker.start()
@@ -107,8 +111,8 @@ def loaded(model: str, kind: str) -> Iterator[Any]:
             worker.wait_until_listening()
         config = BlindConfig(
             [Operator(f"operator-{i}", [x.address]) for i, x in enumerate(workers)],
-            masking,
-            quantization=scheme,
+            way.masking,  # type: ignore[arg-type]
+            quantization=way.scheme,
             insecure=True,
             allow_one_machine=True,
             progress=False,
@@ -117,13 +121,6 @@ def loaded(model: str, kind: str) -> Iterator[Any]:
         found = AutoModelForCausalLM.from_pretrained(model, quantization_config=config, dtype=torch.float32)
         stack.callback(multiplier_of(found).close)
         yield found
-
-
-def _private(kind: str) -> tuple[Any, str | None, str]:
-    found = _PRIVATE.fullmatch(kind)
-    if found is None:
-        raise argparse.ArgumentTypeError(f"{kind} is none of {', '.join(_STOCK)} or MASKING[:SET][+SCHEME]")
-    return found[1], found[2], found[3] or "int8"
 
 
 def train(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> tuple[float, float, Any]:
@@ -166,7 +163,7 @@ def train(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> t
 @torch.no_grad()
 def logit_error(arguments: argparse.Namespace, trained: Any, kind: str, adapter: str) -> float:
     """Relative error of the trained model's logits against stock peft with the saved adapter."""
-    like = kind if kind in _STOCK else _FOUR_BITS.get(_private(kind)[2], "local")
+    like = kind if kind in _STOCK else _FOUR_BITS.get(_parsed_way(kind).scheme, "local")
     plain = PeftModel.from_pretrained(stock(arguments.model, like), adapter).eval()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     error = norm = 0.0
@@ -186,7 +183,7 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--train", type=Path, required=True)
     parser.add_argument("--test", type=Path, required=True)
-    parser.add_argument("--kinds", nargs="+", default=["local", "reference"])
+    parser.add_argument("--kinds", nargs="+", type=_kind, default=["local", "reference"])
     parser.add_argument("--train-rows", type=int, default=800)
     parser.add_argument("--test-rows", type=int, default=100)
     parser.add_argument("--steps", type=int, default=100)
@@ -195,9 +192,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    for kind in arguments.kinds:
-        if kind not in _STOCK:
-            _private(kind)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     disable_progress_bars()

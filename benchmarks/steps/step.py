@@ -26,7 +26,6 @@ import argparse
 import fcntl
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -42,12 +41,14 @@ from typing import Any, Self
 
 from benchmarks.common.measuring import machine, print_table, write_json
 from benchmarks.common.random_llama import llama_1b, write
+from benchmarks.common.ways import Way, way_among
 from benchmarks.common.worker_processes import HONEST, WorkerProcess
 from blindtune.client.tls.certs import issue_operator_certificates
 from blindtune.protocol.lattice.parameters import DEGREE
 
 # Operators of each masking.
 MASKINGS = {"local": (), "unmasked": ("alpha",), "shares": ("alpha", "beta"), "lattice": ("alpha",)}
+parsed_way = way_among(MASKINGS)
 SEQUENCES = 4
 RANK = 16
 # One encrypted step of Llama-3.2-1B with 64 tokens on a CPU, from the notebook of Concrete ML's private LoRA.
@@ -70,34 +71,9 @@ _HEADINGS = {
 }
 
 
-@dataclass(frozen=True)
-class Way:
-    """How steps are taken.
-
-    Attributes:
-        name: of it.
-        masking: a key of `MASKINGS`.
-        parameter_set: None for the standard one.
-        scheme: of quantization.
-    """
-
-    name: str
-    masking: str
-    parameter_set: str | None
-    scheme: str
-
-    @property
-    def workers(self) -> list[str]:
-        """Names of the workers that are asked, in the order of the operators."""
-        return [name if self.scheme == "int8" else f"{name}-{self.scheme}" for name in MASKINGS[self.masking]]
-
-
-def parsed_way(text: str) -> Way:
-    """``MASKING[:PARAMETER SET][+SCHEME]``, for an option."""
-    found = re.fullmatch(r"(\w+)(?::([\w-]+))?(?:\+([\w-]+))?", text)
-    if found is None or found[1] not in MASKINGS:
-        raise argparse.ArgumentTypeError(f"{text} is none of {', '.join(MASKINGS)}")
-    return Way(text, found[1], found[2], found[3] or "int8")
+def workers_of(way: Way) -> list[str]:
+    """Names of the workers that are asked, in the order of the operators."""
+    return [x if way.scheme == "int8" else f"{x}-{way.scheme}" for x in MASKINGS[way.masking]]
 
 
 class PeakMemory:
@@ -293,13 +269,13 @@ def measure(model: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         with alone(arguments.alone):
-            kits = {x.scheme: prepared_kit(model, work, x.scheme) for x in arguments.ways if x.workers}
-            names = {name: x.scheme for x in arguments.ways for name in x.workers}
+            kits = {x.scheme: prepared_kit(model, work, x.scheme) for x in arguments.ways if workers_of(x)}
+            names = {name: x.scheme for x in arguments.ways for name in workers_of(x)}
             workers, operators = start_workers(stack, model, names, arguments.threads, folder)
             steppers = []
             # One after the other: a client that obtains hints, or a model being read, would slow the others.
             for way in arguments.ways:
-                asked = [operators[name] for name in way.workers]
+                asked = [operators[name] for name in workers_of(way)]
                 settings = {"model": str(kits[way.scheme] if asked else model), "operators": asked}
                 steppers.append(stack.enter_context(Stepper(way, settings, folder)))
                 results["trained"] = steppers[-1].answer()["trained"]
@@ -327,7 +303,7 @@ def one_turn(
     used: dict[str, list[list[float]]] = defaultdict(list)
     for _ in range(steps):
         for stepper in steppers:
-            asked = [workers[name] for name in stepper.way.workers]
+            asked = [workers[name] for name in workers_of(stepper.way)]
             before = [cpu_seconds(pid) for pid in asked]
             answers[stepper.way.name].append(stepper.step(tokens // SEQUENCES))
             after = [cpu_seconds(pid) for pid in asked]
@@ -342,7 +318,7 @@ def one_turn(
 
 
 def _operators(name: str) -> int:
-    return len(parsed_way(name).workers)
+    return len(workers_of(parsed_way(name)))
 
 
 def ratio(figure: float, base: dict[str, Any] | None, name: str) -> str:
