@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from blindtune.errors import CheckpointError, UnsupportedError
+from blindtune.protocol.nf4 import unpacked
 
 __all__ = ["STORAGE", "Decoder", "decoder_of"]
 
@@ -113,8 +114,7 @@ class _BitsAndBytes4(Decoder):
         if absmax.dtype != torch.float32:
             raise ValueError(f"its scales are {absmax.dtype}")
         # Not by the library's kernel, which errs where a vector has elements of two blocks (0.50, AVX-512).
-        bytes_ = packed.flatten().to(torch.int32)
-        codes = torch.stack((bytes_ >> 4, bytes_ & 15), dim=1).flatten()[:count]
+        codes = unpacked(packed.flatten())[:count]
         return (state.code[codes] * absmax.repeat_interleave(block)[:count]).view(*state.shape)
 
 

@@ -123,8 +123,7 @@ class MaskedOperand(ABC):
 
     Attributes:
         expected_sums: Z V mod 2^32 of each row Z that is multiplied, noise included, uint32 [rows]; None
-        where
-            no certificate was asked for. A secret, as V is; see `blindtune.protocol.certificate`.
+            where no certificate was asked for. A secret, as V is; see `blindtune.protocol.certificate`.
     """
 
     shares: tuple[Share, ...]

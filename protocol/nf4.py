@@ -15,13 +15,18 @@ from math import fsum
 import numpy as np
 import torch
 
-__all__ = ["BLOCK", "DOUBLE_BLOCK", "DYNAMIC", "TABLE", "BlockScales", "FourBitWeight", "quantize_nf4"]
+from blindtune.protocol.kernels.four_bits import BLOCK, DOUBLE_BLOCK
 
-BLOCK = 64
-"""Elements that share a scale."""
-
-DOUBLE_BLOCK = 256
-"""Scales that share a scale, where they are quantized, too."""
+__all__ = [
+    "BLOCK",
+    "DOUBLE_BLOCK",
+    "DYNAMIC",
+    "TABLE",
+    "BlockScales",
+    "FourBitWeight",
+    "quantize_nf4",
+    "unpacked",
+]
 
 _ELEMENTS_AT_ONCE = BLOCK << 16
 
@@ -69,10 +74,10 @@ class FourBitWeight:
     def rows(self, start: int, stop: int) -> torch.Tensor:
         """The numbers that rows ``start ... stop - 1`` stand for, float32 [stop - start, in]."""
         first, last = start * self.shape[1], stop * self.shape[1]
-        bytes_ = self.codes[first // 2 : -(-last // 2)].to(torch.int32)
-        codes = torch.stack((bytes_ >> 4, bytes_ & 15), dim=1).flatten()[first % 2 :][: last - first]
-        block = torch.arange(first, last) // BLOCK
-        return (TABLE[codes] * self.scales.values()[block]).view(stop - start, self.shape[1])
+        codes = unpacked(self.codes[first // 2 : -(-last // 2)])[first % 2 :][: last - first]
+        scales = self.scales.values(first // BLOCK, -(-last // BLOCK)).repeat_interleave(BLOCK)
+        numbers = TABLE[codes] * scales[first % BLOCK :][: last - first]
+        return numbers.view(stop - start, self.shape[1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,12 +98,19 @@ class BlockScales:
     def nbytes(self) -> int:
         return self.stored.nbytes + (0 if self.largest is None else self.largest.nbytes + 4)
 
-    def values(self) -> torch.Tensor:
-        """float32 [blocks]."""
+    def values(self, start: int = 0, stop: int | None = None) -> torch.Tensor:
+        """float32 [blocks], of all blocks or of blocks ``start ... stop - 1``."""
+        stored = self.stored[start:stop]
         if self.largest is None or self.offset is None:
-            return self.stored
-        scale = self.largest.repeat_interleave(DOUBLE_BLOCK)[: len(self.stored)]
-        return DYNAMIC[self.stored.long()] * scale + self.offset
+            return stored
+        largest = self.largest[torch.arange(start, start + len(stored)) // DOUBLE_BLOCK]
+        return DYNAMIC[stored.long()] * largest + self.offset
+
+
+def unpacked(codes: torch.Tensor) -> torch.Tensor:
+    """Four-bit codes of bytes, the one in the high half first: int32, twice as many."""
+    wide = codes.to(torch.int32)
+    return torch.stack((wide >> 4, wide & 15), dim=1).flatten()
 
 
 def quantize_nf4(weight: torch.Tensor, *, double: bool = False) -> FourBitWeight:

@@ -271,9 +271,8 @@ def dots_fit(square_sum: int, columns: int, parameters: ParameterSet) -> bool:
         columns: of the rows.
         parameters: of the residues.
     """
-    return (
-        int(square_sum) * columns * (parameters.modulus - 1) ** 2 < 1 << 126
-    )  # as Python counts, without end
+    # As Python counts, without end.
+    return int(square_sum) * columns * (parameters.modulus - 1) ** 2 < 1 << 126
 
 
 def _elementwise(kernel, parameters, *arrays):  # type: ignore[no-untyped-def]

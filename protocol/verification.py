@@ -7,8 +7,8 @@ response Y to the operand C is accepted when every row satisfies
 
 A row that is not C_t M passes with probability 1/q for each vector, because s is uniform and unknown to
 the worker. Everyday answers are checked with one vector for `q31` and two for `q24`, hints with one more.
- The check needs only what that one operator saw, so whether it passes says nothing about
-the data; and one rejection excludes at most 1/q of the candidates for s, so s serves again.
+The check needs only what that one operator saw, so whether it passes says nothing about the data; and one
+rejection excludes at most 1/q of the candidates for s, so s serves again.
 
 s is expanded from the kit's secret: forward one vector for each layer (outputs of a group stand side by
 side: if two layers had one vector, their outputs could be swapped unseen), backward one for all layers

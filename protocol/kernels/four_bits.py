@@ -18,7 +18,13 @@ from numpy.typing import NDArray
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.kernels.vectors import address_of, splat
 
-__all__ = ["four_bit_integers"]
+__all__ = ["BLOCK", "DOUBLE_BLOCK", "four_bit_integers"]
+
+BLOCK = 64
+"""Elements that share a scale."""
+
+DOUBLE_BLOCK = 256
+"""Scales that share a scale, where they are quantized, too."""
 
 _I8 = ir.IntType(8)
 _SIXTEEN = ir.VectorType(_I8, 16)
@@ -75,7 +81,7 @@ def _fill(context, table, scale, divisor, integers):  # type: ignore[no-untyped-
 def _scale_of(stored, largest, offset, dynamic, block):  # type: ignore[no-untyped-def]
     if largest is None:
         return stored[block]
-    return float32(float32(dynamic[stored[block]] * largest[block // 256]) + offset)
+    return float32(float32(dynamic[stored[block]] * largest[block // DOUBLE_BLOCK]) + offset)
 
 
 @kernel
@@ -88,11 +94,11 @@ def _integers(codes, stored, largest, offset, dynamic, table, scales, in_feature
         begin = (row + r) * in_features + column
         at = begin
         while at < begin + width:
-            block = at // 64
-            end = min(begin + width, (block + 1) * 64)
+            block = at // BLOCK
+            end = min(begin + width, (block + 1) * BLOCK)
             _fill(table, _scale_of(stored, largest, offset, dynamic, block), scales[row + r], integers)
             to = r * pitch + at - begin
-            if _TOGETHER and end - at == 64:
+            if _TOGETHER and end - at == BLOCK:
                 _look_up(codes, at // 2, integers, flat, to)
                 _look_up(codes, at // 2 + 16, integers, flat, to + 32)
             else:

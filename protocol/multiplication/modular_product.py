@@ -90,20 +90,17 @@ class Multiplier:
             raise ValueError(f"the seed is one of {operand.seed.parameters.name}, not of {parameters.name}")
         if operand.shape[1] != product.contraction:
             raise ValueError(f"the operand has {operand.shape[1]} columns, not {product.contraction}")
-        layers = [self._layers[span.layer] for span in product.spans]
-        if any(isinstance(layer, FourBitMatrix) for layer in layers):
-            out = large_matrix(len(operand), outputs, np.uint32)
-            for start in range(0, len(operand), _ROWS_AT_ONCE):
-                rows = slice(start, start + _ROWS_AT_ONCE)
-                self._multiply_pieces(product, operand[rows], method, out[rows])
-            return out
-        matrices = self._matrices(product, method)
+        in_pieces = any(isinstance(self._layers[x.layer], FourBitMatrix) for x in product.spans)
+        matrices = [] if in_pieces else self._matrices(product, method)
         if len(matrices) == 1 and 0 < len(operand) <= _ROWS_AT_ONCE:
             return method.multiply(_prepared(operand, method), matrices[0])
         out = large_matrix(len(operand), outputs, np.uint32)
         for start in range(0, len(operand), _ROWS_AT_ONCE):
             rows = slice(start, start + _ROWS_AT_ONCE)
-            self._multiply_rows(product.direction, matrices, operand[rows], method, out[rows])
+            if in_pieces:
+                self._multiply_pieces(product, operand[rows], method, out[rows])
+            else:
+                self._multiply_rows(product.direction, matrices, operand[rows], method, out[rows])
         return out
 
     def _matrices(self, product: Product, method: Method) -> list[torch.Tensor]:

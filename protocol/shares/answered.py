@@ -27,12 +27,9 @@ class SharedOperand(MaskedOperand):
     def unmask(self, responses: Sequence[Residues]) -> Centred:
         if len(responses) != len(self.shares):
             raise ValueError(f"{len(self.shares)} responses are needed, not {len(responses)}")
-        *masks, result = responses
-        if not masks:
-            return centre(result, self.parameters)
-        for mask in masks[:-1]:
-            result = subtract(result, mask, self.parameters)
-        return subtract_and_centre(result, masks[-1], self.parameters)
+        if len(responses) == 1:
+            return centre(responses[0], self.parameters)
+        return subtract_and_centre(*self._last_two(responses), self.parameters)
 
     def reveal(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
