@@ -133,7 +133,7 @@ class MaskedOperand(ABC):
         raise TypeError("a masked operand cannot be pickled: it holds a mask")
 
     @abstractmethod
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
+    def reveal_integers(self, responses: Sequence[Residues]) -> Centred:
         """X M from the verified responses, one for each share in order.
 
         Args:
@@ -144,31 +144,31 @@ class MaskedOperand(ABC):
             int32 [rows, outputs].
         """
 
-    def reveal(
+    def reveal_reals(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
     ) -> Float32:
-        """The real values of X M, as `dequantize_rows` of what `unmask` returns.
+        """The real values of X M, as `dequantize_rows` of what `reveal_integers` returns.
 
         Args:
-            responses: as for `unmask`, and verified.
-            scales: float64 [rows], from `MaskSource.hide`.
+            responses: as for `reveal_integers`, and verified.
+            scales: float64 [rows], from `MaskSource.hide_reals`.
             column_scale: float32 [outputs], ones by default.
 
         Returns:
             float32 [rows, outputs].
         """
-        return dequantize_rows(self.unmask(responses), scales, column_scale)
+        return dequantize_rows(self.reveal_integers(responses), scales, column_scale)
 
-    def reveal_with_sums(
+    def reveal_reals_with_sums(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
     ) -> Revealed:
-        """`reveal`, and what a certificate compares with `expected_sums`.
+        """`reveal_reals`, and what a certificate compares with `expected_sums`.
 
         Args:
-            responses, scales, column_scale: as for `reveal`.
+            responses, scales, column_scale: as for `reveal_reals`.
             u: secret words for the outputs, uint32 [outputs].
         """
-        y = self.unmask(responses)
+        y = self.reveal_integers(responses)
         return Revealed(dequantize_rows(y, scales, column_scale), row_sums(y, u), row_peaks(y))
 
     def rows_again(self, responses: Sequence[Residues], rows: NDArray[np.int64]) -> tuple[Centred, Centred]:
@@ -211,7 +211,7 @@ class MaskSource(ABC):
         """
 
     @abstractmethod
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         """Hides an operand under a mask that has never been used and never will be again.
 
         Args:
@@ -220,7 +220,7 @@ class MaskSource(ABC):
             image: V of a certificate, uint32 [contraction], for `MaskedOperand.expected_sums`.
         """
 
-    def hide(
+    def hide_reals(
         self,
         x: Float32,
         product: Product,
@@ -229,7 +229,7 @@ class MaskSource(ABC):
         v: Residues | None = None,
         image: Words | None = None,
     ) -> tuple[MaskedOperand, Float64]:
-        """`mask` for the integers that `quantize_rows` makes of real numbers.
+        """`hide_integers` for the integers that `quantize_rows` makes of real numbers.
 
         Args:
             x: float32 [rows, contraction].
@@ -237,7 +237,7 @@ class MaskSource(ABC):
             budget, column_scale: as for `quantize_rows`.
             v: uint32 [vectors, contraction], the product's everyday verification vectors. A source may
                 use them to say what to expect of answers.
-            image: as for `mask`.
+            image: as for `hide_integers`.
 
         Returns:
             The operand, and the rows' scales, float64 [rows].
@@ -246,9 +246,9 @@ class MaskSource(ABC):
             UnsupportedError, ValueError: as `quantize_rows` does.
         """
         operand, scales = quantize_rows(x, budget, column_scale, product.diffused)
-        return self.mask(operand, product, image), scales
+        return self.hide_integers(operand, product, image), scales
 
-    def hide_twice(
+    def hide_reals_twice(
         self,
         x: Float32,
         product: Product,
@@ -261,7 +261,7 @@ class MaskSource(ABC):
         Real values of the results, added up, are as precise as budget allows twice.
 
         Args:
-            x, product, budget, column_scale, image: as for `hide`; no row is zeros.
+            x, product, budget, column_scale, image: as for `hide_reals`; no row is zeros.
 
         Returns:
             The operand, of twice as many rows, and their scales, float64 [2 rows].
@@ -270,7 +270,7 @@ class MaskSource(ABC):
         left = remainder(x, column_scale, scales, z)
         rest, rest_scales = quantize_rows(left, budget, diffused=product.diffused)
         operand = np.concatenate([z, rest])
-        return self.mask(operand, product, image), np.concatenate([scales, scales * rest_scales])
+        return self.hide_integers(operand, product, image), np.concatenate([scales, scales * rest_scales])
 
     def draw_ahead(self, product: Product, rows: int, v: Residues) -> tuple[Share, ...]:
         """Draws the mask of an operand that is not known yet: the next one of a product and number of rows.

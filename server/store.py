@@ -12,8 +12,8 @@ from blindtune.errors import ConfigurationError, ResourceError
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
 from blindtune.protocol.multiplication.layer_memory import LayerMemory
-from blindtune.protocol.multiplication.modular_product import Layer, Multiplier
-from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.multiplication.methods import Method
+from blindtune.protocol.multiplication.multiplier import Layer, Multiplier
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import contraction_lengths
 from blindtune.protocol.weights import INT8, IntegerLayer, Scheme, model_fingerprint

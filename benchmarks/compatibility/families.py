@@ -228,13 +228,13 @@ def _compared(
             lambda _, args: reads.setdefault((id(args[0]), args[0]._version), args[0])
         )
     multiplier = multiplier_of(model)
-    multiply, asked = multiplier.multiply, []
+    multiply, asked = multiplier.multiply_reals, []
 
-    def counted(operand: Any, product: Any) -> Any:
+    def counted(x: Any, product: Any, *others: Any) -> Any:
         asked.append(product)
-        return multiply(operand, product)
+        return multiply(x, product, *others)
 
-    multiplier.multiply = counted
+    multiplier.multiply_reals = counted
     outputs = []
     for each in (stock, model):
         torch.manual_seed(_SEED)

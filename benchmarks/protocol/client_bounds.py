@@ -17,7 +17,7 @@ from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS, batch, initial_stat
 from blindtune.protocol.kernels.row_blocks import DRAWN, READ, WRITTEN, for_row_blocks
 from blindtune.protocol.kernels.vectors import AHEAD, LANES, add, load, prefetch, repeated, store
 from blindtune.protocol.lattice.hint import packed_shape
-from blindtune.protocol.lattice.kernels import _ring_tile
+from blindtune.protocol.lattice.masking import _ring_tile
 from blindtune.protocol.lattice.noise import batches_of
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 

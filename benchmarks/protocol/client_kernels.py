@@ -68,7 +68,7 @@ class Client:
             answer.fill(0)
 
     def up(self) -> None:
-        self.masked, self.scales = self.source.hide(
+        self.masked, self.scales = self.source.hide_reals(
             self.x, self.product, self.budget, None, self.check.everyday
         )
 
@@ -80,7 +80,7 @@ class Client:
                 self.check.verify_expected(share.expected, answer)
 
     def down(self) -> None:
-        self.y = self.masked.reveal(self.answers, self.scales, self.output_scale)
+        self.y = self.masked.reveal_reals(self.answers, self.scales, self.output_scale)
 
 
 def _source(mode: str, width: int, generator: np.random.Generator) -> MaskSource:

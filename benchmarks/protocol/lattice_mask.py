@@ -49,8 +49,8 @@ def measure(parameters: LatticeParameters, rows: int, columns: int, rounds: int)
     steps: dict[str, Callable[[], object]] = {
         "copy": lambda: [np.copyto(copy, operand) for _ in operands],
         "noise": lambda: [centred_binomial(bytes(32), 0, rows, columns, parameters.eta) for _ in operands],
-        "mask": lambda: masked.extend(source.mask(operand, product) for _ in operands),
-        "unmask": lambda: [masked.pop(0).unmask([response]) for _ in operands],
+        "mask": lambda: masked.extend(source.hide_integers(operand, product) for _ in operands),
+        "unmask": lambda: [masked.pop(0).reveal_integers([response]) for _ in operands],
     }
     samples = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds + 1)]
     elements = len(operands) * rows * columns

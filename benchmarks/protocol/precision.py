@@ -23,7 +23,7 @@ from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import (
     MAX_CONTRACTION,
@@ -85,9 +85,9 @@ class Case:
             part = np.ascontiguousarray(x[:, columns])
             scales = None if forward else np.ascontiguousarray(self.layer.scales[columns])
             operand, row_scales = quantize_rows(part, budget, scales, product.diffused)
-            masked = source.mask(operand, product)
+            masked = source.hide_integers(operand, product)
             answers = [self.multiplier.multiply(product, share.residues, Q31) for share in masked.shares]
-            y = masked.unmask(answers)
+            y = masked.reveal_integers(answers)
             total = total + dequantize_rows(y, row_scales, self.layer.scales if forward else None).astype(
                 float
             )

@@ -32,7 +32,7 @@ from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, forward_products
 from blindtune.protocol.residues import Centred
@@ -139,7 +139,7 @@ class Ours:
 
         since = [clock() for clock in clocks]
         operand, scales = quantize_rows(self._x, budget, None)
-        masked = source.mask(operand, self._product)
+        masked = source.hide_integers(operand, self._product)
         since = lap("client", since)
         answers, up = [], 0
         for share in masked.shares:
@@ -150,7 +150,7 @@ class Ours:
         since = lap("server", since)
         for share, answer in zip(masked.shares, answers, strict=True):
             self._check.verify(share.residues, answer)
-        y = dequantize_rows(masked.unmask(answers), scales, self._layer.scales)
+        y = dequantize_rows(masked.reveal_integers(answers), scales, self._layer.scales)
         lap("client", since)
         return y, up
 

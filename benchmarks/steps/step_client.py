@@ -80,14 +80,14 @@ class Client:
         def time_unmasking(masked: Any) -> None:
             if type(masked) not in operands:
                 operands.add(type(masked))
-                watch.watch(type(masked), "reveal", "unmask and rescale")
+                watch.watch(type(masked), "reveal_reals", "unmask and rescale")
 
         watch.watch(layer_group.LayerGroup, "forward", "stack and split")
         watch.watch(layer_group.LayerGroup, "backward", "stack and split")
         watch.watch(remote_linear._GroupProduct, "forward", "to and from float32", static=True)
         watch.watch(remote_linear._GroupProduct, "backward", "to and from float32", static=True)
         hide = "quantize and mask"
-        watch.watch(multiplier.source, "hide", hide, then=lambda hidden: time_unmasking(hidden[0]))
+        watch.watch(multiplier.source, "hide_reals", hide, then=lambda hidden: time_unmasking(hidden[0]))
         for name in (x for x in dir(CheckVectors) if x.startswith("verify")):
             watch.watch(CheckVectors, name, "verify")
         multiply = multiplier.multiply_reals

@@ -24,7 +24,7 @@ class ClearSource(UnmaskedSource):
 
     operators = 1
 
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         sums = None if image is None else row_sums(operand, image)
         return SharedOperand((Share(0, from_centred(operand, self.parameters)),), self.parameters, sums)
 

@@ -41,7 +41,7 @@ from benchmarks.worker.worker_product import (
 )
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact, int8_methods, is_exact
-from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
+from blindtune.protocol.multiplication.methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, contraction_lengths

@@ -35,7 +35,7 @@ import torch
 from benchmarks.common.measuring import in_turns, machine, print_table, write_json
 from blindtune.protocol.kernels.allocator import keep_freed_memory
 from blindtune.protocol.multiplication.exactness import int8_methods, is_exact
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues

@@ -55,10 +55,10 @@ class WatchedSource(UnmaskedSource):
     def __post_init__(self) -> None:
         super().__init__(Q31)
 
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
         self.seen.append(Operand(product, rows, columns, from_centred(operand, Q31)))
-        return super().mask(operand, product, image)
+        return super().hide_integers(operand, product, image)
 
 
 def record_plain(workload: Workload, rounds: Sequence[Round] = ()) -> Recorded:

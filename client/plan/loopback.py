@@ -21,7 +21,7 @@ from blindtune.client.rounds.connect import connect
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import contraction_lengths
 

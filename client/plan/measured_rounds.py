@@ -22,14 +22,13 @@ from blindtune.client.plan.costs import Matrix
 from blindtune.client.plan.fitting import fit
 from blindtune.client.plan.loopback import LAYER, NARROW, OPERATORS, WIDE, Loopback
 from blindtune.client.plan.traffic import WORD_BYTES
-from blindtune.client.rounds.multiplier import PrivateMultiplier
+from blindtune.client.rounds.multiplier import Decoded, PrivateMultiplier
 from blindtune.protocol.expansion import KEY_BYTES
-from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.lattice.hint import packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
@@ -89,23 +88,12 @@ class _InProcess(PrivateMultiplier):
         self._multiplier = multiplier
         self._check_vectors = cache(partial(kit.check_vectors, parameters=self.source.parameters))
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        masked = self.source.mask(operand, product)
-        return masked.unmask(self._answers(masked, product))
+    def _vector(self, product: Product) -> Residues:
+        return self._check_vectors(product).everyday
 
-    def multiply_reals(
-        self,
-        x: Float32,
-        product: Product,
-        budget: int,
-        column_scale: Float32 | None = None,
-        output_scale: Float32 | None = None,
-    ) -> Float32:
-        v = self._check_vectors(product).everyday
-        masked, scales = self.source.hide(x, product, budget, column_scale, v)
-        return masked.reveal(self._answers(masked, product), scales, output_scale)
-
-    def _answers(self, masked: MaskedOperand, product: Product) -> list[Residues]:
+    def _ask(
+        self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
+    ) -> Decoded:
         check = self._check_vectors(product)
         answers = []
         for share in masked.shares:
@@ -120,7 +108,7 @@ class _InProcess(PrivateMultiplier):
             else:
                 check.verify_expected(share.expected, answer)
             answers.append(answer)
-        return answers
+        return decode(answers)
 
 
 class _Sample(NamedTuple):

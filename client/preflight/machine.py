@@ -17,7 +17,7 @@ from blindtune.client.preflight.libraries import check_libraries
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.multiplication.methods import Method
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION
 

@@ -19,7 +19,7 @@ import numpy as np
 from blindtune.client.kit.kit import Kit
 from blindtune.client.rounds.steps import at_each_step
 from blindtune.errors import FixedPointError
-from blindtune.protocol.certificate.certified import Certified, correct, reveal
+from blindtune.protocol.certificate.certified import Certified, correct, reveal_certified
 from blindtune.protocol.certificate.history import REASKS, ScaleHistory
 from blindtune.protocol.certificate.scales import certified_budget, part_of, precision, proven_noise
 from blindtune.protocol.certificate.words import CertificateWords
@@ -137,7 +137,7 @@ class CertifiedProducts:
         square, noise = bounds.column_square_sum, source.largest_noise
         budget = certified_budget(source.parameters, square, level, noise)
         self._note(product, part_of(level), budget, source.noise_variance)
-        masked, scales = source.hide(x, product, budget, column_scale, v, bounds.words.image)
+        masked, scales = source.hide_reals(x, product, budget, column_scale, v, bounds.words.image)
         found = self._certified(masked, scales, product, output_scale, bounds, ask)
         part = _part(found, budget, square, product)
         if found.flagged.size:
@@ -163,7 +163,7 @@ class CertifiedProducts:
         """Replaces the flagged rows."""
         rows = found.flagged
         self._count_reasks(len(rows))
-        masked, scales = source.hide_twice(
+        masked, scales = source.hide_reals_twice(
             np.ascontiguousarray(x[rows]), product, bounds.proven, column_scale, bounds.words.image
         )
         again = self._certified(masked, scales, product, output_scale, bounds, ask, repair=False)
@@ -184,7 +184,7 @@ class CertifiedProducts:
         repair: bool = True,
     ) -> Certified:
         def decoded(answers: Sequence[Residues]) -> Certified:
-            found = reveal(masked, answers, scales, output_scale, bounds.words, bounds.modulus)
+            found = reveal_certified(masked, answers, scales, output_scale, bounds.words, bounds.modulus)
             if found.flagged.size and repair:
                 begun = time.perf_counter()
                 of_product, most = (bounds.words, bounds.modulus), self._most_reasks

@@ -19,10 +19,10 @@ from blindtune.client.rounds.certified import CertifiedProducts
 from blindtune.client.rounds.overlap import waiting
 from blindtune.errors import BlindtuneError
 from blindtune.protocol.certificate.history import REASKS
-from blindtune.protocol.fixed_point import Float32, dequantize_rows, quantize_rows
+from blindtune.protocol.fixed_point import Float32
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product, contraction_lengths
 from blindtune.protocol.residues import Centred, Residues
@@ -97,8 +97,7 @@ class PrivateMultiplier(ABC):
     source: MaskSource
     certified: CertifiedProducts | None = None
 
-    @abstractmethod
-    def multiply(self, operand: Centred, product: Product) -> Centred:
+    def multiply_integers(self, operand: Centred, product: Product) -> Centred:
         """operand . M, exact but for the noise of the mask source.
 
         Args:
@@ -107,6 +106,8 @@ class PrivateMultiplier(ABC):
         Returns:
             int32 [rows, outputs].
         """
+        masked = self.source.hide_integers(operand, product)
+        return self._ask(masked, product, masked.reveal_integers)
 
     def multiply_reals(
         self,
@@ -130,8 +131,9 @@ class PrivateMultiplier(ABC):
         Raises:
             UnsupportedError: a value is not finite, or the rows are too wide for the budget.
         """
-        operand, scales = quantize_rows(x, budget, column_scale, product.diffused)
-        return dequantize_rows(self.multiply(operand, product), scales, output_scale)
+        v = self._vector(product)
+        masked, scales = self.source.hide_reals(x, product, budget, column_scale, v)
+        return self._ask(masked, product, lambda answers: masked.reveal_reals(answers, scales, output_scale))
 
     def multiply_certified(
         self,
@@ -162,11 +164,11 @@ class PrivateMultiplier(ABC):
         """The product's first verification vector, where answers are verified."""
         return None
 
+    @abstractmethod
     def _ask(
         self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
     ) -> Decoded:
         """Has a masked operand multiplied, and decodes what came back once all of it is verified."""
-        raise NotImplementedError
 
     def ready(self, products: Sequence[Product]) -> None:  # noqa: B027 - most need nothing
         """Obtains whatever these products need before the first of them is asked for."""
@@ -230,22 +232,6 @@ class RemoteMultiplier(PrivateMultiplier):
 
     def ready(self, products: Sequence[Product]) -> None:
         self._ready(products)
-
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        masked = self.source.mask(operand, product)
-        return self._ask(masked, product, masked.unmask)
-
-    def multiply_reals(
-        self,
-        x: Float32,
-        product: Product,
-        budget: int,
-        column_scale: Float32 | None = None,
-        output_scale: Float32 | None = None,
-    ) -> Float32:
-        v = self._vector(product)
-        masked, scales = self.source.hide(x, product, budget, column_scale, v)
-        return self._ask(masked, product, lambda answers: masked.reveal(answers, scales, output_scale))
 
     def _ask(
         self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]
@@ -345,10 +331,6 @@ class ReferenceMultiplier(PrivateMultiplier):
             layers = {layer.name: reader.read(layer).integers for layer in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
         self._multiplier = Multiplier(layers, exact_method(lengths, parameters, log=_logger.warning))
-
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        masked = self.source.mask(operand, product)
-        return self._ask(masked, product, masked.unmask)
 
     def _ask(
         self, masked: MaskedOperand, product: Product, decode: Callable[[Sequence[Residues]], Decoded]

@@ -20,7 +20,7 @@ from blindtune.protocol.kernels.low_sums import row_sums
 from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.residues import Residues
 
-__all__ = ["Certified", "correct", "reveal"]
+__all__ = ["Certified", "correct", "reveal_certified"]
 
 
 @dataclass(eq=False)
@@ -40,7 +40,7 @@ class Certified:
     wraps: int = 0
 
 
-def reveal(
+def reveal_certified(
     masked: MaskedOperand,
     responses: Sequence[Residues],
     scales: Float64,
@@ -52,7 +52,7 @@ def reveal(
 
     Args:
         masked: hidden with ``words.image``.
-        responses: verified answers, as for `MaskedOperand.reveal`.
+        responses: verified answers, as for `MaskedOperand.reveal_reals`.
         scales, column_scale: likewise.
         words: of the product.
         modulus: q.
@@ -62,7 +62,7 @@ def reveal(
     """
     if masked.expected_sums is None:
         raise ValueError("the operand was hidden without the words of a certificate")
-    revealed = masked.reveal_with_sums(responses, scales, column_scale, words.u)
+    revealed = masked.reveal_reals_with_sums(responses, scales, column_scale, words.u)
     wrong = syndromes(masked.expected_sums, revealed.sums, modulus) != 0
     peaks = revealed.peaks.astype(np.int64)
     of_zeros = np.isinf(scales)
@@ -83,7 +83,7 @@ def correct(
     """Takes back the wraps that are found; the other rows stay flagged.
 
     Args:
-        certified: what `reveal` returned for the other arguments.
+        certified: what `reveal_certified` returned for the other arguments.
         most: how many rows may stay flagged. Beyond it nothing more is looked for: nobody will use the rest.
     """
     rows = certified.flagged

@@ -22,9 +22,9 @@ from blindtune.protocol.expansion import RandomBytes
 from blindtune.protocol.fixed_point import Float32, Float64, quantize_rows, remainder
 from blindtune.protocol.kernels.low_sums import Words, row_sums
 from blindtune.protocol.kernels.recycled import large_matrix
+from blindtune.protocol.lattice.fused import add_noisy_integers, largest_budget, noisy_dots_fit
 from blindtune.protocol.lattice.hint import MOST_COLUMNS, PublicMatrix, pack_combination, packed_shape
-from blindtune.protocol.lattice.kernels import Scales, add_operand, mask_rows, unmask_rows, unmask_with
-from blindtune.protocol.lattice.noisy import add_noisy_integers, largest_budget, noisy_dots_fit
+from blindtune.protocol.lattice.masking import Scales, add_operand, mask_rows, unmask_rows, unmask_with
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.stock import Run, Stock, bounds
 from blindtune.protocol.lattice.transform import LANES
@@ -62,17 +62,17 @@ class _LatticeMasked(MaskedOperand):
         self._stock = stock
         self._runs: list[Run] | None = runs
 
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
+    def reveal_integers(self, responses: Sequence[Residues]) -> Centred:
         out = np.empty(self._shape(responses), np.int32)
         self._remove_masks(responses[0], out, None, None, None)
         return out
 
-    def reveal(
+    def reveal_reals(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
     ) -> Float32:
         return self._reveal(responses, scales, column_scale, None).values
 
-    def reveal_with_sums(
+    def reveal_reals_with_sums(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
     ) -> Revealed:
         self._certified = self._runs or []
@@ -195,11 +195,11 @@ class LatticeSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return self.lattice.noise(column_absolute_sum)
 
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         self._require(product, operand, np.int32)
         return self._masked(operand.shape[0], product, image, lambda noise: operand)
 
-    def hide_twice(
+    def hide_reals_twice(
         self,
         x: Float32,
         product: Product,
@@ -242,7 +242,7 @@ class LatticeSource(MaskSource):
         share = Share(0, masked)
         return _LatticeMasked(self.parameters, share, product, hint, packed, stock, runs, sums)
 
-    def hide(
+    def hide_reals(
         self,
         x: Float32,
         product: Product,
@@ -254,7 +254,7 @@ class LatticeSource(MaskSource):
         rows, columns = x.shape
         eta = self.lattice.eta
         if rows == 0 or budget > largest_budget(eta, self.parameters):
-            return super().hide(x, product, budget, column_scale, v, image)
+            return super().hide_reals(x, product, budget, column_scale, v, image)
         self._require(product, x, np.float32)
         hint, packed = self._hint(product), self._public.packed(columns)
         stock, runs, masked = self._masks(product, rows, packed)

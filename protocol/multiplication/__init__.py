@@ -2,8 +2,8 @@
 
 In this room:
 
-    modular_product     products of layers, in blocks of rows, each in the way that is exact here
-    product_methods     the ways: four int8 products, or one in float64
+    multiplier          products of layers, in blocks of rows, each in the way that is exact here
+    methods             the ways: four int8 products, or one in float64
     tile_product        the int8 products in tile registers (Intel AMX) or vectors (AVX-512 VNNI)
     cuda_product        those on NVIDIA GPUs; cuda_expansion expands seeds there
     exactness           which way is exact on this machine: each is tried, and none is believed

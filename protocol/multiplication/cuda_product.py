@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from blindtune.protocol.kernels.chacha20 import BLOCK_WORDS
 from blindtune.protocol.multiplication.cuda_expansion import LANES, TILE, elements, seed_words
-from blindtune.protocol.multiplication.product_methods import Method, padded_int_mm, row_multiple
+from blindtune.protocol.multiplication.methods import Method, padded_int_mm, row_multiple
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues

@@ -16,7 +16,7 @@ import torch
 from blindtune.protocol.kernels.dot_products import have_dot_products
 from blindtune.protocol.kernels.tiles import are_usable
 from blindtune.protocol.multiplication.expansion_probes import probes
-from blindtune.protocol.multiplication.product_methods import (
+from blindtune.protocol.multiplication.methods import (
     FloatProduct,
     Int8Product,
     Method,

@@ -60,7 +60,7 @@ from blindtune.protocol.kernels.vectors import (
     subtract,
     words_type,
 )
-from blindtune.protocol.multiplication.product_methods import Method, contiguous_rows, stacked
+from blindtune.protocol.multiplication.methods import Method, contiguous_rows, stacked
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Residues, lifted_of, residues_of, sums_of
 

@@ -11,7 +11,7 @@ from blindtune.protocol.kernels.low_sums import Words
 from blindtune.protocol.masks import MaskedOperand, Revealed, Share
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.residues import Centred, Residues, centre, subtract, subtract_and_centre
-from blindtune.protocol.shares.one_pass import reveal_reals, reveal_reals_with_sums
+from blindtune.protocol.shares.fused import reveal_reals, reveal_reals_with_sums
 
 __all__ = ["SharedOperand"]
 
@@ -24,25 +24,25 @@ class SharedOperand(MaskedOperand):
     parameters: ParameterSet
     expected_sums: Words | None = field(default=None, repr=False)
 
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
+    def reveal_integers(self, responses: Sequence[Residues]) -> Centred:
         if len(responses) != len(self.shares):
             raise ValueError(f"{len(self.shares)} responses are needed, not {len(responses)}")
         if len(responses) == 1:
             return centre(responses[0], self.parameters)
         return subtract_and_centre(*self._last_two(responses), self.parameters)
 
-    def reveal(
+    def reveal_reals(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None = None
     ) -> Float32:
         if len(responses) != len(self.shares) or len(responses) < 2:
-            return super().reveal(responses, scales, column_scale)
+            return super().reveal_reals(responses, scales, column_scale)
         return reveal_reals(*self._last_two(responses), scales, column_scale, self.parameters)
 
-    def reveal_with_sums(
+    def reveal_reals_with_sums(
         self, responses: Sequence[Residues], scales: Float64, column_scale: Float32 | None, u: Words
     ) -> Revealed:
         if len(responses) != len(self.shares) or len(responses) < 2:
-            return super().reveal_with_sums(responses, scales, column_scale, u)
+            return super().reveal_reals_with_sums(responses, scales, column_scale, u)
         last_two = self._last_two(responses)
         return Revealed(*reveal_reals_with_sums(*last_two, scales, column_scale, u, self.parameters))
 
@@ -51,7 +51,7 @@ class SharedOperand(MaskedOperand):
             return np.concatenate([share.rows(row, row + 1).residues for row in rows.tolist()])
 
         shown = [operand(share) for share in self.shares], [response[rows] for response in responses]
-        z, y = (self.unmask(some) for some in shown)
+        z, y = (self.reveal_integers(some) for some in shown)
         return z, y
 
     def _last_two(self, responses: Sequence[Residues]) -> tuple[Residues, Residues]:

@@ -16,8 +16,8 @@ from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, hide, require_centred
 from blindtune.protocol.shares.answered import SharedOperand
+from blindtune.protocol.shares.fused import hide_reals
 from blindtune.protocol.shares.masks_ahead import MasksAhead
-from blindtune.protocol.shares.one_pass import hide_reals
 
 __all__ = ["ShareSource"]
 
@@ -44,7 +44,7 @@ class ShareSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return 0
 
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
         if columns != product.contraction:
             raise ValueError(f"the operand has {columns} columns, the product takes {product.contraction}")
@@ -72,7 +72,7 @@ class ShareSource(MaskSource):
         sums = None if image is None else row_sums(operand, image)
         return self._shared(seeds, ahead, masked, None, sums)
 
-    def hide(
+    def hide_reals(
         self,
         x: Float32,
         product: Product,

@@ -25,7 +25,7 @@ class UnmaskedSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return 0
 
-    def mask(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
+    def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         sums = None if image is None else row_sums(operand, image)
         share = Share(LOCAL, from_centred(operand, self.parameters))
         return SharedOperand((share,), self.parameters, sums)

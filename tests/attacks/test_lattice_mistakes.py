@@ -15,7 +15,7 @@ from support.toy_lattice import centred, evaluate, interpolate
 
 from blindtune.protocol.expansion import RandomBytes, derive_key, expand
 from blindtune.protocol.lattice.hint import PublicMatrix, packed_shape
-from blindtune.protocol.lattice.kernels import add_operand, mask_rows
+from blindtune.protocol.lattice.masking import add_operand, mask_rows
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
@@ -75,7 +75,7 @@ class Standard:
         return LatticeSource(MLWE1280, SEED, lambda _: hint, random_bytes)
 
     def masked(self, source: LatticeSource, operand: NDArray[np.int32]) -> NDArray[np.uint32]:
-        return source.mask(operand, self.product).shares[0].residues
+        return source.hide_integers(operand, self.product).shares[0].residues
 
     def eliminate(self, sent: NDArray[np.uint32], operand: NDArray[np.int32]) -> NDArray[np.int64]:
         """S, [rank, 256], if there is no noise, by an attacker who knows a few columns of the operand."""

@@ -85,7 +85,8 @@ def test_the_toy_masks_as_the_product_does_at_its_degree(rank: int) -> None:
     hint = np.zeros(packed_shape(parameters, 3), np.int32)
     source = LatticeSource(parameters, SEED, lambda _: hint, lambda size: secret("S, E")[:size])
     toy = ToyLattice(DEGREE, rank, 21).block(SEED, product, secret("S, E"))
-    assert np.array_equal(toy.masked(operand, Q31.modulus), source.mask(operand, product).shares[0].residues)
+    (share,) = source.hide_integers(operand, product).shares
+    assert np.array_equal(toy.masked(operand, Q31.modulus), share.residues)
 
 
 @pytest.mark.parametrize(("degree", "q"), [(8, 257), (16, Q31.modulus)])

@@ -533,7 +533,7 @@ class Ledger:
             product.label: [
                 (
                     secret,
-                    source.mask(np.zeros((DEGREE, product.contraction), np.int32), product)
+                    source.hide_integers(np.zeros((DEGREE, product.contraction), np.int32), product)
                     .shares[0]
                     .residues,
                 )

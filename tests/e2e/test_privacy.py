@@ -211,7 +211,7 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
     operators, taps = tapped
     secrets = Secrets()
     calls = 0
-    hide = ShareSource.hide
+    hide = ShareSource.hide_reals
 
     def watched(
         self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
@@ -232,7 +232,7 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
             secrets.known[f"scale {calls}.{row} in digits"] = f"{scale:.12g}".encode()
         return masked, scales
 
-    monkeypatch.setattr(ShareSource, "hide", watched)
+    monkeypatch.setattr(ShareSource, "hide_reals", watched)
     chosen = [Operator(o.name, [tap.address]) for o, tap in zip(operators, taps, strict=True)]
     model = with_adapter(load("llama", operators=chosen, insecure=True), "llama")
     inputs = batch("llama", rows=3, tokens=11)

@@ -65,7 +65,7 @@ def kit(checkpoint: Checkpoint) -> Kit:
 @pytest.fixture(scope="module")
 def request_(kit: Kit) -> WorkRequest:
     operand = np.random.default_rng(1).integers(-(10**6), 10**6, (ROWS, 32)).astype(np.int32)
-    share = ShareSource(2, Q31).mask(operand, FORWARD).shares[1]
+    share = ShareSource(2, Q31).hide_integers(operand, FORWARD).shares[1]
     return WorkRequest(kit.description.fingerprint, Q31.name, FORWARD, share, OUTPUTS)
 
 

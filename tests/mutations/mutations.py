@@ -11,7 +11,7 @@ from mutations.slips_runs import SLIPS_WITH_RUNS
 __all__ = ["MUTATIONS"]
 
 _MASKS = "tests/unit/protocol/test_masks.py"
-_PASS = "tests/unit/protocol/test_one_pass.py"
+_FUSED = "tests/unit/protocol/test_fused_shares.py"
 _EXPANSION = "tests/unit/protocol/test_expansion.py"
 _RESIDUES = "tests/unit/protocol/test_residues.py"
 _VERIFICATION = "tests/unit/protocol/test_verification.py"
@@ -261,10 +261,10 @@ _ONE_PASS = (
     _one(
         "one-pass-narrow-mask",
         "from floating point, a mask covers the low 16 bits only",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "            row, expected = masked[r : r + 1], uint64(0)\n",
         "            row, expected = masked[r : r + 1], uint64(0)\n            masks[0] &= 0xFFFF\n",
-        f"{_PASS}::test_shares_of_constant_rows_look_uniform",
+        f"{_FUSED}::test_shares_of_constant_rows_look_uniform",
     ),
     _one(
         "one-pass-seed-of-the-operand",
@@ -274,40 +274,40 @@ _ONE_PASS = (
         '        secret = __import__("hashlib").sha256(x.tobytes()).digest()\n'
         "        self._random_bytes = lambda size: secret\n"
         "        seeds, ahead = self._drawn(rows, product)\n        masked, scales,",
-        f"{_PASS}::test_two_operands_never_share_a_mask",
+        f"{_FUSED}::test_two_operands_never_share_a_mask",
     ),
     _one(
         "one-pass-zeros-in-the-clear",
         "from floating point, rows of zeros get no mask",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "            row, expected = masked[r : r + 1], uint64(0)\n",
         "            row, expected = masked[r : r + 1], uint64(0)\n"
         "            masks[0] *= np.uint32(np.isfinite(scales[r]))\n",
-        f"{_PASS}::test_shares_of_constant_rows_look_uniform",
+        f"{_FUSED}::test_shares_of_constant_rows_look_uniform",
     ),
     _one(
         "one-pass-mask-of-the-first-rows",
         "from floating point, all rows that are expanded together begin at the mask's first row",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "expand_rows(states[0], uint64(start),",
         "expand_rows(states[0], uint64(0),",
-        f"{_PASS}::test_many_rows_in_threads_give_the_same",
+        f"{_FUSED}::test_many_rows_in_threads_give_the_same",
     ),
     _one(
         "one-pass-expected-wraps-around",
         "from floating point, dot products are taken from int64 though it does not hold them",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "fits = dots_fit(budget, columns, parameters)",
         "fits = True",
-        f"{_PASS}::test_numbers_are_exact_on_both_sides_of_where_int64_holds_them",
+        f"{_FUSED}::test_numbers_are_exact_on_both_sides_of_where_int64_holds_them",
     ),
     _one(
         "one-pass-beyond-q",
         "from floating point, a budget may allow for integers that no mask hides",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "if budget > parameters.half**2:",
         "if budget < 0:",
-        f"{_PASS}::test_a_budget_beyond_what_a_mask_hides_is_refused",
+        f"{_FUSED}::test_a_budget_beyond_what_a_mask_hides_is_refused",
     ),
     _one(
         "one-pass-memory-used-too-early",
@@ -315,7 +315,7 @@ _ONE_PASS = (
         "protocol/kernels/recycled.py",
         "weakref.finalize(array, _keep, memory)",
         "weakref.finalize(matrix := array.reshape(rows, columns), _keep, memory)",
-        f"{_PASS}::test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to",
+        f"{_FUSED}::test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to",
     ),
 )
 
@@ -483,7 +483,7 @@ _LATTICE = (
     _one(
         "lattice-reals-zero-noise",
         "from floating point, no noise is added: A S is a linear system",
-        "protocol/lattice/noisy.py",
+        "protocol/lattice/fused.py",
         "            scales[r] = quantize_row(",
         "            noise[:] = 0\n            scales[r] = quantize_row(",
         f"{_SOURCE}::test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to",
@@ -491,7 +491,7 @@ _LATTICE = (
     _one(
         "lattice-reals-noise-of-each-operand-alike",
         "from floating point, E is drawn from its first row on for every operand of a block",
-        "protocol/lattice/noisy.py",
+        "protocol/lattice/fused.py",
         "uint32((runs[run, 1] + r - runs[run, 0]) * width * LANES)",
         "uint32((r - runs[run, 0]) * width * LANES)",
         f"{_SOURCE}::test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to",
@@ -518,7 +518,7 @@ _LATTICE = (
     _one(
         "lattice-real-numbers-without-noise",
         "from floating point, operands get no E",
-        "protocol/lattice/noisy.py",
+        "protocol/lattice/fused.py",
         "words = add(load(integers, i), load_bytes(noise, i))",
         "words = load(integers, i)",
         f"{_SOURCE}::test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to",
@@ -737,7 +737,7 @@ _RETRIES = (
         "                operand = masked.shares[-1].residues\n"
         "                for share in masked.shares[:-1]:\n"
         "                    operand = subtract(operand, share.residues)\n"
-        "                masked = self.source.mask(centre(operand), product)\n"
+        "                masked = self.source.hide_integers(centre(operand), product)\n"
         "                return self._ask(masked, product, decode)\n",
         f"{_OPERATOR}::test_operators_that_swap_their_answers_end_the_run_without_replicas",
         f"{_GROUP}::test_an_operand_whose_operators_fail_is_sent_under_one_mask",
@@ -828,15 +828,16 @@ _RETRIES = (
         (
             Edit(
                 "client/rounds/multiplier.py",
-                "        return self._ask(masked, product, lambda answers: masked.reveal(",
+                "        return self._ask(masked, product, lambda answers: masked.reveal_reals(",
                 '        if product.direction.name == "BACKWARD":\n'
+                "            from blindtune.protocol.fixed_point import quantize_rows\n"
                 "            from blindtune.protocol.residues import from_centred\n\n"
                 "            operand, scales = quantize_rows(x, budget, column_scale)\n"
                 "            clear = from_centred(operand)\n"
                 "            others = [Share(y.recipient, clear * 0) for y in masked.shares[:-1]]\n"
                 "            last = Share(masked.shares[-1].recipient, clear)\n"
                 "            masked = type(masked)((*others, last))\n"
-                "        return self._ask(masked, product, lambda answers: masked.reveal(",
+                "        return self._ask(masked, product, lambda answers: masked.reveal_reals(",
             ),
         ),
         (f"{_WIRE}::test_no_operand_is_sent_as_it_is_in_either_direction",),
@@ -847,10 +848,10 @@ _RETRIES = (
         (
             Edit(
                 "client/rounds/multiplier.py",
-                "        return self._ask(masked, product, lambda answers: masked.reveal(",
+                "        return self._ask(masked, product, lambda answers: masked.reveal_reals(",
                 "        from blindtune.client.operators import messages\n\n"
                 "        messages.SCALES = scales.tobytes()\n"
-                "        return self._ask(masked, product, lambda answers: masked.reveal(",
+                "        return self._ask(masked, product, lambda answers: masked.reveal_reals(",
             ),
             Edit(
                 "client/operators/messages.py",

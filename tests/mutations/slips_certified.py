@@ -25,9 +25,9 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         (
             Edit(
                 "client/rounds/certified.py",
-                "        masked, scales = source.hide(x, product, budget,",
+                "        masked, scales = source.hide_reals(x, product, budget,",
                 "        x = np.concatenate([x, np.zeros((level, x.shape[1]), np.float32)])\n"
-                "        masked, scales = source.hide(x, product, budget,",
+                "        masked, scales = source.hide_reals(x, product, budget,",
             ),
             Edit(
                 "client/rounds/certified.py",
@@ -108,7 +108,7 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
     mutation(
         "certificate-without-the-noise",
         "in lattice, what is certified is the operand without the noise that is multiplied with it",
-        "protocol/lattice/noisy.py",
+        "protocol/lattice/fused.py",
         "            sums = low_products(sums, words, load(image, i))\n",
         "            sums = low_products(sums, load(integers, i), load(image, i))\n",
         f"{_ROWS}::test_every_row_that_wraps_is_corrected_or_flagged_and_never_wrong",
@@ -133,8 +133,8 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "reask-counted-after-it-was-sent",
         "more rows than allowed are asked for again before the run stops",
         "client/rounds/certified.py",
-        "        self._count_reasks(len(rows))\n        masked, scales = source.hide_twice(\n",
-        "        masked, scales = source.hide_twice(\n",
+        "        self._count_reasks(len(rows))\n        masked, scales = source.hide_reals_twice(\n",
+        "        masked, scales = source.hide_reals_twice(\n",
         f"{_PRODUCTS}::test_more_rows_than_may_be_asked_again_stop_the_run_before_they_are",
         path="certified",
     ),

@@ -12,7 +12,7 @@ _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
 _DIFFUSED = "tests/unit/protocol/test_diffused_rounding.py"
 _EXPANSION = "tests/unit/protocol/test_expansion.py"
 _MASKS = "tests/unit/protocol/test_masks.py"
-_ONE_PASS = "tests/unit/protocol/test_one_pass.py"
+_FUSED = "tests/unit/protocol/test_fused_shares.py"
 _PRODUCTS = "tests/unit/protocol/test_products.py"
 _VERIFICATION = "tests/unit/protocol/test_verification.py"
 _RECORD_CHAIN = "tests/unit/record/test_record_chain.py"
@@ -30,15 +30,15 @@ SLIPS_WITH_MASKS = (
         "        for mask in masks[:1] if len(masks) > 1 else ():\n"
         "            result = subtract(result, mask, self.parameters)\n"
         "        return result, masks[-1]",
-        f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
+        f"{_FUSED}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(
         "one-pass-masks-of-four-operators",
         "from floating point, the second mask of an operand is added again in the place of the third",
-        "protocol/shares/one_pass.py",
+        "protocol/shares/fused.py",
         "add_rows(row, masks[k, i : i + 1], q, row)",
         "add_rows(row, masks[1, i : i + 1], q, row)",
-        f"{_ONE_PASS}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
+        f"{_FUSED}::test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps",
     ),
     mutation(
         "label-without-direction",

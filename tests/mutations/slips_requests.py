@@ -15,7 +15,7 @@ _POLICY_SILENCE = "tests/unit/client/test_policy_silence.py"
 _REMOTE_LINEAR = "tests/unit/client/test_remote_linear.py"
 _LATTICE_ONCE = "tests/unit/lattice/test_lattice_once.py"
 _MASKS = "tests/unit/protocol/test_masks.py"
-_ONE_PASS = "tests/unit/protocol/test_one_pass.py"
+_FUSED = "tests/unit/protocol/test_fused_shares.py"
 _OPERANDS = "tests/unit/protocol/test_operands.py"
 _SERVER_ROTATION = "tests/unit/server/test_server_rotation.py"
 _SERVER_ROWS = "tests/unit/server/test_server_rows.py"
@@ -267,7 +267,7 @@ SLIPS_WITH_REQUESTS = (
         "    array = array.reshape(rows, columns)\n"
         "    weakref.finalize(array, _keep, memory).atexit = False\n"
         "    return array\n",
-        f"{_ONE_PASS}::test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to",
+        f"{_FUSED}::test_memory_is_not_used_again_while_any_part_of_a_matrix_is_referred_to",
     ),
     mutation(
         "wide-kept-rows-forgotten-in-the-limit",

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +12,7 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.rounds.connect import expectations
 from blindtune.client.rounds.multiplier import PrivateMultiplier, RemoteMultiplier
 from blindtune.protocol.fixed_point import quantize_rows
+from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred
@@ -102,9 +103,9 @@ class _Judged(PrivateMultiplier):
         self._world, self._multiplier = world, multiplier
         self._asked = self._answered = 0
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
+    def multiply_integers(self, operand: Centred, product: Product) -> Centred:
         with self._timed(product, len(operand)):
-            result = self._multiplier.multiply(operand, product)
+            result = self._multiplier.multiply_integers(operand, product)
         self._judge(result.astype(np.int64), operand, product)
         return result
 
@@ -132,6 +133,9 @@ class _Judged(PrivateMultiplier):
         # Single precision gives them to one part in 2^24.
         self._judge(integers, operand, product, np.abs(integers) * 2.0**-23)
         return result
+
+    def _ask(self, masked: MaskedOperand, product: Product, decode: Any) -> Any:
+        raise AssertionError("products are asked for by the multiplier that is judged")
 
     @contextmanager
     def _timed(self, product: Product, rows: int) -> Iterator[None]:
@@ -165,7 +169,7 @@ class _Judged(PrivateMultiplier):
         rounding: NDArray[np.float64] | float = 0.0,
     ) -> None:
         assets, ledger = self._world.assets, self._world.ledger
-        truth = assets.reference.multiply(operand, product)
+        truth = assets.reference.multiply_integers(operand, product)
         bound = self.source.noise(assets.kit.column_absolute_sum(product)) + rounding
         if (np.abs(result - truth) > bound).any():
             ledger.broken("result", f"a product of {product.label} is not the reference's")

@@ -262,16 +262,16 @@ def _mask_ahead_used_twice(patch: pytest.MonkeyPatch) -> None:
 
 
 def _zero_rows_in_the_clear(patch: pytest.MonkeyPatch) -> None:
-    real = ShareSource.hide
+    real = ShareSource.hide_reals
 
-    def hide(self: Any, x: Any, *arguments: Any) -> Any:
+    def hide_reals(self: Any, x: Any, *arguments: Any) -> Any:
         masked, scales = real(self, x, *arguments)
         rows = masked.shares[-1].residues.copy()
         rows[~x.any(axis=1)] = 0
         shares = (*masked.shares[:-1], Share(masked.shares[-1].recipient, rows))
         return replace(masked, shares=shares), scales
 
-    patch.setattr(ShareSource, "hide", hide)
+    patch.setattr(ShareSource, "hide_reals", hide_reals)
 
 
 def _place_kept_by_those_who_left(patch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ class Network(RuleBasedStateMachine):
         client = self.client
         self.asked.append(
             self.world.scheduler.spawn(
-                lambda: client.judged.multiply(operand.astype(np.int32), product), client.name
+                lambda: client.judged.multiply_integers(operand.astype(np.int32), product), client.name
             )
         )
 

@@ -28,12 +28,12 @@ class WatchedSource(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return self._source.noise(column_absolute_sum)
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        masked = self._source.mask(operand, product)
+    def hide_integers(self, operand: Centred, product: Product) -> MaskedOperand:
+        masked = self._source.hide_integers(operand, product)
         self._ledger.drew(operand, product, masked)
         return _WatchedOperand(masked, product, self._ledger)
 
-    def hide(
+    def hide_reals(
         self,
         x: NDArray[np.float32],
         product: Product,
@@ -41,7 +41,7 @@ class WatchedSource(MaskSource):
         column_scale: NDArray[np.float32] | None = None,
         v: Residues | None = None,
     ) -> tuple[MaskedOperand, NDArray[np.float64]]:
-        masked, scales = self._source.hide(x, product, budget, column_scale, v)
+        masked, scales = self._source.hide_reals(x, product, budget, column_scale, v)
         self._ledger.drew(quantize_rows(x, budget, column_scale, product.diffused)[0], product, masked)
         return _WatchedOperand(masked, product, self._ledger), scales
 
@@ -58,18 +58,18 @@ class _WatchedOperand(MaskedOperand):
         self.shares = masked.shares
         self._masked, self._product, self._ledger = masked, product, ledger
 
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
+    def reveal_integers(self, responses: Sequence[Residues]) -> Centred:
         self._ledger.reads(self._product, responses)
-        return self._masked.unmask(responses)
+        return self._masked.reveal_integers(responses)
 
-    def reveal(
+    def reveal_reals(
         self,
         responses: Sequence[Residues],
         scales: NDArray[np.float64],
         column_scale: NDArray[np.float32] | None = None,
     ) -> NDArray[np.float32]:
         self._ledger.reads(self._product, responses)
-        return self._masked.reveal(responses, scales, column_scale)
+        return self._masked.reveal_reals(responses, scales, column_scale)
 
 
 class WatchedKit:

@@ -6,7 +6,7 @@ from typing import Any, NoReturn
 import grpc
 from support.lies import Rogue
 
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues

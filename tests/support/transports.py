@@ -22,7 +22,7 @@ from blindtune.proto import MAX_MESSAGE_BYTES, PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.certificate.history import REASKS
 from blindtune.protocol.masks import MaskSource
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import PARAMETER_SETS, Q31
 from blindtune.protocol.shares.source import ShareSource
 from blindtune.protocol.weights import INT8

@@ -22,7 +22,7 @@ from blindtune.protocol.shares.source import ShareSource
 def watch(path: Path) -> None:
     """Writes down the first values, integers, scales, seeds and shares of every operand from now on."""
     file = path.open("w", buffering=1)
-    hide = ShareSource.hide
+    hide = ShareSource.hide_reals
     calls = 0
 
     def keep(what: str, value: bytes) -> None:
@@ -61,7 +61,7 @@ def watch(path: Path) -> None:
             keep("share in hexadecimal", share.residues[0][:8].tobytes().hex().encode())
         return masked, scales
 
-    ShareSource.hide = watched_hide  # type: ignore[method-assign]
+    ShareSource.hide_reals = watched_hide  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

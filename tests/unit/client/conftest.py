@@ -8,7 +8,7 @@ from support.transports import honest_multiplier
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import cached_kit
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ from blindtune.errors import OperatorUnavailableError
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.fixed_point import square_budget
 from blindtune.protocol.masks import Share
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products

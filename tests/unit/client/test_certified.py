@@ -27,7 +27,7 @@ from blindtune.protocol.fixed_point import quantize_rows
 from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
 from blindtune.protocol.lattice.source import LatticeSource
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
@@ -328,7 +328,7 @@ def test_the_part_that_a_result_takes_is_not_understated_where_rounding_is_diffu
 def exact_columns(multiplier: RemoteMultiplier) -> NDArray[np.float64]:
     """M of FORWARD, through workers."""
     unit = np.eye(32, dtype=np.int32)
-    return multiplier.multiply(unit, FORWARD).astype(np.float64)
+    return multiplier.multiply_integers(unit, FORWARD).astype(np.float64)
 
 
 def test_scales_do_not_depend_on_the_order_of_operands_and_come_back_from_a_checkpoint(

@@ -28,7 +28,7 @@ from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.client.runs.monitoring import Monitor
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.certificate.history import ScaleHistory
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.shares.source import ShareSource
@@ -46,7 +46,7 @@ def used(kit: Kit, honest: Multiplier) -> RemoteMultiplier:
     groups = [[LocalWorker(honest, failures=[GONE])], [LocalWorker(rogue), LocalWorker(honest)]]
     multiplier = remote_multiplier(kit, groups)
     for _ in range(2):
-        multiplier.multiply(np.ones((5, FORWARD.contraction), np.int32), FORWARD)
+        multiplier.multiply_integers(np.ones((5, FORWARD.contraction), np.int32), FORWARD)
     return multiplier
 
 
@@ -115,7 +115,7 @@ def test_the_file_is_what_node_exporter_reads_and_is_replaced_as_a_whole(
     monitor.watch(used)
     inode = file.stat().st_ino
     before = file.read_text()
-    used.multiply(np.ones((5, FORWARD.contraction), np.int32), FORWARD)
+    used.multiply_integers(np.ones((5, FORWARD.contraction), np.int32), FORWARD)
     assert file.read_text() == before
     monitor.close()
     assert file.stat().st_ino != inode, "a reader never sees half of it"

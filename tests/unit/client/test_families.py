@@ -34,8 +34,8 @@ from blindtune.client.model import quantizer as quantizer_module
 from blindtune.client.model.remote_linear import RemoteLinear
 from blindtune.client.rounds.multiplier import ReferenceMultiplier
 from blindtune.errors import UnsupportedError
+from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.products import Direction, Product
-from blindtune.protocol.residues import Centred
 
 pytestmark = pytest.mark.hf
 
@@ -175,9 +175,9 @@ class Counting(ReferenceMultiplier):
 
     asked: Sequence[Product] = ()
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
+    def _ask(self, masked: MaskedOperand, product: Product, decode: Any) -> Any:
         self.asked = (*self.asked, product)
-        return super().multiply(operand, product)
+        return super()._ask(masked, product, decode)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -66,14 +66,14 @@ def test_the_head_is_asked_for_every_position_whatever_the_labels(load: Load) ->
     model = load("llama", masking="reference").eval()
     add_fused_lm_head(model)
     multiplier = multiplier_of(model)
-    multiply, rows = multiplier.multiply, []
+    multiply, rows = multiplier.multiply_reals, []
 
-    def counted(operand: Any, product: Any) -> Any:
+    def counted(x: Any, product: Any, *others: Any) -> Any:
         if product.spans[0].layer == "lm_head.weight":
-            rows.append(len(operand))
-        return multiply(operand, product)
+            rows.append(len(x))
+        return multiply(x, product, *others)
 
-    multiplier.multiply = counted  # type: ignore[method-assign]
+    multiplier.multiply_reals = counted  # type: ignore[method-assign]
     for labelled in (1, 4):
         model(**_inputs(labelled), fused_lm_head=True)
     assert rows == [14, 14]

@@ -43,7 +43,7 @@ from blindtune.protocol.expansion import expand
 from blindtune.protocol.lattice.hint import pack_rows, packed_shape
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.masks import Share
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
@@ -278,7 +278,7 @@ def test_a_wrong_hint_that_passes_one_vector_fails_at_the_other(
     connected(kit, LocalWorker(honest)).ready([FORWARD])
     multiplier = connected(kit, LocalWorker(Insider(honest, kit)))
     # It does pass the single check of everyday responses ...
-    multiplier.multiply(_operand(FORWARD), FORWARD)
+    multiplier.multiply_integers(_operand(FORWARD), FORWARD)
     assert multiplier.statistics()["alpha"].verified_responses == 1
     # ... and that of a hint has a second one.
     with pytest.raises(OperatorUnavailableError, match="gave a wrong answer: row 1 of 256"):
@@ -324,7 +324,7 @@ def test_hints_are_there_before_the_first_operand_and_not_asked_for_again(
     for one, asked in ((multiplier, worker), (reconnected, again)):
         before = len(asked.requests)
         for product in PRODUCTS:
-            result = one.multiply(_operand(product), product)
+            result = one.multiply_integers(_operand(product), product)
             exact = honest.multiply(product, np.asarray(_operand(product) % Q31.modulus, np.uint32), Q31)
             bound = MLWE1280.noise(kit.column_absolute_sum(product))
             difference = (result - exact.astype(np.int64) + Q31.modulus // 2) % Q31.modulus - Q31.modulus // 2
@@ -457,7 +457,7 @@ def test_a_rotten_hint_stops_a_run_before_anything_is_sent(
     with pytest.raises(KitError, match=f"hint {path} is damaged"):
         multiplier = connected(kit, worker)
         multiplier.ready(PRODUCTS)
-        multiplier.multiply(_operand(product), product)
+        multiplier.multiply_integers(_operand(product), product)
     assert worker.requests == []
 
 
@@ -473,7 +473,7 @@ def test_the_advice_for_a_damaged_hint_works(kit: Kit, honest: Multiplier, conne
     multiplier = connected(kit, worker)
     multiplier.ready(PRODUCTS)
     assert len(worker.requests) == BLOCKS
-    assert multiplier.multiply(_operand(FORWARD), FORWARD).shape == (3, 64)
+    assert multiplier.multiply_integers(_operand(FORWARD), FORWARD).shape == (3, 64)
 
 
 @pytest.mark.parametrize("length", [0, 31, 33])

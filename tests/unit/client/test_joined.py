@@ -48,7 +48,7 @@ from blindtune.errors import (
     UnsupportedError,
     UntrustworthyOperatorError,
 )
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Direction, Product, forward_products
 from blindtune.protocol.residues import Residues
@@ -261,7 +261,7 @@ def test_parts_of_one_tensor_share_neither_masks_nor_verification_vectors(family
     # Even if the operating system gave the same bytes twice.
     source = ShareSource(2, Q31, random_bytes=bytes)
     operand = np.ones((3, 32), np.int32)
-    seeds = [source.mask(operand, x).shares[0].seed for x in products]
+    seeds = [source.hide_integers(operand, x).shares[0].seed for x in products]
     assert seeds[0] and seeds[1] and seeds[0].key != seeds[1].key
     s = [secret_vectors(bytes(32), name, Direction.FORWARD, shape[name][0], Q31) for name in names]
     assert not np.array_equal(*s)

@@ -20,7 +20,7 @@ from blindtune.checkpoint import Checkpoint, FrozenLayer
 from blindtune.client.kit.kit import Kit, is_kit
 from blindtune.client.kit.prepare import cached_kit, prepare
 from blindtune.errors import ConfigurationError, KitError
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Product, backward_products, forward_products
 from blindtune.protocol.residues import from_centred

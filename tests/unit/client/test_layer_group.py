@@ -18,7 +18,7 @@ from blindtune.errors import OperatorUnavailableError, UntrustworthyOperatorErro
 from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import Centred, Residues
@@ -61,14 +61,14 @@ class FailsOnce(PrivateMultiplier):
     source = ShareSource(2, Q31)
 
     def __init__(self, outputs: int) -> None:
-        self.operands: list[Centred] = []
+        self.operands: list[MaskedOperand] = []
         self._outputs = outputs
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        self.operands.append(operand)
+    def _ask(self, masked: MaskedOperand, product: Product, decode: Any) -> Any:
+        self.operands.append(masked)
         if len(self.operands) == 1:
             raise OperatorUnavailableError("nobody answers")
-        return np.zeros((len(operand), self._outputs), np.int32)
+        return decode([np.zeros((share.shape[0], self._outputs), np.uint32) for share in masked.shares])
 
 
 @pytest.mark.parametrize(
@@ -104,11 +104,11 @@ class Watched(MaskSource):
     def noise(self, column_absolute_sum: int) -> int:
         return self._source.noise(column_absolute_sum)
 
-    def mask(self, operand: Centred, product: Product) -> MaskedOperand:
-        return WatchedOperand(self._source.mask(operand, product), self.unmasked)
+    def hide_integers(self, operand: Centred, product: Product) -> MaskedOperand:
+        return WatchedOperand(self._source.hide_integers(operand, product), self.unmasked)
 
-    def hide(self, *arguments: Any, **options: Any) -> tuple[MaskedOperand, Any]:
-        masked, scales = self._source.hide(*arguments, **options)
+    def hide_reals(self, *arguments: Any, **options: Any) -> tuple[MaskedOperand, Any]:
+        masked, scales = self._source.hide_reals(*arguments, **options)
         return WatchedOperand(masked, self.unmasked), scales
 
 
@@ -117,13 +117,13 @@ class WatchedOperand(MaskedOperand):
         self.shares = masked.shares
         self._masked, self._unmasked = masked, unmasked
 
-    def unmask(self, responses: Sequence[Residues]) -> Centred:
+    def reveal_integers(self, responses: Sequence[Residues]) -> Centred:
         self._unmasked.append(responses)
-        return self._masked.unmask(responses)
+        return self._masked.reveal_integers(responses)
 
-    def reveal(self, responses: Sequence[Residues], *arguments: Any, **options: Any) -> Any:
+    def reveal_reals(self, responses: Sequence[Residues], *arguments: Any, **options: Any) -> Any:
         self._unmasked.append(responses)
-        return self._masked.reveal(responses, *arguments, **options)
+        return self._masked.reveal_reals(responses, *arguments, **options)
 
 
 @pytest.mark.parametrize("liar", [0, 1], ids=["who gets seeds", "who gets residues"])
@@ -152,12 +152,12 @@ class Budgets(PrivateMultiplier):
         self.budgets: dict[Product, int] = {}
         self._kit = kit
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
-        return np.zeros((len(operand), self._kit.outputs(product)), np.int32)
-
     def multiply_reals(self, x: Any, product: Product, budget: int, *scales: Any) -> Any:
         self.budgets[product] = budget
-        return super().multiply_reals(x, product, budget, *scales)
+        return np.zeros((len(x), self._kit.outputs(product)), np.float32)
+
+    def _ask(self, masked: MaskedOperand, product: Product, decode: Any) -> Any:
+        raise AssertionError("nobody is asked")
 
 
 def _no_hint(product: Product) -> Centred:

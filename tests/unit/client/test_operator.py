@@ -27,7 +27,7 @@ from blindtune.errors import (
     UntrustworthyOperatorError,
     VerificationError,
 )
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Centred, Residues
@@ -48,8 +48,8 @@ def _operand(product: Product, rows: int = 5, seed: int = 0) -> Centred:
 
 
 def _expected(honest: Multiplier, operand: Centred, product: Product) -> Centred:
-    masked = UnmaskedSource(Q31).mask(operand, product)
-    return masked.unmask([honest.multiply(product, masked.shares[0].residues, Q31)])
+    masked = UnmaskedSource(Q31).hide_integers(operand, product)
+    return masked.reveal_integers([honest.multiply(product, masked.shares[0].residues, Q31)])
 
 
 def _client(
@@ -74,7 +74,7 @@ def _client(
 
 
 def _request(kit: Kit, rows: int = 5, recipient: int = 0) -> WorkRequest:
-    shares = ShareSource(2, Q31).mask(_operand(FORWARD, rows), FORWARD).shares
+    shares = ShareSource(2, Q31).hide_integers(_operand(FORWARD, rows), FORWARD).shares
     return WorkRequest(kit.description.fingerprint, Q31.name, FORWARD, shares[recipient], 64)
 
 
@@ -85,12 +85,12 @@ def test_shares_of_several_operators_add_up_to_the_product(
 ) -> None:
     multiplier = remote_multiplier(kit, [[LocalWorker(honest)] for _ in range(operators)])
     operand = _operand(product)
-    assert np.array_equal(multiplier.multiply(operand, product), _expected(honest, operand, product))
+    assert np.array_equal(multiplier.multiply_integers(operand, product), _expected(honest, operand, product))
 
 
 def test_all_operators_but_the_last_get_a_seed_and_the_last_gets_rows(kit: Kit, honest: Multiplier) -> None:
     workers = [LocalWorker(honest) for _ in range(3)]
-    remote_multiplier(kit, [[worker] for worker in workers]).multiply(_operand(FORWARD), FORWARD)
+    remote_multiplier(kit, [[worker] for worker in workers]).multiply_integers(_operand(FORWARD), FORWARD)
     seeds = [worker.requests[0].share.seed for worker in workers]
     assert seeds[0] and seeds[1] and seeds[2] is None
     assert seeds[0].key != seeds[1].key
@@ -146,7 +146,7 @@ def test_operators_that_swap_their_answers_are_both_caught(
     liars = [LocalWorker(conspiracy.member(index)) for index in range(2)]
     multiplier = remote_multiplier(kit, [[liar, LocalWorker(honest)] for liar in liars])
     operand = _operand(FORWARD)
-    assert np.array_equal(multiplier.multiply(operand, FORWARD), _expected(honest, operand, FORWARD))
+    assert np.array_equal(multiplier.multiply_integers(operand, FORWARD), _expected(honest, operand, FORWARD))
     statistics = multiplier.statistics()
     assert statistics["alpha"].lies == ("alpha-0:7100",)
     assert statistics["beta"].lies == ("beta-0:7100",)
@@ -158,11 +158,11 @@ def test_operators_that_swap_their_answers_end_the_run_without_replicas(kit: Kit
     conspiracy = Conspiracy(honest)
     multiplier = remote_multiplier(kit, [[LocalWorker(conspiracy.member(i))] for i in range(2)])
     with pytest.raises(UntrustworthyOperatorError, match="no worker is left .*gave a wrong answer"):
-        multiplier.multiply(_operand(FORWARD), FORWARD)
+        multiplier.multiply_integers(_operand(FORWARD), FORWARD)
 
 
 def _integers(multiplier: RemoteMultiplier, seed: int) -> NDArray[Any]:
-    return multiplier.multiply(_operand(FORWARD, seed=seed), FORWARD)
+    return multiplier.multiply_integers(_operand(FORWARD, seed=seed), FORWARD)
 
 
 def _reals(multiplier: RemoteMultiplier, seed: int) -> NDArray[Any]:
@@ -209,7 +209,7 @@ def test_a_retry_sends_the_same_bytes_to_every_worker(kit: Kit, honest: Multipli
     groups[operator] = [LocalWorker(honest, failures=[GONE] * n, before=note) for n in (2, 1)]
     multiplier = remote_multiplier(kit, groups)
     operand = _operand(FORWARD)
-    assert np.array_equal(multiplier.multiply(operand, FORWARD), _expected(honest, operand, FORWARD))
+    assert np.array_equal(multiplier.multiply_integers(operand, FORWARD), _expected(honest, operand, FORWARD))
     assert len(sent) == 4
     assert len(set(sent)) == 1
     assert (sent[0][0] is None) == (operator == 1)
@@ -220,7 +220,7 @@ def test_no_two_requests_ever_send_the_same_bytes(kit: Kit, honest: Multiplier) 
     multiplier = remote_multiplier(kit, [[worker] for worker in workers])
     operand = _operand(FORWARD)
     for _ in range(3):
-        multiplier.multiply(operand, FORWARD)
+        multiplier.multiply_integers(operand, FORWARD)
     for worker in workers:
         sent = {request.share.residues.tobytes() for request in worker.requests}
         assert len(sent) == 3
@@ -263,13 +263,13 @@ def test_figures_count_retries_bytes_verified_answers_and_lies(kit: Kit, honest:
     rogue.plan("one residue is off by one")
     groups = [[LocalWorker(honest, failures=[GONE])], [LocalWorker(rogue), LocalWorker(honest)]]
     multiplier = remote_multiplier(kit, groups)
-    multiplier.multiply(_operand(FORWARD, rows=5), FORWARD)
+    multiplier.multiply_integers(_operand(FORWARD, rows=5), FORWARD)
     alpha, beta = multiplier.statistics().values()
     assert (alpha.requests, alpha.bytes_sent, alpha.bytes_received) == (2, 2 * 32, 5 * 64 * 4)
     assert (beta.requests, beta.bytes_sent, beta.bytes_received) == (2, 2 * 5 * 32 * 4, 2 * 5 * 64 * 4)
     assert (alpha.verified_responses, beta.verified_responses) == (1, 1)
     assert (alpha.lies, beta.lies) == ((), ("beta-0:7100",))
-    multiplier.multiply(_operand(FORWARD, rows=5), FORWARD)
+    multiplier.multiply_integers(_operand(FORWARD, rows=5), FORWARD)
     assert beta.requests == 2, "figures handed out earlier must not change"
 
 
@@ -305,7 +305,7 @@ def test_no_request_is_left_under_way_when_another_one_fails(kit: Kit, honest: M
     incompatible = TransportError(Failure.INCOMPATIBLE, "FAILED_PRECONDITION")
     groups = [[LocalWorker(honest, failures=[incompatible])], [LocalWorker(honest, before=slowly)]]
     with pytest.raises(OperatorUnavailableError):
-        remote_multiplier(kit, groups).multiply(_operand(FORWARD), FORWARD)
+        remote_multiplier(kit, groups).multiply_integers(_operand(FORWARD), FORWARD)
     assert finished.is_set()
 
 
@@ -313,7 +313,7 @@ def test_products_at_the_same_time_do_not_get_each_others_answers(kit: Kit, hone
     multiplier = remote_multiplier(kit, [[LocalWorker(honest), LocalWorker(honest)] for _ in range(2)])
     jobs = [(_operand(p, rows, rows), p) for p in (FORWARD, BACKWARD) for rows in range(1, 9)]
     with ThreadPoolExecutor(8) as pool:
-        results = list(pool.map(lambda job: multiplier.multiply(*job), jobs))
+        results = list(pool.map(lambda job: multiplier.multiply_integers(*job), jobs))
     for (operand, product), result in zip(jobs, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand, product))
 
@@ -337,7 +337,7 @@ def test_an_operator_without_any_live_worker_is_one_error_that_names_them_all(
 def test_closing_closes_every_connection(kit: Kit, honest: Multiplier) -> None:
     workers = [LocalWorker(honest) for _ in range(4)]
     multiplier = remote_multiplier(kit, [workers[:2], workers[2:]])
-    multiplier.multiply(_operand(FORWARD), FORWARD)
+    multiplier.multiply_integers(_operand(FORWARD), FORWARD)
     multiplier.close()
     assert all(worker.closed for worker in workers)
 

@@ -24,7 +24,7 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import StopRequest, Transport, TransportError
 from blindtune.errors import OperatorUnavailableError
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, forward_products
 from blindtune.protocol.residues import Centred, Residues
@@ -42,8 +42,8 @@ def _operand(rows: int, seed: int = 0) -> Centred:
 
 
 def _expected(honest: Multiplier, operand: Centred) -> Centred:
-    masked = UnmaskedSource(Q31).mask(operand, FORWARD)
-    return masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
+    masked = UnmaskedSource(Q31).hide_integers(operand, FORWARD)
+    return masked.reveal_integers([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
 
 
 def _client(kit: Kit, workers: list[Transport]) -> OperatorClient:
@@ -57,7 +57,7 @@ def _client(kit: Kit, workers: list[Transport]) -> OperatorClient:
 
 
 def _request(kit: Kit, rows: int) -> WorkRequest:
-    share = ShareSource(2, Q31).mask(_operand(rows), FORWARD).shares[0]
+    share = ShareSource(2, Q31).hide_integers(_operand(rows), FORWARD).shares[0]
     return WorkRequest(kit.description.fingerprint, Q31.name, FORWARD, share, 64)
 
 
@@ -87,7 +87,7 @@ def test_rows_split_over_replicas_give_the_same_product(kit: Kit, honest: Multip
     workers = [[LocalWorker(honest) for _ in range(count)] for count in (2, 3)]
     multiplier = remote_multiplier(kit, workers)
     operand = _operand(2000)
-    assert np.array_equal(multiplier.multiply(operand, FORWARD), _expected(honest, operand))
+    assert np.array_equal(multiplier.multiply_integers(operand, FORWARD), _expected(honest, operand))
     for replicas in workers:
         requests = [request for worker in replicas for request in worker.requests]
         assert len(requests) > 1
@@ -101,14 +101,14 @@ def test_one_mask_is_drawn_for_an_operand_however_it_is_split(kit: Kit, honest: 
     workers = [[LocalWorker(honest) for _ in range(2)] for _ in range(2)]
     multiplier = remote_multiplier(kit, workers)
     drawn = []
-    mask = multiplier.source.mask
+    mask = multiplier.source.hide_integers
 
     def watched(operand: Centred, product: Product) -> object:
         drawn.append(mask(operand, product))
         return drawn[-1]
 
-    multiplier.source.mask = watched  # type: ignore[method-assign,assignment]
-    multiplier.multiply(_operand(1024), FORWARD)
+    multiplier.source.hide_integers = watched  # type: ignore[method-assign,assignment]
+    multiplier.multiply_integers(_operand(1024), FORWARD)
     (masked,) = drawn
     for replicas, share in zip(workers, masked.shares, strict=True):
         for request in (request for worker in replicas for request in worker.requests):
@@ -198,7 +198,7 @@ def test_operands_at_the_same_time_ask_no_worker_for_more_than_it_lets_in(
     multiplier = remote_multiplier(kit, [[Counting(honest)], [LocalWorker(honest)]])
     operands = [_operand(5, seed) for seed in range(16)]
     with ThreadPoolExecutor(16) as pool:
-        results = list(pool.map(lambda operand: multiplier.multiply(operand, FORWARD), operands))
+        results = list(pool.map(lambda operand: multiplier.multiply_integers(operand, FORWARD), operands))
     for operand, result in zip(operands, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand))
     assert 1 < most <= 4
@@ -216,7 +216,7 @@ def test_rounds_that_overlap_take_their_time_once(kit: Kit, honest: Multiplier) 
     kit.check_vectors(FORWARD, Q31)
     started = time.monotonic()
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda seed: multiplier.multiply(_operand(3, seed), FORWARD), range(2)))
+        list(pool.map(lambda seed: multiplier.multiply_integers(_operand(3, seed), FORWARD), range(2)))
     rounds = multiplier.rounds()
     assert rounds.count == 2
     assert 0.1 <= rounds.seconds <= time.monotonic() - started
@@ -316,7 +316,7 @@ def test_results_of_earlier_products_do_not_change_with_later_ones(kit: Kit, hon
     misused: list[str] = []
     watched = [WatchedBuffers(misused.append).given_to(x) for x in multiplier._operators]
     operands = [_operand(6, seed) for seed in range(4)]
-    results = [multiplier.multiply(operand, FORWARD) for operand in operands]
+    results = [multiplier.multiply_integers(operand, FORWARD) for operand in operands]
     for operand, result in zip(operands, results, strict=True):
         assert np.array_equal(result, _expected(honest, operand))
     for buffers in watched:

@@ -13,7 +13,7 @@ from blindtune.client.operators.operator import OperatorClient
 from blindtune.client.operators.transport import Transport, TransportError
 from blindtune.client.rounds.connect import expectations
 from blindtune.errors import IncompatibleWorkerError
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.protocol.residues import Centred
@@ -32,7 +32,7 @@ def _operand(rows: int) -> Centred:
 
 
 def _request(kit: Kit, rows: int, recipient: int = 0) -> WorkRequest:
-    share = ShareSource(2, Q31).mask(_operand(rows), FORWARD).shares[recipient]
+    share = ShareSource(2, Q31).hide_integers(_operand(rows), FORWARD).shares[recipient]
     return WorkRequest(kit.description.fingerprint, Q31.name, FORWARD, share, 64)
 
 
@@ -50,9 +50,9 @@ def test_operands_longer_than_a_worker_takes_are_cut_for_its_own_rows(kit: Kit, 
     for operator in multiplier._operators:
         operator.connect()
     operand = _operand(160)
-    masked = UnmaskedSource(Q31).mask(operand, FORWARD)
-    expected = masked.unmask([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
-    assert np.array_equal(multiplier.multiply(operand, FORWARD), expected)
+    masked = UnmaskedSource(Q31).hide_integers(operand, FORWARD)
+    expected = masked.reveal_integers([honest.multiply(FORWARD, masked.shares[0].residues, Q31)])
+    assert np.array_equal(multiplier.multiply_integers(operand, FORWARD), expected)
     assert [len(request.share.residues) for request in workers[1].requests] == [53, 53, 54]
     seeds = [request.share.seed for request in workers[0].requests]
     assert [seed.row_offset for seed in seeds if seed] == [0, 53, 106]

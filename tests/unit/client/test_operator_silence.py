@@ -26,7 +26,7 @@ from blindtune.client.rounds.connect import expectations
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.errors import OperatorUnavailableError
 from blindtune.protocol.masks import Share
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span, forward_products
 from blindtune.protocol.shares.source import ShareSource
@@ -135,7 +135,7 @@ class Setting:
 
     def request(self, rows: int = 4) -> WorkRequest:
         operand = np.random.default_rng().integers(-1000, 1000, (rows, FORWARD.contraction)).astype(np.int32)
-        share = ShareSource(2, Q31).mask(operand, FORWARD).shares[self.index]
+        share = ShareSource(2, Q31).hide_integers(operand, FORWARD).shares[self.index]
         return WorkRequest(self.kit.description.fingerprint, Q31.name, FORWARD, share, 64)
 
     def ask(self, meanwhile: Callable[[], None]) -> None:
@@ -412,7 +412,7 @@ def test_one_mask_hides_an_operand_and_no_other_operator_sees_what_is_repeated(
     second.workers[0].silent = True
     operand = np.arange(4 * FORWARD.contraction, dtype=np.int32).reshape(4, -1)
     with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(multiplier.multiply, operand, FORWARD)
+        asked = pool.submit(multiplier.multiply_integers, operand, FORWARD)
         wait_until(lambda: bool(second.workers[0].requests))
         second.time.sleep(1.0)
         result = asked.result(TEST_SECONDS)

@@ -13,7 +13,7 @@ from blindtune.client.preflight.bandwidth import measure
 from blindtune.client.preflight.finding import Finding
 from blindtune.client.rounds.connect import expectations
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 
 

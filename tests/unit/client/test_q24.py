@@ -20,7 +20,7 @@ from blindtune.protocol.lattice.parameters import (
 )
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskSource
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import PARAMETER_SETS, Q24, ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 from blindtune.protocol.residues import Residues
@@ -139,7 +139,7 @@ def test_what_a_lattice_expects_of_answers_is_right_for_both_vectors(columns: in
     v = generator.integers(0, Q24.modulus, (2, columns), dtype=np.uint32)
     for rows in (256, 600):  # whole blocks, and rows left over
         x = generator.standard_normal((rows, columns)).astype(np.float32)
-        (share,) = source.hide(x, product, 1 << 36, None, v)[0].shares
+        (share,) = source.hide_reals(x, product, 1 << 36, None, v)[0].shares
         assert share.expected is not None and int(share.residues.max()) < Q24.modulus
         exact = v.astype(object) @ share.residues.T.astype(object) % Q24.modulus
         assert np.array_equal(share.expected, exact)

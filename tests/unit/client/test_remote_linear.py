@@ -6,6 +6,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,10 @@ from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.model.remote_linear import RemoteGroup, RemoteLinear
 from blindtune.client.rounds.multiplier import PrivateMultiplier, ReferenceMultiplier
 from blindtune.errors import UnsupportedError
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.masks import MaskedOperand
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import MAX_CONTRACTION, Product
-from blindtune.protocol.residues import Centred
 
 ATTENTION = [f"model.layers.0.self_attn.{x}_proj.weight" for x in "qkv"]
 IN = 32
@@ -39,9 +40,9 @@ class Counting(PrivateMultiplier):
         self.products: list[Product] = []
         self._inner = inner
 
-    def multiply(self, operand: Centred, product: Product) -> Centred:
+    def _ask(self, masked: MaskedOperand, product: Product, decode: Any) -> Any:
         self.products.append(product)
-        return self._inner.multiply(operand, product)
+        return self._inner._ask(masked, product, decode)
 
 
 @dataclass

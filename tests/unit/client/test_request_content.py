@@ -9,7 +9,7 @@ from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.operators.messages import request_messages
 from blindtune.proto import PROTOCOL_VERSION, worker_pb2
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import from_centred
@@ -32,7 +32,7 @@ def test_no_operand_is_sent_as_it_is_in_either_direction(kit: Kit, honest: Multi
         if reals:
             multiplier.multiply_reals(x, product, BUDGET)
         else:
-            multiplier.multiply(operand, product)
+            multiplier.multiply_integers(operand, product)
         for worker in workers:
             assert worker.requests[-1].product == product
             # A word of a mask is zero once in 2^31.

@@ -10,7 +10,7 @@ from blindtune.client.kit.hints import HintStore
 from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import prepare
 from blindtune.protocol.lattice.parameters import LatticeParameters
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import forward_products
 from blindtune.server.admission.refusals import Unauthenticated

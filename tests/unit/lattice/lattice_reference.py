@@ -11,8 +11,8 @@ from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shap
 from blindtune.protocol.lattice.noise import centred_binomial
 from blindtune.protocol.lattice.parameters import DEGREE, LatticeParameters
 from blindtune.protocol.lattice.transform import primitive_root
-from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import FloatProduct
+from blindtune.protocol.multiplication.methods import FloatProduct
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product, backward_products, forward_products
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lattice_reference import PUBLIC_SEED, TOY, Worker, product
 
-from blindtune.protocol.certificate.certified import Certified, correct, reveal
+from blindtune.protocol.certificate.certified import Certified, correct, reveal_certified
 from blindtune.protocol.certificate.scales import (
     FINEST,
     certified_budget,
@@ -70,11 +70,11 @@ def asked(
 ) -> tuple[Certified, np.ndarray, np.ndarray, np.ndarray]:
     """What is found, which rows were wrong before, and results without a modulus, as integers and real."""
     budget = certified_budget(Q31, LARGEST, level, source.largest_noise)
-    masked, scales = source.hide(x, WHICH, budget, image=WORDS.image)
+    masked, scales = source.hide_reals(x, WHICH, budget, image=WORDS.image)
     answers = [WORKER.multiply(WHICH, share.residues) for share in masked.shares]
     damage(answers)
     scale = np.random.default_rng(1).uniform(0.5, 2, OUTPUTS).astype(np.float32)
-    found = reveal(masked, answers, scales, scale, WORDS, Q31.modulus)
+    found = reveal_certified(masked, answers, scales, scale, WORDS, Q31.modulus)
     wrong = found.flagged.copy()
     correct(found, masked, answers, scales, scale, WORDS, Q31.modulus, most)
     z = masked.rows_again(answers, np.arange(len(x)))[0].astype(np.int64)
@@ -111,10 +111,10 @@ def test_no_row_is_flagged_at_the_proven_scale_and_two_rows_of_it_are_precise(na
         source.noise(int(abs(MATRIX).sum(axis=0).max())), proven_noise(LARGEST, source.noise_variance)
     )
     budget = square_budget(Q31, LARGEST, noise if source.largest_noise else 0)
-    masked, scales = source.hide_twice(x, WHICH, budget, None, WORDS.image)
+    masked, scales = source.hide_reals_twice(x, WHICH, budget, None, WORDS.image)
     assert masked.shares[0].shape == (2 * len(x), FEATURES)
     answers = [WORKER.multiply(WHICH, share.residues) for share in masked.shares]
-    found = reveal(masked, answers, scales, None, WORDS, Q31.modulus)
+    found = reveal_certified(masked, answers, scales, None, WORDS, Q31.modulus)
     assert not len(found.flagged)
     twice, once = found.values[: len(x)] + found.values[len(x) :], found.values[: len(x)]
     exact = x.astype(np.float64) @ MATRIX
@@ -153,10 +153,10 @@ def test_a_changed_hint_is_flagged_at_every_row_of_its_block() -> None:
 
 
 def test_an_operand_that_was_hidden_without_words_has_no_certificate() -> None:
-    masked, scales = ShareSource(2, Q31).hide(rows_of(), WHICH, 1 << 40)
+    masked, scales = ShareSource(2, Q31).hide_reals(rows_of(), WHICH, 1 << 40)
     answers = [WORKER.multiply(WHICH, share.residues) for share in masked.shares]
     with pytest.raises(ValueError, match="without the words"):
-        reveal(masked, answers, scales, None, WORDS, Q31.modulus)
+        reveal_certified(masked, answers, scales, None, WORDS, Q31.modulus)
 
 
 def test_levels_are_the_least_parts_that_are_large_enough() -> None:

@@ -47,7 +47,7 @@ def test_what_is_expected_holds_for_an_operand_that_changes_meanwhile(masking: s
     thread.start()
     try:
         for _ in range(200):
-            share = source.hide(x, PRODUCT, 1 << 44, None, v[None])[0].shares[-1]
+            share = source.hide_reals(x, PRODUCT, 1 << 44, None, v[None])[0].shares[-1]
             assert share.expected is not None
             assert np.array_equal(
                 share.expected[0], -share.residues.sum(axis=1, dtype=np.int64) % Q31.modulus

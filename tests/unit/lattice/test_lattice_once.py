@@ -44,7 +44,7 @@ def toy_source(
 def masks(source: LatticeSource, rows: int, which: Product = WHICH) -> list[bytes]:
     """Rows of masks: what is sent for an operand of zeros."""
     zero = np.zeros((rows, which.contraction), np.int32)
-    return [row.tobytes() for row in source.mask(zero, which).shares[0].residues]
+    return [row.tobytes() for row in source.hide_integers(zero, which).shares[0].residues]
 
 
 def rows_of_blocks(secrets: list[bytes], which: Product = WHICH) -> list[bytes]:
@@ -251,8 +251,8 @@ def test_threads_get_right_results_from_shared_blocks(kept_bytes: int) -> None:
         generator = np.random.default_rng(seed)
         for rows in generator.choice([1, 2, 5, 90, 300], 40):
             x = generator.integers(-1000, 1000, (int(rows), COLUMNS)).astype(np.int32)
-            masked = source.mask(x, WHICH)
-            result = masked.unmask([worker.multiply(WHICH, masked.shares[0].residues)])
+            masked = source.hide_integers(x, WHICH)
+            result = masked.reveal_integers([worker.multiply(WHICH, masked.shares[0].residues)])
             worst.append(int(np.abs(result - x @ integers.T).max()))
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(3)]
@@ -442,9 +442,9 @@ def test_kept_and_computed_rows_give_the_same_bytes_and_results() -> None:
         source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint, KnownRandomness(), kept_bytes)
         mine = []
         for rows in (1, 2, 100, 200, 1, 1, 500, 700, 290):
-            masked = source.mask(np.full((rows, COLUMNS), 77, np.int32), WHICH)
+            masked = source.hide_integers(np.full((rows, COLUMNS), 77, np.int32), WHICH)
             answer = worker.multiply(WHICH, masked.shares[0].residues)
-            mine += [masked.shares[0].residues.tobytes(), masked.unmask([answer]).tobytes()]
+            mine += [masked.shares[0].residues.tobytes(), masked.reveal_integers([answer]).tobytes()]
         results.append(mine)
     assert results[0] == results[1] == results[2]
 

@@ -25,9 +25,9 @@ from scipy.stats import chi2
 
 from blindtune.errors import UnsupportedError, VerificationError
 from blindtune.protocol.fixed_point import dequantize_rows, quantize_rows, square_budget
+from blindtune.protocol.lattice.fused import largest_budget, noisy_dots_fit
 from blindtune.protocol.lattice.hint import PublicMatrix
-from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows
-from blindtune.protocol.lattice.noisy import largest_budget, noisy_dots_fit
+from blindtune.protocol.lattice.masking import add_operand, mask_rows, unmask_rows
 from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280, MLWE1536, LatticeParameters
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource, Share
@@ -74,9 +74,9 @@ def test_the_result_is_the_product_and_the_product_of_the_noise(
     source, randomness = source_for(parameters, worker, which)
     matrix = integers.T if forward else integers
     x = operand_of(rows, matrix.shape[0])
-    masked = source.mask(x, which)
+    masked = source.hide_integers(x, which)
     assert len(randomness.drawn) == math.ceil(rows / DEGREE)
-    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    result = masked.reveal_integers([worker.multiply(which, masked.shares[0].residues)])
     noise = noise_of(parameters, which, randomness.drawn, rows)
     assert result.dtype == np.int32
     assert np.array_equal(result, (x + noise) @ matrix)
@@ -87,7 +87,7 @@ def test_the_masked_operand_is_the_operand_and_a_s_and_e(parameters: LatticePara
     which = product(18)
     source, randomness = source_for(parameters, Worker(matrix_of(3, 18)), which)
     x = operand_of(300, 18, size=HALF)
-    share = source.mask(x, which).shares[0]
+    share = source.hide_integers(x, which).shares[0]
     masks = np.concatenate([block_of_masks(parameters, which, secret) for secret in randomness.drawn])
     assert np.array_equal(share.residues, (x + masks[:300].astype(np.int64)) % Q31.modulus)
 
@@ -106,24 +106,24 @@ def test_real_values_are_those_of_the_unmasked_integers_bit_for_bit(
         x = operand_of(rows, 20, seed=rows)
         scales = 10.0 ** generator.integers(-30, 30, rows)
         scales[::4] = np.inf
-        masked, same = one.mask(x, which), other.mask(x, which)
+        masked, same = one.hide_integers(x, which), other.hide_integers(x, which)
         answer = worker.multiply(which, masked.shares[0].residues)
-        values = masked.reveal([answer], scales, column_scale)
+        values = masked.reveal_reals([answer], scales, column_scale)
         assert values.dtype == np.float32
-        assert np.array_equal(values, dequantize_rows(same.unmask([answer]), scales, column_scale))
+        assert np.array_equal(values, dequantize_rows(same.reveal_integers([answer]), scales, column_scale))
         with pytest.raises(ValueError, match="before"):
-            masked.reveal([answer], scales, column_scale)
+            masked.reveal_reals([answer], scales, column_scale)
 
 
 def test_scales_that_do_not_fit_are_refused_and_the_operand_stays_masked() -> None:
     worker, which = Worker(matrix_of(7, 20)), product(20)
     source, _ = source_for(TOY, worker, which)
-    masked = source.mask(operand_of(4, 20), which)
+    masked = source.hide_integers(operand_of(4, 20), which)
     answer = worker.multiply(which, masked.shares[0].residues)
     for scales, column_scale in ((np.ones(3), np.ones(7, np.float32)), (np.ones(4), np.ones(6, np.float32))):
         with pytest.raises(ValueError, match="scales"):
-            masked.reveal([answer], scales, column_scale)
-    masked.reveal([answer], np.ones(4))
+            masked.reveal_reals([answer], scales, column_scale)
+    masked.reveal_reals([answer], np.ones(4))
 
 
 @settings(derandomize=True, deadline=None, max_examples=30)
@@ -138,7 +138,7 @@ def test_any_sequence_of_operands_comes_back_right(data: st.DataObject) -> None:
     bound = source.noise(int(np.abs(integers.T).sum(0).max()))
     for rows in data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=8)):
         x = operand_of(rows, columns, seed=rows)
-        masked = source.mask(x, which)
+        masked = source.hide_integers(x, which)
         waiting.append((x, masked))
         # Operands come back in any order, some only after others were masked.
         while waiting and data.draw(st.booleans()):
@@ -148,7 +148,7 @@ def test_any_sequence_of_operands_comes_back_right(data: st.DataObject) -> None:
 
 
 def finish(x: np.ndarray, masked: MaskedOperand, worker: Worker, which: Product, bound: int) -> None:
-    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    result = masked.reveal_integers([worker.multiply(which, masked.shares[0].residues)])
     error = result - x.astype(np.int64) @ worker.integers.T
     assert np.abs(error).max(initial=0) <= bound
 
@@ -168,8 +168,8 @@ def test_an_operand_as_large_as_the_budget_allows_never_wraps(parameters: Lattic
     operand, _ = quantize_rows(x, budget)
     exact = operand.astype(np.int64) @ integers.T
     assert np.abs(exact).max() > 0.999 * (HALF - bound)
-    masked = source.mask(operand, which)
-    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    masked = source.hide_integers(operand, which)
+    result = masked.reveal_integers([worker.multiply(which, masked.shares[0].residues)])
     error = result - exact
     assert np.abs(error).max() <= bound
     assert error.std() == pytest.approx((parameters.eta / 2 * columns) ** 0.5 * 127, rel=0.1)
@@ -209,8 +209,8 @@ def test_the_relative_error_of_a_product_is_the_predicted_one(columns: int, expe
     noise = source.noise(int(np.abs(integers).sum(1).max()))
     x = generator.standard_normal((256, columns)).astype(np.float32)
     operand, scales = quantize_rows(x, square_budget(Q31, int(squares.max()), noise))
-    masked = source.mask(operand, which)
-    result = masked.unmask([worker.multiply(which, masked.shares[0].residues)])
+    masked = source.hide_integers(operand, which)
+    result = masked.reveal_integers([worker.multiply(which, masked.shares[0].residues)])
     exact = x.astype(np.float64) @ integers.T
     error = result / scales[:, None] - exact
     relative = np.linalg.norm(error) / np.linalg.norm(exact)
@@ -237,7 +237,7 @@ def test_one_operator_gets_one_share_without_a_seed() -> None:
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
     assert isinstance(source, MaskSource) and source.operators == 1
     assert source.parameters is Q31 and source.lattice is TOY
-    masked = source.mask(operand_of(7, 20), which)
+    masked = source.hide_integers(operand_of(7, 20), which)
     (share,) = masked.shares
     assert isinstance(share, Share) and share.recipient == 0 and share.seed is None
     assert share.residues.shape == (7, 20) and share.residues.dtype == np.uint32
@@ -250,7 +250,7 @@ def test_masking_leaves_the_operand_as_it_was_and_needs_no_write_access() -> Non
     x = operand_of(300, 20)
     before = x.copy()
     x.flags.writeable = False
-    source.mask(x, which)
+    source.hide_integers(x, which)
     assert np.array_equal(x, before)
 
 
@@ -272,7 +272,7 @@ def test_constant_operands_look_uniform(parameters: LatticeParameters, value: in
     which = product(300)
     hint = np.zeros((1, parameters.rank, DEGREE, 16), np.int32)
     source = LatticeSource(parameters, PUBLIC_SEED, lambda _: hint, KnownRandomness())
-    masked = source.mask(np.full((700, 300), value, np.int32), which)
+    masked = source.hide_integers(np.full((700, 300), value, np.int32), which)
     assert_uniform(masked.shares[0].residues)
 
 
@@ -281,7 +281,7 @@ def test_whoever_knows_a_still_sees_two_blocks_differ_uniformly() -> None:
     hint = np.zeros((1, 5, DEGREE, 16), np.int32)
     source = LatticeSource(MLWE1280, PUBLIC_SEED, lambda _: hint, KnownRandomness())
     zero = np.zeros((2 * DEGREE, 300), np.int32)
-    sent = source.mask(zero, which).shares[0].residues.astype(np.int64)
+    sent = source.hide_integers(zero, which).shares[0].residues.astype(np.int64)
     assert_uniform((sent[:DEGREE] - sent[DEGREE:]) % Q31.modulus)
 
 
@@ -292,7 +292,7 @@ def test_whoever_knows_a_still_sees_two_blocks_differ_uniformly() -> None:
 def test_neither_source_nor_masked_operand_is_pickled(version: int) -> None:
     which = product(20)
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
-    masked = source.mask(operand_of(7, 20), which)
+    masked = source.hide_integers(operand_of(7, 20), which)
     for holder in (source, masked, [source], {"model": (masked,)}):
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(holder, version)
@@ -301,7 +301,7 @@ def test_neither_source_nor_masked_operand_is_pickled(version: int) -> None:
 def test_a_masked_operand_is_not_copied_and_a_source_is_its_copy() -> None:
     which = product(20)
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
-    masked = source.mask(operand_of(7, 20), which)
+    masked = source.hide_integers(operand_of(7, 20), which)
     for make in (copy.copy, copy.deepcopy):
         assert make(source) is source
         with pytest.raises(TypeError, match="cannot be pickled"):
@@ -312,23 +312,23 @@ def test_a_masked_operand_is_not_copied_and_a_source_is_its_copy() -> None:
 def test_an_operand_is_unmasked_once_and_its_secrets_go_with_it() -> None:
     which, worker = product(20), Worker(matrix_of(3, 20))
     source, _ = source_for(TOY, worker, which)
-    masked = source.mask(operand_of(DEGREE, 20), which)
+    masked = source.hide_integers(operand_of(DEGREE, 20), which)
     block = weakref.ref(masked._runs[0].block)  # type: ignore[attr-defined]
     answer = worker.multiply(which, masked.shares[0].residues)
     gc.collect()
     assert block() is not None
-    masked.unmask([answer])
+    masked.reveal_integers([answer])
     gc.collect()
     assert block() is None
     with pytest.raises(ValueError, match="unmasked before"):
-        masked.unmask([answer])
+        masked.reveal_integers([answer])
 
 
 def test_a_block_that_is_used_up_goes_when_its_operands_go() -> None:
     which = product(20)
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
-    first = source.mask(operand_of(200, 20), which)
-    second = source.mask(operand_of(56, 20), which)
+    first = source.hide_integers(operand_of(200, 20), which)
+    second = source.hide_integers(operand_of(56, 20), which)
     block = weakref.ref(second._runs[0].block)  # type: ignore[attr-defined]
     del first
     gc.collect()
@@ -342,7 +342,7 @@ def test_nothing_that_is_printed_shows_a_secret() -> None:
     which, worker = product(4), Worker(matrix_of(3, 4))
     source, randomness = source_for(MLWE1280, worker, which)
     x = np.full((2, 4), 987_654, np.int32)
-    masked = source.mask(x, which)
+    masked = source.hide_integers(x, which)
     runs = masked._runs  # type: ignore[attr-defined]
     block = runs[0].block
     secrets = {"987654"}
@@ -365,7 +365,7 @@ def test_a_random_source_that_returns_the_wrong_number_of_bytes_is_refused(lengt
     hint = np.zeros((1, 1, DEGREE, 16), np.int32)
     source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint, lambda size: bytes(length))
     with pytest.raises(ValueError, match=f"32 bytes, not {length}"):
-        source.mask(operand_of(2, 4), which)
+        source.hide_integers(operand_of(2, 4), which)
 
 
 @pytest.mark.parametrize(
@@ -376,7 +376,7 @@ def test_an_operand_that_does_not_fit_its_product_is_not_masked(operand: np.ndar
     which = product(4)
     source, randomness = source_for(TOY, Worker(matrix_of(3, 4)), which)
     with pytest.raises(ValueError, match="int32 operands of 4 columns"):
-        source.mask(operand, which)
+        source.hide_integers(operand, which)
     assert randomness.drawn == []
 
 
@@ -385,7 +385,7 @@ def test_a_hint_of_another_parameter_set_is_refused_before_anything_is_drawn(sha
     randomness = KnownRandomness()
     source = LatticeSource(TOY, PUBLIC_SEED, lambda _: np.zeros(shape, np.int32), randomness)
     with pytest.raises(ValueError, match="parameter set toy"):
-        source.mask(operand_of(2, 4), product(4))
+        source.hide_integers(operand_of(2, 4), product(4))
     assert randomness.drawn == []
 
 
@@ -393,7 +393,7 @@ def test_without_a_hint_nothing_is_drawn_or_sent() -> None:
     randomness = KnownRandomness()
     source = LatticeSource(TOY, PUBLIC_SEED, {}.__getitem__, randomness)
     with pytest.raises(KeyError):
-        source.mask(operand_of(2, 4), product(4))
+        source.hide_integers(operand_of(2, 4), product(4))
     assert randomness.drawn == []
 
 
@@ -401,12 +401,12 @@ def test_responses_that_do_not_fit_are_refused_and_do_not_use_up_the_operand() -
     which, worker = product(20), Worker(matrix_of(35, 20))
     source, _ = source_for(TOY, worker, which)
     x = operand_of(7, 20)
-    masked = source.mask(x, which)
+    masked = source.hide_integers(x, which)
     answer = worker.multiply(which, masked.shares[0].residues)
     for wrong in ([], [answer, answer], [answer[:6]], [answer[:, :32]], [answer.astype(np.int64)]):
         with pytest.raises(ValueError, match="response"):
-            masked.unmask(wrong)
-    error = masked.unmask([answer]) - x @ worker.integers.T
+            masked.reveal_integers(wrong)
+    error = masked.reveal_integers([answer]) - x @ worker.integers.T
     assert np.abs(error).max() <= source.noise(int(np.abs(worker.integers).sum(1).max()))
 
 
@@ -417,8 +417,10 @@ def test_a_wrong_hint_is_not_close_to_right() -> None:
     hint[0, 0, 100, 3] ^= 1
     source = LatticeSource(TOY, PUBLIC_SEED, lambda _: hint)
     x = operand_of(DEGREE, 20)
-    masked = source.mask(x, which)
-    error = masked.unmask([worker.multiply(which, masked.shares[0].residues)]) - x @ worker.integers.T
+    masked = source.hide_integers(x, which)
+    error = (
+        masked.reveal_integers([worker.multiply(which, masked.shares[0].residues)]) - x @ worker.integers.T
+    )
     wrong = np.abs(error.astype(np.int64)) > source.noise(int(np.abs(worker.integers).sum(1).max()))
     assert wrong[:, 3].mean() > 0.9 and not np.delete(wrong, 3, axis=1).any()
 
@@ -436,9 +438,9 @@ def test_real_numbers_are_hidden_like_the_integers_they_are_rounded_to(
     for rows in (3, 100, 600, 0, 5):  # of one block, of several, none, and kept ones
         x = generator.standard_normal((rows, columns)).astype(np.float32)
         x[1::7] = 0
-        hidden, scales = one.hide(x, which, 1 << 40, column_scale)
+        hidden, scales = one.hide_reals(x, which, 1 << 40, column_scale)
         integers, same = quantize_rows(x, 1 << 40, column_scale)
-        expected = other.mask(integers, which)
+        expected = other.hide_integers(integers, which)
         assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
         assert np.array_equal(scales, same)
 
@@ -450,9 +452,9 @@ def test_long_gradients_are_hidden_as_they_are_rounded_with_the_error_diffused()
     # Far below a row's step, but for one.
     x = np.full((3, which.contraction), 0.01, np.float32)
     x[:, 0] = 1e4
-    hidden, scales = one.hide(x, which, 1 << 30)
+    hidden, scales = one.hide_reals(x, which, 1 << 30)
     integers, same = quantize_rows(x, 1 << 30, diffused=True)
-    expected = other.mask(integers, which)
+    expected = other.hide_integers(integers, which)
     assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
     assert np.array_equal(scales, same)
     assert not np.array_equal(integers, quantize_rows(x, 1 << 30)[0])
@@ -463,8 +465,8 @@ def test_a_budget_that_leaves_no_room_for_noise_hides_nothing_else() -> None:
     one, other = (source_for(TOY, worker, which)[0] for _ in range(2))
     x = np.linspace(-1, 1, 300, dtype=np.float32)[:, np.newaxis]
     for budget in ((HALF - TOY.eta) ** 2, (HALF - TOY.eta) ** 2 + 1, HALF**2):
-        hidden, _ = one.hide(x, which, budget)
-        expected = other.mask(quantize_rows(x, budget)[0], which)
+        hidden, _ = one.hide_reals(x, which, budget)
+        expected = other.hide_integers(quantize_rows(x, budget)[0], which)
         assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
 
 
@@ -475,10 +477,10 @@ def test_rows_of_an_operand_that_is_not_finite_are_not_drawn_again() -> None:
     bad = x.copy()
     bad[17, 2] = np.inf
     with pytest.raises(UnsupportedError, match="row 17 of 40"):
-        one.hide(bad, which, 1 << 40)
-    hidden, _ = one.hide(x, which, 1 << 40)
-    other.mask(np.zeros((40, 5), np.int32), which)
-    expected = other.mask(quantize_rows(x, 1 << 40)[0], which)
+        one.hide_reals(bad, which, 1 << 40)
+    hidden, _ = one.hide_reals(x, which, 1 << 40)
+    other.hide_integers(np.zeros((40, 5), np.int32), which)
+    expected = other.hide_integers(quantize_rows(x, 1 << 40)[0], which)
     assert np.array_equal(hidden.shares[0].residues, expected.shares[0].residues)
 
 
@@ -516,7 +518,7 @@ def test_what_is_expected_is_the_dot_product_of_what_is_sent(
     for rows in (256, 3, 300, 1100, 257):  # a block, leftovers of one, several
         x = generator.standard_normal((rows, columns)).astype(np.float32)
         x[1::7] = 0
-        masked, _ = source.hide(x, which, 1 << 40, column_scale, v[None])
+        masked, _ = source.hide_reals(x, which, 1 << 40, column_scale, v[None])
         if rows < DEGREE:
             assert masked.shares[0].expected is None
         else:
@@ -538,8 +540,8 @@ def test_what_is_expected_is_exact_up_to_the_largest_budget_for_it(columns: int,
     integers, _ = quantize_rows(x, low)
     # The vector points along the rows, so that there is hardly a larger product.
     assert abs(int(integers[0].astype(object) @ v.astype(object))) > 0.999 * 2**63
-    assert_expected(source.hide(x, which, low, None, v[None])[0], v)
-    assert source.hide(x, which, high, None, v[None])[0].shares[0].expected is None
+    assert_expected(source.hide_reals(x, which, low, None, v[None])[0], v)
+    assert source.hide_reals(x, which, high, None, v[None])[0].shares[0].expected is None
 
 
 def test_another_vector_gives_other_numbers_even_in_the_same_memory() -> None:
@@ -549,10 +551,10 @@ def test_another_vector_gives_other_numbers_even_in_the_same_memory() -> None:
     v = vectors_of(33)
     for seed in (1, 1, 2):
         v[:] = vectors_of(33, seed)
-        assert_expected(source.hide(x, which, 1 << 40, None, v[None])[0], v)
+        assert_expected(source.hide_reals(x, which, 1 << 40, None, v[None])[0], v)
     strided = np.zeros((33, 2), np.uint32)
     strided[:, 0] = vectors_of(33, 3)
-    assert_expected(source.hide(x, which, 1 << 40, None, strided[None, :, 0])[0], strided[:, 0])
+    assert_expected(source.hide_reals(x, which, 1 << 40, None, strided[None, :, 0])[0], strided[:, 0])
 
 
 def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
@@ -563,7 +565,7 @@ def test_a_wrong_row_of_an_answer_is_caught_by_what_was_expected() -> None:
     v = (s.astype(object) @ integers.astype(object)) % Q31.modulus
     check = CheckVectors(s, np.ascontiguousarray(v.astype(np.uint32)), Q31)
     x = np.random.default_rng(1).standard_normal((600, 33)).astype(np.float32)
-    (share,) = source.hide(x, which, 1 << 40, None, check.everyday)[0].shares
+    (share,) = source.hide_reals(x, which, 1 << 40, None, check.everyday)[0].shares
     answer = worker.multiply(which, share.residues)
     assert share.expected is not None
     check.verify_expected(share.expected, answer)
@@ -580,15 +582,15 @@ def test_a_vector_that_does_not_fit_is_refused_and_integers_have_none() -> None:
     x = np.ones((DEGREE, 20), np.float32)
     for v in (np.zeros(19, np.uint32), np.zeros(20, np.int64), np.zeros((1, 20), np.uint32)):
         with pytest.raises(ValueError, match="vector"):
-            source.hide(x, which, 1 << 40, None, v[None])
-    assert source.mask(operand_of(DEGREE, 20), which).shares[0].expected is None
+            source.hide_reals(x, which, 1 << 40, None, v[None])
+    assert source.hide_integers(operand_of(DEGREE, 20), which).shares[0].expected is None
 
 
 def test_what_is_expected_is_not_printed() -> None:
     which = product(20)
     source, _ = source_for(TOY, Worker(matrix_of(3, 20)), which)
     v = vectors_of(20, 5)
-    masked, _ = source.hide(np.ones((DEGREE, 20), np.float32), which, 1 << 40, None, v[None])
+    masked, _ = source.hide_reals(np.ones((DEGREE, 20), np.float32), which, 1 << 40, None, v[None])
     expected = masked.shares[0].expected
     assert expected is not None
     for thing in (source, masked, masked.shares, masked.shares[0]):

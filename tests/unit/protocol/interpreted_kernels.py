@@ -11,7 +11,7 @@ from blindtune.protocol.expansion import Seed
 from blindtune.protocol.multiplication import cuda_product
 from blindtune.protocol.multiplication.cuda_product import TritonInt8Product
 from blindtune.protocol.multiplication.exactness import expand_on_host_unless_exact
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import backward_products, forward_products

@@ -114,13 +114,13 @@ def test_operands_are_rounded_as_their_product_says(
     scale = np.random.default_rng(2).uniform(1e-3, 2, columns).astype(np.float32)
     integers, expected = quantize_rows(x, 10**13, scale, product.diffused)
     assert product.diffused != np.array_equal(integers, quantize_rows(x, 10**13, scale)[0])
-    masked, scales = source.hide(x, product, 10**13, scale, v)
+    masked, scales = source.hide_reals(x, product, 10**13, scale, v)
     total = sum(share.residues.astype(np.int64) for share in masked.shares[-1:]) - sum(
         share.residues.astype(np.int64) for share in masked.shares[:-1]
     )
     assert np.array_equal(total % Q31.modulus, integers % Q31.modulus)
     assert np.array_equal(scales, expected)
-    twice, _ = source.hide_twice(x, product, 10**13, scale)
+    twice, _ = source.hide_reals_twice(x, product, 10**13, scale)
     assert twice.shares[-1].shape == (10, columns)
 
 

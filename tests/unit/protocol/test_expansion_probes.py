@@ -10,7 +10,7 @@ from chacha20_reference import library_stream
 from blindtune.protocol.multiplication import exactness
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.expansion_probes import probes
-from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
+from blindtune.protocol.multiplication.methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 

@@ -8,8 +8,8 @@ from blindtune.protocol.kernels import four_bits
 from blindtune.protocol.multiplication import four_bit_matrix
 from blindtune.protocol.multiplication.exactness import int8_methods
 from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
-from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
+from blindtune.protocol.multiplication.methods import FloatProduct, Method
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.weights import SCHEMES, kept_bytes

@@ -17,8 +17,8 @@ from blindtune.errors import VerificationError
 from blindtune.protocol.expansion import KEY_BYTES, Seed, derive_key, expand
 from blindtune.protocol.fixed_point import quantize_rows, square_budget
 from blindtune.protocol.masks import MaskedOperand, Share
-from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import FloatProduct
+from blindtune.protocol.multiplication.methods import FloatProduct
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products
@@ -73,8 +73,8 @@ def test_unmasking_the_products_of_all_shares_gives_the_product_in_python_intege
     generator = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     matrix = generator.integers(-127, 128, (columns, outputs))
     operand = random_operand(rows, columns, seed=data.draw(st.integers(0, 2**32)))
-    masked = ShareSource(operators, Q31).mask(operand, product(columns))
-    result = masked.unmask([product_mod_q(share.residues, matrix) for share in masked.shares])
+    masked = ShareSource(operators, Q31).hide_integers(operand, product(columns))
+    result = masked.reveal_integers([product_mod_q(share.residues, matrix) for share in masked.shares])
     assert result.dtype == np.int32
     assert np.array_equal(result, operand.astype(object) @ matrix.astype(object))
 
@@ -89,27 +89,27 @@ def test_shares_multiplied_by_a_worker_from_seeds_equal_the_unmasked_product(
     held = Multiplier({"a": torch.from_numpy(stored["a"])}, FloatProduct(Q31, torch.device("cpu")))
     for which, columns in ((forward_products(["a"], 30)[0], 30), (backward_products([("a", 9)])[0], 9)):
         operand = random_operand(rows, columns)
-        masked = ShareSource(operators, Q31).mask(operand, which)
+        masked = ShareSource(operators, Q31).hide_integers(operand, which)
         responses = []
         for share in masked.shares:
             received = share.residues if share.seed is None else share.seed.expand(rows, columns)
             responses.append(held.multiply(which, received, Q31))
-        plain = UnmaskedSource(Q31).mask(operand, which)
-        reference = plain.unmask([held.multiply(which, plain.shares[0].residues, Q31)])
-        assert np.array_equal(masked.unmask(responses), reference)
+        plain = UnmaskedSource(Q31).hide_integers(operand, which)
+        reference = plain.reveal_integers([held.multiply(which, plain.shares[0].residues, Q31)])
+        assert np.array_equal(masked.reveal_integers(responses), reference)
 
 
 @OPERATORS
 def test_extreme_operands_come_back_exactly(operators: int) -> None:
     operand = np.array([[HALF, -HALF, 0, 1, -1, HALF - 1, 1 - HALF]], np.int32)
-    masked = ShareSource(operators, Q31).mask(operand, product(7))
-    assert np.array_equal(masked.unmask([share.residues for share in masked.shares]), operand)
+    masked = ShareSource(operators, Q31).hide_integers(operand, product(7))
+    assert np.array_equal(masked.reveal_integers([share.residues for share in masked.shares]), operand)
 
 
 def test_the_reference_sends_the_operand_itself() -> None:
     operand = random_operand(3, 10)
     source = UnmaskedSource(Q31)
-    masked = source.mask(operand, product(10))
+    masked = source.hide_integers(operand, product(10))
     assert source.operators == 0 and len(masked.shares) == 1 and masked.shares[0].seed is None
     assert np.array_equal(masked.shares[0].residues, operand % np.int64(Q31.modulus))
 
@@ -117,7 +117,7 @@ def test_the_reference_sends_the_operand_itself() -> None:
 def test_masks_leave_the_operand_as_it_was() -> None:
     operand = random_operand(3, 10)
     before = operand.copy()
-    ShareSource(3, Q31).mask(operand, product(10))
+    ShareSource(3, Q31).hide_integers(operand, product(10))
     assert np.array_equal(operand, before)
 
 
@@ -133,7 +133,7 @@ def test_exact_sources_add_no_noise(operators: int) -> None:
 @OPERATORS
 def test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed(operators: int) -> None:
     source = ShareSource(operators, Q31)
-    masked = source.mask(random_operand(4, 6), product(6))
+    masked = source.hide_integers(random_operand(4, 6), product(6))
     assert source.operators == operators and source.parameters is Q31
     assert [share.recipient for share in masked.shares] == list(range(operators))
     assert [share.seed is None for share in masked.shares] == [False] * (operators - 1) + [True]
@@ -141,7 +141,7 @@ def test_every_operator_gets_one_share_and_only_the_last_one_without_a_seed(oper
 
 @OPERATORS
 def test_a_shares_residues_are_what_its_seed_expands_to_whole_or_in_blocks_of_rows(operators: int) -> None:
-    masked = ShareSource(operators, Q31).mask(random_operand(40, 6), product(6))
+    masked = ShareSource(operators, Q31).hide_integers(random_operand(40, 6), product(6))
     for share in masked.shares[:-1]:
         assert share.seed is not None and share.seed.row_offset == 0
         assert np.array_equal(share.residues, share.seed.expand(40, 6))
@@ -153,7 +153,7 @@ def test_a_shares_residues_are_what_its_seed_expands_to_whole_or_in_blocks_of_ro
 def test_a_block_of_a_shares_rows_goes_to_the_same_operator_and_expands_to_the_same_residues(
     operators: int,
 ) -> None:
-    masked = ShareSource(operators, Q31).mask(random_operand(40, 6), product(6))
+    masked = ShareSource(operators, Q31).hide_integers(random_operand(40, 6), product(6))
     for share in masked.shares:
         whole = np.concatenate([share.rows(start, start + 13).residues for start in range(0, 40, 13)])
         assert np.array_equal(whole, share.residues)
@@ -173,16 +173,16 @@ def test_sharing_with_fewer_than_two_operators_is_refused(operators: int) -> Non
 
 @pytest.mark.parametrize("responses", [0, 1, 2, 4])
 def test_any_other_number_of_responses_than_shares_is_refused(responses: int) -> None:
-    masked = ShareSource(3, Q31).mask(random_operand(4, 6), product(6))
+    masked = ShareSource(3, Q31).hide_integers(random_operand(4, 6), product(6))
     with pytest.raises(ValueError):
-        masked.unmask([np.zeros((4, 2), np.uint32)] * responses)
+        masked.reveal_integers([np.zeros((4, 2), np.uint32)] * responses)
 
 
 def test_the_answer_to_one_share_is_not_accepted_for_another() -> None:
     stored = torch.from_numpy(np.random.default_rng(0).integers(-127, 128, (6, 8), dtype=np.int8))
     s = secret_vectors(bytes(KEY_BYTES), "layer", Direction.FORWARD, 6, Q31)
     check = CheckVectors(s, check_vectors(stored, s, Direction.FORWARD, Q31), Q31)
-    shares = ShareSource(3, Q31).mask(random_operand(4, 8), product(8)).shares
+    shares = ShareSource(3, Q31).hide_integers(random_operand(4, 8), product(8)).shares
     answers = [product_mod_q(share.residues, stored.numpy().T) for share in shares]
     for i, j in itertools.product(range(3), repeat=2):
         if i == j:
@@ -199,7 +199,7 @@ def test_the_answer_to_one_share_is_not_accepted_for_another() -> None:
 def test_seeds_do_not_depend_on_the_operand_and_the_last_share_is_operand_plus_masks(operators: int) -> None:
     masks = None
     for operand in (random_operand(5, 8, seed=1), random_operand(5, 8, seed=2), np.zeros((5, 8), np.int32)):
-        masked = ShareSource(operators, Q31, KnownRandomness()).mask(operand, product(8))
+        masked = ShareSource(operators, Q31, KnownRandomness()).hide_integers(operand, product(8))
         *seeded, last = masked.shares
         total = sum(share.residues.astype(object) for share in seeded)
         assert np.array_equal((last.residues - total) % Q31.modulus, operand % np.int64(Q31.modulus))
@@ -245,7 +245,7 @@ def test_the_measure_of_uniformity_notices_constants_small_values_and_single_dig
 @pytest.mark.parametrize("value", [0, 1, -HALF, HALF])
 def test_every_share_of_a_constant_operand_looks_uniform(operators: int, value: int) -> None:
     operand = np.full((300, 400), value, np.int32)
-    masked = ShareSource(operators, Q31, KnownRandomness()).mask(operand, product(400))
+    masked = ShareSource(operators, Q31, KnownRandomness()).hide_integers(operand, product(400))
     for share in masked.shares:
         assert_uniform(share.residues)
 
@@ -254,7 +254,7 @@ def test_every_share_of_a_constant_operand_looks_uniform(operators: int, value: 
 def test_whatever_all_operators_but_one_add_up_stays_uniform(operators: int) -> None:
     # With all shares the operand comes out; with one missing, the missing mask hides it.
     operand = np.full((200, 300), 12345, np.int32)
-    masked = ShareSource(operators, Q31, KnownRandomness()).mask(operand, product(300))
+    masked = ShareSource(operators, Q31, KnownRandomness()).hide_integers(operand, product(300))
     signed = [*(-share.residues.astype(np.int64) for share in masked.shares[:-1])]
     signed.append(masked.shares[-1].residues.astype(np.int64))
     assert np.all(sum(signed) % Q31.modulus == 12345)
@@ -280,7 +280,7 @@ def test_equal_operands_of_equal_products_never_share_a_mask(operators: int) -> 
     source, operand = ShareSource(operators, Q31), np.ones((2, 8), np.int32)
     drawn: list[bytes] = []
     for _ in range(400):
-        masked = source.mask(operand, product(8))
+        masked = source.hide_integers(operand, product(8))
         drawn += keys(masked)
         drawn += [share.residues.tobytes() for share in masked.shares]
         # No row of one operand has the mask of another row.
@@ -294,7 +294,7 @@ def test_every_operand_draws_32_fresh_bytes_once(operators: int) -> None:
     randomness = KnownRandomness()
     source = ShareSource(operators, Q31, randomness)
     for count in range(1, 6):
-        source.mask(np.zeros((2, 8), np.int32), product(8))
+        source.hide_integers(np.zeros((2, 8), np.int32), product(8))
         assert len(randomness.drawn) == count
         assert len(randomness.drawn[-1]) == 32
 
@@ -310,14 +310,14 @@ def test_one_secret_gives_every_operator_product_and_row_count_its_own_key(opera
     products += backward_products([("layer", 8)])
     for which in products:
         for rows in (1, 2, 11):
-            drawn += keys(source.mask(np.zeros((rows, 8), np.int32), which))
+            drawn += keys(source.hide_integers(np.zeros((rows, 8), np.int32), which))
     assert len(set(drawn)) == len(drawn) == 4 * 3 * (operators - 1)
     assert bytes(range(32)) not in drawn
 
 
 def test_two_sources_draw_different_masks() -> None:
     operand = np.zeros((2, 8), np.int32)
-    a, b = (ShareSource(2, Q31).mask(operand, product(8)) for _ in range(2))
+    a, b = (ShareSource(2, Q31).hide_integers(operand, product(8)) for _ in range(2))
     assert set(keys(a)).isdisjoint(keys(b))
 
 
@@ -345,7 +345,7 @@ def test_a_copy_of_a_source_is_the_source(make) -> None:  # type: ignore[no-unty
 
 
 def test_a_masked_operand_is_not_pickled() -> None:
-    masked = ShareSource(2, Q31).mask(random_operand(1, 3), product(3))
+    masked = ShareSource(2, Q31).hide_integers(random_operand(1, 3), product(3))
     for holder in (masked, [masked]):
         with pytest.raises(TypeError, match="cannot be pickled"):
             pickle.dumps(holder)
@@ -353,7 +353,7 @@ def test_a_masked_operand_is_not_pickled() -> None:
 
 @OPERATORS
 def test_the_residues_held_for_a_retry_cannot_be_changed(operators: int) -> None:
-    masked = ShareSource(operators, Q31).mask(random_operand(4, 3), product(3))
+    masked = ShareSource(operators, Q31).hide_integers(random_operand(4, 3), product(3))
     for share in masked.shares:
         for held in (share.residues, share.rows(1, 3).residues):
             with pytest.raises(ValueError, match="read-only"):
@@ -365,10 +365,12 @@ def test_the_residues_held_for_a_retry_cannot_be_changed(operators: int) -> None
 @pytest.mark.parametrize("rows", [2, 400], ids=["small", "large enough for threads"])
 def test_a_forked_child_and_its_parent_draw_different_masks(rows: int) -> None:
     source, operand = ShareSource(3, Q31), np.zeros((rows, 400), np.int32)
-    source.mask(operand, product(400))  # Starts the threads of the parent, which the child doesn't have.
+    # Starts the threads of the parent, which the child doesn't have.
+    source.hide_integers(operand, product(400))
 
     def draw() -> bytes:
-        return b"".join(keys(source.mask(operand, product(400))) + keys(source.mask(operand, product(400))))
+        drawn = [source.hide_integers(operand, product(400)) for _ in range(2)]
+        return b"".join(keys(drawn[0]) + keys(drawn[1]))
 
     answers = [in_a_child(draw) for _ in range(3)] + [draw()]
     assert [len(answer) for answer in answers] == [4 * KEY_BYTES] * 4
@@ -383,7 +385,7 @@ def test_nothing_that_is_printed_shows_a_secret() -> None:
     randomness = KnownRandomness()
     source = ShareSource(2, Q31, randomness)
     operand = np.full((2, 3), 987_654_321, np.int32)
-    masked = source.mask(operand, product(3))
+    masked = source.hide_integers(operand, product(3))
     residues = np.concatenate([share.residues.ravel() for share in masked.shares])
     check = CheckVectors(residues[None], residues[None], Q31)
     secrets = {str(operand[0, 0])}
@@ -414,15 +416,15 @@ def test_a_seed_of_the_wrong_length_is_refused_without_showing_it() -> None:
 @pytest.mark.parametrize("length", [0, 16, 31])
 def test_a_random_source_that_returns_too_little_is_refused(length: int) -> None:
     with pytest.raises(ValueError, match="32"):
-        ShareSource(2, Q31, lambda size: bytes(length)).mask(np.zeros((2, 3), np.int32), product(3))
+        ShareSource(2, Q31, lambda size: bytes(length)).hide_integers(np.zeros((2, 3), np.int32), product(3))
 
 
 def test_an_operand_that_does_not_fit_its_product_is_not_masked() -> None:
     with pytest.raises(ValueError, match="columns|contraction"):
-        ShareSource(2, Q31).mask(np.zeros((2, 7), np.int32), product(3))
+        ShareSource(2, Q31).hide_integers(np.zeros((2, 7), np.int32), product(3))
 
 
 def test_responses_of_different_shapes_are_not_unmasked() -> None:
-    masked = ShareSource(2, Q31).mask(np.zeros((2, 3), np.int32), product(3))
+    masked = ShareSource(2, Q31).hide_integers(np.zeros((2, 3), np.int32), product(3))
     with pytest.raises(ValueError, match="shape"):
-        masked.unmask([np.zeros((2, 3), np.uint32), np.zeros((2, 2), np.uint32)])
+        masked.reveal_integers([np.zeros((2, 3), np.uint32), np.zeros((2, 2), np.uint32)])

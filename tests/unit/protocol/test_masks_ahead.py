@@ -43,7 +43,7 @@ def test_the_next_operand_of_a_product_gets_the_mask_that_was_drawn_ahead(operat
     source, x = ShareSource(operators, Q31), _x(6)
     ahead = source.draw_ahead(FIRST, 6, V)
     assert [share.recipient for share in ahead] == list(range(operators - 1))
-    masked, scales = source.hide(x, FIRST, BUDGET, None, V)
+    masked, scales = source.hide_reals(x, FIRST, BUDGET, None, V)
     assert all(a is b for a, b in zip(masked.shares, ahead, strict=False))
     # Their sum is the operand, and what is expected of answers is right.
     operand, expected_scales = quantize_rows(x, BUDGET)
@@ -61,15 +61,15 @@ def test_integers_get_the_mask_that_was_drawn_ahead_as_well() -> None:
     source = ShareSource(2, Q31)
     ahead = source.draw_ahead(FIRST, 3, V)
     operand = quantize_rows(_x(3), BUDGET)[0]
-    masked = source.mask(operand, FIRST)
+    masked = source.hide_integers(operand, FIRST)
     assert masked.shares[0] is ahead[0]
-    assert np.array_equal(masked.unmask([share.residues for share in masked.shares]), operand)
+    assert np.array_equal(masked.reveal_integers([share.residues for share in masked.shares]), operand)
 
 
 def test_a_mask_drawn_ahead_hides_one_operand() -> None:
     source = ShareSource(2, Q31)
     ahead = source.draw_ahead(FIRST, 2, V)
-    seeds = [source.hide(_x(2), FIRST, BUDGET, None, V)[0].shares[0].seed for _ in range(3)]
+    seeds = [source.hide_reals(_x(2), FIRST, BUDGET, None, V)[0].shares[0].seed for _ in range(3)]
     assert seeds[0] == ahead[0].seed
     assert len({seed.key for seed in seeds if seed}) == 3
 
@@ -80,8 +80,8 @@ def test_an_operand_of_another_product_or_number_of_rows_gets_another_mask(
 ) -> None:
     source = ShareSource(2, Q31)
     (ahead,) = source.draw_ahead(FIRST, 2, V)
-    assert source.hide(_x(rows), product, BUDGET, None, V)[0].shares[0].seed != ahead.seed
-    assert source.hide(_x(2), FIRST, BUDGET, None, V)[0].shares[0] is ahead
+    assert source.hide_reals(_x(rows), product, BUDGET, None, V)[0].shares[0].seed != ahead.seed
+    assert source.hide_reals(_x(2), FIRST, BUDGET, None, V)[0].shares[0] is ahead
 
 
 def test_sources_whose_shares_all_depend_on_the_operand_draw_nothing_ahead() -> None:
@@ -122,7 +122,7 @@ def test_a_forked_child_and_its_parent_never_use_the_same_mask_drawn_ahead() -> 
     source.draw_ahead(FIRST, 2, V)
 
     def key() -> bytes:
-        seed = source.mask(operand, FIRST).shares[0].seed
+        seed = source.hide_integers(operand, FIRST).shares[0].seed
         assert seed
         return seed.key
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
+from blindtune.protocol.multiplication.methods import FloatProduct, Method
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, Span, backward_products, forward_products

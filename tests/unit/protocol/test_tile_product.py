@@ -14,7 +14,7 @@ from blindtune.protocol.kernels.tiles import are_usable
 from blindtune.protocol.kernels.vectors import store
 from blindtune.protocol.multiplication import exactness, tile_product
 from blindtune.protocol.multiplication.exactness import exact_method, int8_methods
-from blindtune.protocol.multiplication.product_methods import Int8Product
+from blindtune.protocol.multiplication.methods import Int8Product
 from blindtune.protocol.multiplication.tile_product import (
     TileProduct,
     VectorProduct,

@@ -28,7 +28,7 @@ SOURCES: dict[str, Callable[[RandomBytes], MaskSource]] = {
 def test_an_integer_that_no_mask_hides_is_refused(masking: str, integer: int) -> None:
     source = SOURCES[masking](lambda size: bytes(range(size)))
     operand = np.array([[0, HALF, -HALF, 1], [0, 0, 0, 0]], np.int32)
-    assert (source.mask(operand, PRODUCT).shares[-1].residues < Q31.modulus).all()
+    assert (source.hide_integers(operand, PRODUCT).shares[-1].residues < Q31.modulus).all()
     operand[1, 2] = integer
     with pytest.raises(ValueError, match="no centred residue"):
-        source.mask(operand, PRODUCT)
+        source.hide_integers(operand, PRODUCT)

@@ -11,7 +11,7 @@ from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.transport import GrpcTransport
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.masks import Share
-from blindtune.protocol.multiplication.product_methods import FloatProduct, Method
+from blindtune.protocol.multiplication.methods import FloatProduct, Method
 from blindtune.protocol.operands import SeededRows
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product, backward_products, forward_products

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 
 from blindtune.protocol.kernels.dot_products import have_dot_products
 from blindtune.protocol.kernels.tiles import are_usable
-from blindtune.protocol.multiplication import exactness, modular_product
+from blindtune.protocol.multiplication import exactness
+from blindtune.protocol.multiplication import multiplier as multiplier_module
 from blindtune.protocol.multiplication.exactness import _test_operands, exact_method, is_exact
 from blindtune.protocol.multiplication.layer_memory import LayerMemory
-from blindtune.protocol.multiplication.modular_product import Multiplier
-from blindtune.protocol.multiplication.product_methods import (
+from blindtune.protocol.multiplication.methods import (
     FloatProduct,
     Int8Product,
     Method,
@@ -26,6 +26,7 @@ from blindtune.protocol.multiplication.product_methods import (
     _recombine,
     _split,
 )
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.multiplication.tile_product import TileProduct, VectorProduct
 from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.products import (
@@ -309,7 +310,7 @@ def test_layers_are_one_contraction_only_where_its_length_was_seen_to_be_exact(
         return original(self, operand)
 
     original = type(method).prepare
-    monkeypatch.setattr(modular_product, "is_exact", is_exact)
+    monkeypatch.setattr(multiplier_module, "is_exact", is_exact)
     monkeypatch.setattr(type(method), "prepare", prepare)
     spans = (("a", 90), ("b", 33), ("c", 7))
     layers = {name: weights(width, 70, seed=width)[0] for name, width in spans}
@@ -337,8 +338,8 @@ def test_neighbours_in_memory_are_one_matrix_where_that_is_exact(
         lengths.append(operand.shape[1])
         return original(self, operand)
 
-    monkeypatch.setattr(modular_product, "is_exact", lambda *arguments: exact_as_one)
-    monkeypatch.setattr(modular_product, "_MOST_STACKED", 0)  # nothing is copied
+    monkeypatch.setattr(multiplier_module, "is_exact", lambda *arguments: exact_as_one)
+    monkeypatch.setattr(multiplier_module, "_MOST_STACKED", 0)  # nothing is copied
     monkeypatch.setattr(type(method), "prepare", prepare)
     spans = (("a", 90), ("b", 33), ("c", 7))
     layers = {name: weights(width, 70, seed=width)[0] for name, width in spans}
@@ -359,7 +360,7 @@ def test_neighbours_in_memory_are_one_matrix_where_that_is_exact(
 def test_neighbours_longer_than_a_contraction_may_be_stay_apart(
     method: Method, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modular_product, "MAX_CONTRACTION", 100)
+    monkeypatch.setattr(multiplier_module, "MAX_CONTRACTION", 100)
     spans = (("a", 90), ("b", 33))
     layers = {name: weights(width, 70, seed=width)[2] for name, width in spans}
     memory = LayerMemory()
@@ -393,7 +394,7 @@ def test_a_layer_that_is_named_again_and_again_is_not_copied_as_often(
         lengths.append(operand.shape[1])
         return original(self, operand)
 
-    monkeypatch.setattr(modular_product, "_MOST_STACKED", 270 * 70 - 1)
+    monkeypatch.setattr(multiplier_module, "_MOST_STACKED", 270 * 70 - 1)
     held, operand = multiplier(method, layers), operands(300, 270, seed=16)[1]
     monkeypatch.setattr(type(method), "prepare", prepare)
     assert np.array_equal(
@@ -412,7 +413,7 @@ def test_a_length_that_the_library_refuses_goes_layer_by_layer(
     layers = {"a": weights(90, 70, seed=13)[0], "b": weights(40, 70, seed=14)[0]}
     (product,) = backward_products((("a", 90), ("b", 40)))
     held, operand = multiplier(method, layers), operands(300, 130, seed=16)[1]
-    monkeypatch.setattr(modular_product, "is_exact", refused)
+    monkeypatch.setattr(multiplier_module, "is_exact", refused)
     assert np.array_equal(
         held.multiply(product, operand, Q31), product_mod_q(operand, matrix_of(product, layers))
     )
@@ -857,7 +858,7 @@ WITHOUT_VNNI = """
 import numpy as np, torch
 from blindtune.protocol.multiplication import exactness
 from blindtune.protocol.multiplication.exactness import exact_method
-from blindtune.protocol.multiplication.modular_product import Multiplier
+from blindtune.protocol.multiplication.multiplier import Multiplier
 from blindtune.protocol.parameters import PARAMETER_SETS, Q31, ParameterSet
 from blindtune.protocol.products import backward_products, forward_products
 

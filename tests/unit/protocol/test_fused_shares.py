@@ -65,8 +65,8 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
     vectors = generator.integers(0, q, (parameters.vectors, columns), dtype=np.uint32)
     image, u = generator.integers(0, 1 << 32, (2, columns), dtype=np.uint32)
     integers, scales = quantize_rows(x, budget, column_scale)
-    steps = ShareSource(operators, parameters, known_bytes()).mask(integers, product(columns))
-    hidden, found = ShareSource(operators, parameters, known_bytes()).hide(
+    steps = ShareSource(operators, parameters, known_bytes()).hide_integers(integers, product(columns))
+    hidden, found = ShareSource(operators, parameters, known_bytes()).hide_reals(
         x, product(columns), budget, column_scale, vectors, image
     )
     assert np.array_equal(found, scales)
@@ -80,11 +80,11 @@ def test_one_pass_gives_the_integers_scales_masks_and_numbers_of_its_steps(
         exact = (vectors.astype(object) @ share.residues.T.astype(object)) % q
         assert share.expected.shape == (parameters.vectors, rows) and np.array_equal(share.expected, exact)
     answers = [generator.integers(0, q, (rows, columns), dtype=np.uint32) for _ in range(operators)]
-    y = hidden.reveal(answers, scales, column_scale)
+    y = hidden.reveal_reals(answers, scales, column_scale)
     assert y.dtype == np.float32
-    unmasked = steps.unmask(answers)
+    unmasked = steps.reveal_integers(answers)
     assert np.array_equal(y, dequantize_rows(unmasked, scales, column_scale))
-    revealed = hidden.reveal_with_sums(answers, scales, column_scale, u)
+    revealed = hidden.reveal_reals_with_sums(answers, scales, column_scale, u)
     assert np.array_equal(revealed.values, y)
     assert np.array_equal(revealed.sums, unmasked.astype(np.uint32) @ u)
     assert np.array_equal(revealed.peaks, np.abs(unmasked).max(axis=1))
@@ -104,7 +104,7 @@ def test_numbers_are_exact_on_both_sides_of_where_int64_holds_them(columns: int,
         np.full(columns, Q31.modulus - 1, np.uint32),
         np.resize([0, Q31.modulus - 1], columns).astype(np.uint32),
     ):
-        hidden, _ = ShareSource(operators, Q31).hide(x, product(columns), BUDGET, v=v[None])
+        hidden, _ = ShareSource(operators, Q31).hide_reals(x, product(columns), BUDGET, v=v[None])
         for share in hidden.shares:
             assert share.expected is not None
             assert np.array_equal(
@@ -116,8 +116,8 @@ def test_many_rows_in_threads_give_the_same() -> None:
     x = rows_of(700, 300)
     v = np.arange(300, dtype=np.uint32)
     integers, scales = quantize_rows(x, BUDGET)
-    steps = ShareSource(2, Q31, known_bytes()).mask(integers, product(300))
-    hidden, found = ShareSource(2, Q31, known_bytes()).hide(x, product(300), BUDGET, v=v[None])
+    steps = ShareSource(2, Q31, known_bytes()).hide_integers(integers, product(300))
+    hidden, found = ShareSource(2, Q31, known_bytes()).hide_reals(x, product(300), BUDGET, v=v[None])
     assert np.array_equal(found, scales)
     for share, expected in zip(hidden.shares, steps.shares, strict=True):
         assert np.array_equal(share.residues, expected.residues)
@@ -130,8 +130,10 @@ def test_many_rows_in_threads_give_the_same() -> None:
 
 def test_arrays_that_are_not_contiguous_are_read_right() -> None:
     x, v = rows_of(20, 128)[:, ::2], np.arange(128, dtype=np.uint32)[::2]
-    hidden, scales = ShareSource(2, Q31, known_bytes()).hide(x, product(64), BUDGET, v=v[None])
-    again, same = ShareSource(2, Q31, known_bytes()).hide(x.copy(), product(64), BUDGET, v=v[None].copy())
+    hidden, scales = ShareSource(2, Q31, known_bytes()).hide_reals(x, product(64), BUDGET, v=v[None])
+    again, same = ShareSource(2, Q31, known_bytes()).hide_reals(
+        x.copy(), product(64), BUDGET, v=v[None].copy()
+    )
     assert np.array_equal(scales, same)
     for share, expected in zip(hidden.shares, again.shares, strict=True):
         assert np.array_equal(share.residues, expected.residues)
@@ -151,26 +153,26 @@ def test_a_value_that_is_not_finite_is_refused_with_the_same_words(
     with pytest.raises(UnsupportedError) as steps:
         quantize_rows(x, BUDGET)
     with pytest.raises(UnsupportedError) as one_pass:
-        ShareSource(2, Q31).hide(x, product(33), BUDGET)
+        ShareSource(2, Q31).hide_reals(x, product(33), BUDGET)
     assert str(one_pass.value) == str(steps.value)
 
 
 def test_a_budget_beyond_what_a_mask_hides_is_refused() -> None:
     x = np.ones((1, 1), np.float32)
-    ShareSource(2, Q31).hide(x, product(1), Q31.half**2)
+    ShareSource(2, Q31).hide_reals(x, product(1), Q31.half**2)
     with pytest.raises(ValueError, match="no centred residues"):
-        ShareSource(2, Q31).hide(x, product(1), (Q31.half + 1) ** 2)
+        ShareSource(2, Q31).hide_reals(x, product(1), (Q31.half + 1) ** 2)
 
 
 def test_rows_of_another_width_or_type_than_the_product_takes_are_refused() -> None:
     for x in (np.ones((2, 3), np.float32), np.ones((2, 4), np.float64)):
         with pytest.raises(ValueError, match="columns|float32"):
-            ShareSource(2, Q31).hide(x, product(4), BUDGET)
+            ShareSource(2, Q31).hide_reals(x, product(4), BUDGET)
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_shares_of_constant_rows_look_uniform(value: float) -> None:
-    hidden, _ = ShareSource(2, Q31).hide(np.full((300, 500), value, np.float32), product(500), BUDGET)
+    hidden, _ = ShareSource(2, Q31).hide_reals(np.full((300, 500), value, np.float32), product(500), BUDGET)
     for share in hidden.shares:
         counts = np.bincount(share.residues.ravel() >> 23, minlength=256)
         assert np.abs(counts - 150_000 / 256).max() < 6 * (150_000 / 256) ** 0.5
@@ -179,13 +181,13 @@ def test_shares_of_constant_rows_look_uniform(value: float) -> None:
 def test_two_operands_never_share_a_mask() -> None:
     source = ShareSource(2, Q31)
     x = np.zeros((3, 8), np.float32)
-    first, second = (source.hide(x, product(8), BUDGET)[0] for _ in range(2))
+    first, second = (source.hide_reals(x, product(8), BUDGET)[0] for _ in range(2))
     for one, other in zip(first.shares, second.shares, strict=True):
         assert not np.array_equal(one.residues, other.residues)
 
 
 def test_what_is_expected_of_answers_is_not_printed() -> None:
-    hidden, _ = ShareSource(2, Q31).hide(
+    hidden, _ = ShareSource(2, Q31).hide_reals(
         np.ones((1, 4), np.float32), product(4), BUDGET, v=np.arange(1, 5, dtype=np.uint32)[None]
     )
     for share in hidden.shares:

@@ -8,7 +8,7 @@ from lattice_reference import HALF, by_fft, centred, evaluate, interpolate, scho
 
 from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.lattice.hint import pack_rows
-from blindtune.protocol.lattice.kernels import add_operand, mask_rows, unmask_rows, unmask_with
+from blindtune.protocol.lattice.masking import add_operand, mask_rows, unmask_rows, unmask_with
 from blindtune.protocol.lattice.parameters import DEGREE, MAX_RANK
 from blindtune.protocol.lattice.transform import LANES, transformed
 from blindtune.protocol.parameters import Q31

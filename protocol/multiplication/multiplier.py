@@ -10,7 +10,7 @@ from blindtune.protocol.kernels.recycled import large_matrix
 from blindtune.protocol.multiplication.exactness import is_exact
 from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
 from blindtune.protocol.multiplication.layer_memory import joined
-from blindtune.protocol.multiplication.product_methods import Method
+from blindtune.protocol.multiplication.methods import Method
 from blindtune.protocol.operands import Operand, SeededRows
 from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import MAX_CONTRACTION, Direction, Product

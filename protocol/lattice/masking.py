@@ -13,7 +13,7 @@ Then tiles side by side become rows, so that those, which lie far apart, are rea
 time. A and H are five times as large as an operand of 256 rows and come from memory, a tile while the one
 before it is transformed, once for several blocks of an operand.
 
-Masks are written alone, and the operand is added to them: `noisy` draws noise row by row, and the memory of
+Masks are written alone, and the operand is added to them: `fused` draws noise row by row, and the memory of
 both comes meanwhile.
 """
 
