@@ -16,7 +16,7 @@ python_found = $(shell $(PYTHON) -c 'import sys; v = sys.version_info; \
 	print("%d.%d %s" % (v[0], v[1], "ok" if v >= (3, 11) else "old"))' 2>/dev/null || echo missing)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow simulate mutations bench lint proto docs clean distclean
+.PHONY: help demo test test-slow simulate mutations bench evidence lint proto docs clean distclean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,6 +38,9 @@ mutations: $(INSTALLED) ## plant classical mistakes in copies of the code; a tes
 
 bench: $(INSTALLED) ## measure what a step costs, part by part; ARGS="--full" for all of it
 	$(BIN)/python -m benchmarks.suite $(ARGS)
+
+evidence: $(INSTALLED) ## the full tables of training; ARGS="--model MODEL --data FOLDER", hours
+	$(BIN)/python -m benchmarks.evidence $(ARGS)
 
 lint: $(INSTALLED) ## check style, format and types
 	$(BIN)/ruff check .
