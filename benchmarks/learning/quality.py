@@ -123,8 +123,8 @@ def loaded(model: str, kind: str) -> Iterator[Any]:
         yield found
 
 
-def train(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> tuple[float, float, Any]:
-    """Trains one adapter; returns the held-back loss before and after, and the trained model."""
+def trainer_of(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> SFTTrainer:
+    """Makes a trainer of one adapter."""
     set_seed(seed)
     trainer = SFTTrainer(
         model=base,
@@ -153,11 +153,7 @@ def train(arguments: argparse.Namespace, base: Any, seed: int, output: str) -> t
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:  # on a base in four bits, TRL would train in bfloat16
             parameter.data = parameter.data.float()
-    before = trainer.evaluate()["eval_loss"]
-    trainer.train()
-    after = trainer.evaluate()["eval_loss"]
-    trainer.save_model(output)
-    return before, after, trainer.model
+    return trainer
 
 
 @torch.no_grad()
@@ -200,12 +196,18 @@ def main() -> None:
     seeds = "".join(f"{f'seed {seed}':>9}" for seed in arguments.seeds)
     print(f"{'kind':28}{'before':>9}{seeds}{'mean':>9}{'less':>9}{'logits':>9}", flush=True)
     for kind in arguments.kinds:
-        before, after, errors = 0.0, [], []
+        after, errors = [], []
+        # On a model of its own: where the processor has AVX512-BF16, bitsandbytes packs weights in four bits
+        # when they are first multiplied without gradients, and backward reads them as if it had not.
+        with tempfile.TemporaryDirectory() as output, loaded(arguments.model, kind) as base:
+            before = trainer_of(arguments, base, arguments.seeds[0], output).evaluate()["eval_loss"]
         for seed in arguments.seeds:
             with tempfile.TemporaryDirectory() as output, loaded(arguments.model, kind) as base:
-                before, loss, trained = train(arguments, base, seed, output)
-                after.append(loss)
-                errors.append(logit_error(arguments, trained, kind, output))
+                trainer = trainer_of(arguments, base, seed, output)
+                trainer.train()
+                after.append(trainer.evaluate()["eval_loss"])
+                trainer.save_model(output)
+                errors.append(logit_error(arguments, trainer.model, kind, output))
         figures[kind] = {
             "before": before,
             "after": after,
