@@ -228,13 +228,13 @@ def _compared(
             lambda _, args: reads.setdefault((id(args[0]), args[0]._version), args[0])
         )
     multiplier = multiplier_of(model)
-    multiply, asked = multiplier.multiply_reals, []
+    ask, asked = multiplier._ask, []
 
-    def counted(x: Any, product: Any, *others: Any) -> Any:
+    def counted(masked: Any, product: Any, decode: Any) -> Any:
         asked.append(product)
-        return multiply(x, product, *others)
+        return ask(masked, product, decode)
 
-    multiplier.multiply_reals = counted
+    multiplier._ask = counted
     outputs = []
     for each in (stock, model):
         torch.manual_seed(_SEED)

@@ -250,13 +250,13 @@ def train(
     heads: list[str] = []
     if masking is not None:
         multiplier = multiplier_of(made.model)
-        multiply = multiplier.multiply_reals
+        ask = multiplier._ask
 
-        def counted(x: Any, product: Any, *others: Any) -> Any:
+        def counted(masked: Any, product: Any, decode: Any) -> Any:
             heads.extend(span.layer for span in product.spans[:1] if span.layer.startswith("lm_head"))
-            return multiply(x, product, *others)
+            return ask(masked, product, decode)
 
-        multiplier.multiply_reals = counted
+        multiplier._ask = counted
     start = _trained(made.model)
     made.train()
     if masking is not None:

@@ -90,16 +90,16 @@ class Client:
         watch.watch(multiplier.source, "hide_reals", hide, then=lambda hidden: time_unmasking(hidden[0]))
         for name in (x for x in dir(CheckVectors) if x.startswith("verify")):
             watch.watch(CheckVectors, name, "verify")
-        multiply = multiplier.multiply_reals
+        multiply = layer_group.LayerGroup._multiply
 
-        def counted(x: Float32, *arguments: Any) -> Float32:
-            y = multiply(x, *arguments)
+        def counted(group: Any, x: Float32, *arguments: Any) -> Float32:
+            y = multiply(group, x, *arguments)
             # In the clear, both would be bfloat16.
             self._clear_bytes += 2 * (x.size + y.size)
             return y
 
-        multiplier.multiply_reals = counted  # type: ignore[method-assign]
-        watch.watch(multiplier, "multiply_reals", "wait for workers")
+        layer_group.LayerGroup._multiply = counted  # type: ignore[assignment]
+        watch.watch(layer_group.LayerGroup, "_multiply", "wait for workers")
 
     def step(self, sequences: int, length: int) -> dict[str, Any]:
         """Takes a step on random tokens; its figures."""

@@ -24,6 +24,7 @@ from support.checkpoints import CLASSES, batch
 from support.memory import NEEDLE_BYTES, found_in_memory
 from support.operators import RunningOperators, running_operators
 from support.recording import Received, read_recording
+from support.standard import SHARES
 from support.training import training_step, with_adapter
 from support.wiretap import Wiretap
 from transformers import PreTrainedModel
@@ -33,7 +34,6 @@ from blindtune.client import BlindConfig, Operator, multiplier_of
 from blindtune.client.kit.prepare import prepare
 from blindtune.client.model.absent_weight import AbsentWeight
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import Residues, centre, from_centred, subtract
 from blindtune.protocol.shares.source import ShareSource
 
@@ -85,9 +85,9 @@ def _residues(received: list[Received]) -> list[Residues]:
 def _uniformity(residues: NDArray[np.unsignedinteger[Any]]) -> list[float]:
     """The p-values of chi-square tests: by size, by lowest byte, and by the byte above it."""
     values = residues.ravel().astype(np.int64)
-    edges = -(-np.arange(257) * Q31.modulus // 256)
+    edges = -(-np.arange(257) * SHARES.modulus // 256)
     size = np.searchsorted(edges, values, side="right") - 1
-    expected = np.diff(edges) / Q31.modulus * len(values)
+    expected = np.diff(edges) / SHARES.modulus * len(values)
     return [
         float(chisquare(np.bincount(size, minlength=256), expected).pvalue),
         float(chisquare(np.bincount(values & 255, minlength=256)).pvalue),
@@ -108,7 +108,7 @@ def test_one_operator_gets_seeds_only_and_the_other_residues_only(
 def test_residues_are_uniform(recorded: dict[str, list[Received]]) -> None:
     operands = _residues(recorded["beta"])
     everything = np.concatenate([x.ravel() for x in operands])
-    assert everything.max() < Q31.modulus
+    assert everything.max() < SHARES.modulus
     assert len(everything) > 200_000
     assert min(_uniformity(everything)) > UNLIKELY
     for operand in operands:
@@ -132,7 +132,7 @@ def test_operands_of_equal_batches_are_unrelated(recorded: dict[str, list[Receiv
         a, b = (np.concatenate([x.ravel() for x in step]) for step in (first, second))
         # About one in 10 000 runs has a single coincidence.
         assert np.count_nonzero(a == b) <= 2
-        differences = subtract(a[None], b[None], Q31)
+        differences = subtract(a[None], b[None], SHARES)
         assert min(_uniformity(differences)) > UNLIKELY
         assert abs(np.corrcoef(a, b)[0, 1]) < 6 / len(a) ** 0.5
 
@@ -145,7 +145,7 @@ def test_operands_that_follow_each_other_and_rows_within_them_are_unrelated(
         width = min(a.shape[1], b.shape[1])
         assert np.count_nonzero(a[:, :width] == b[:, :width]) <= 2
     rows = [(x[:-1], x[1:]) for x in operands]
-    differences = np.concatenate([subtract(a, b, Q31).ravel() for a, b in rows])
+    differences = np.concatenate([subtract(a, b, SHARES).ravel() for a, b in rows])
     assert min(_uniformity(differences)) > UNLIKELY
 
 
@@ -156,9 +156,9 @@ def test_only_both_operators_together_could_read_the_data(recorded: dict[str, li
         assert alpha.seed is not None and beta.residues is not None
         mask = alpha.seed.expand(alpha.rows, alpha.columns)
         assert not np.array_equal(mask, beta.residues)
-        integers = centre(subtract(beta.residues, mask, Q31), Q31)
-        assert abs(integers.astype(np.int64)).max() < Q31.modulus // 4
-        plain.setdefault(_shape(alpha), []).append(from_centred(integers, Q31))
+        integers = centre(subtract(beta.residues, mask, SHARES), SHARES)
+        assert abs(integers.astype(np.int64)).max() < SHARES.modulus // 4
+        plain.setdefault(_shape(alpha), []).append(from_centred(integers, SHARES))
     for same in plain.values():
         assert len(same) == STEPS
         assert np.array_equal(same[0], same[1]) and np.array_equal(same[0], same[2])
@@ -214,16 +214,16 @@ def test_no_private_number_passes_over_any_wire_or_into_any_log(
     hide = ShareSource.hide_reals
 
     def watched(
-        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, v: Any = None
+        self: ShareSource, x: Any, product: Any, budget: int, column_scale: Any = None, *others: Any
     ) -> Any:
         nonlocal calls
-        masked, scales = hide(self, x, product, budget, column_scale, v)
+        masked, scales = hide(self, x, product, budget, column_scale, *others)
         integers, again = quantize_rows(x, budget, column_scale, product.diffused)
         assert np.array_equal(scales, again)
         calls += 1
         secrets.numbers(f"values {calls}", x[0][:8], "<f4", "<f8")
         secrets.numbers(f"integers {calls}", integers[0][:8], "<i4", "<i8", "<f4", "<f8")
-        secrets.numbers(f"residues {calls}", from_centred(integers, Q31)[0][:8], "<u4")
+        secrets.numbers(f"residues {calls}", from_centred(integers, SHARES)[0][:8], "<u4")
         # A row of zeros has scale 1, which is no secret.
         for row, scale in enumerate(scales[:4]):
             if scale == 1:

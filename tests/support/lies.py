@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.refusals import Busy, Draining
@@ -20,32 +20,43 @@ __all__ = ["FAULTS", "LIES", "Rogue"]
 
 HANG_SECONDS = 600
 
-Lie = Callable[["Rogue", Product, Residues, Residues], Residues | None]
+Lie = Callable[["Rogue", Product, Residues, Residues, ParameterSet], Residues | None]
 """What to answer in place of the right answer; None when this lie can't be told here."""
 
 
-def _one_residue(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
-    answer[-1, -1] = (int(answer[-1, -1]) + 1) % Q31.modulus
+def _one_residue(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
+    answer[-1, -1] = (int(answer[-1, -1]) + 1) % parameters.modulus
     return answer
 
 
-def _plus_modulus(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
-    """Congruent to the right answer, so that no check mod q by itself would notice."""
-    answer[0, 0] += np.uint32(Q31.modulus)
+def _plus_modulus(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
+    """No residue. In words with room for it it is congruent to the right answer: no check mod q notices."""
+    room = (1 << 8 * parameters.word_bytes) - parameters.modulus
+    answer[0, 0] = parameters.modulus + int(answer[0, 0]) % room
     return answer
 
 
-def _plus_2_to_30(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
-    answer[0, -1] = (int(answer[0, -1]) + 2**30) % Q31.modulus
+def _plus_2_to_30(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
+    answer[0, -1] = (int(answer[0, -1]) + 2**30) % parameters.modulus
     return answer
 
 
-def _replayed(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues | None:
+def _replayed(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues | None:
     """A right answer to an earlier operand of the same product."""
     return rogue.earlier.get((product, answer.shape))
 
 
-def _other_layer(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues | None:
+def _other_layer(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues | None:
     """The right answer for the same layers of another block, which have the same shapes."""
     numbers = {"0": "1", "1": "0"}
     spans = tuple(
@@ -53,35 +64,49 @@ def _other_layer(rogue: "Rogue", product: Product, operand: Residues, answer: Re
         for s in product.spans
     )
     other = replace(product, spans=spans)
-    return None if other == product else rogue.honest.multiply(other, operand, Q31)
+    return None if other == product else rogue.honest.multiply(other, operand, parameters)
 
 
-def _rows_swapped(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues | None:
+def _rows_swapped(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues | None:
     return answer[::-1].copy() if len(answer) > 1 else None
 
 
-def _too_short(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _too_short(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     return answer[:-1]
 
 
-def _too_long(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _too_long(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     return np.concatenate([answer, answer[-1:]])
 
 
-def _refuse(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _refuse(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     raise Draining("this worker is shutting down")
 
 
-def _busy(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _busy(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     raise Busy("this worker is busy")
 
 
-def _die(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _die(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     os.kill(os.getpid(), signal.SIGKILL)
     return answer
 
 
-def _hang(rogue: "Rogue", product: Product, operand: Residues, answer: Residues) -> Residues:
+def _hang(
+    rogue: "Rogue", product: Product, operand: Residues, answer: Residues, parameters: ParameterSet
+) -> Residues:
     time.sleep(HANG_SECONDS)
     return answer
 
@@ -136,7 +161,7 @@ class Rogue:
                 self._left -= 1
                 self.told += 1
         if lie is not None:
-            wrong = lie(self, product, operand, answer)
+            wrong = lie(self, product, operand, answer, parameters)
             if wrong is not None and not np.array_equal(wrong, right):
                 answer = wrong
                 with self._lock:

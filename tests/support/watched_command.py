@@ -14,9 +14,9 @@ import numpy as np
 
 from blindtune.client.cli import main
 from blindtune.protocol.fixed_point import quantize_rows
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import from_centred
 from blindtune.protocol.shares.source import ShareSource
+from support.standard import SHARES
 
 
 def watch(path: Path) -> None:
@@ -39,7 +39,7 @@ def watch(path: Path) -> None:
             keep(f"integers {calls} in hexadecimal", integers[0][:8].astype("<i4").tobytes().hex().encode())
         keep(f"values {calls}", np.ascontiguousarray(values).tobytes())
         keep(f"integers {calls}", integers[0][:8].astype("<i4").tobytes())
-        keep(f"residues {calls}", from_centred(integers, Q31)[0][:8].astype("<u4").tobytes())
+        keep(f"residues {calls}", from_centred(integers, SHARES)[0][:8].astype("<u4").tobytes())
         for row, scale in enumerate(scales[:4]):
             if scale == 1:
                 continue  # of a row of zeros, which is no secret

@@ -59,21 +59,21 @@ def test_the_gradients_are_those_of_the_plain_loss(load: Load) -> None:
         gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) > 20
     for name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(gradient, gradients[1][name], rtol=1e-3, atol=1e-4)
 
 
 def test_the_head_is_asked_for_every_position_whatever_the_labels(load: Load) -> None:
     model = load("llama", masking="reference").eval()
     add_fused_lm_head(model)
     multiplier = multiplier_of(model)
-    multiply, rows = multiplier.multiply_reals, []
+    ask, rows = multiplier._ask, []
 
-    def counted(x: Any, product: Any, *others: Any) -> Any:
+    def counted(masked: Any, product: Any, decode: Any) -> Any:
         if product.spans[0].layer == "lm_head.weight":
-            rows.append(len(x))
-        return multiply(x, product, *others)
+            rows.append(masked.shares[0].shape[0])
+        return ask(masked, product, decode)
 
-    multiplier.multiply_reals = counted  # type: ignore[method-assign]
+    multiplier._ask = counted  # type: ignore[method-assign]
     for labelled in (1, 4):
         model(**_inputs(labelled), fused_lm_head=True)
     assert rows == [14, 14]

@@ -10,6 +10,7 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
+from support.standard import SHARES
 from support.transports import LocalWorker, honest_multiplier, manifest_of, remote_multiplier
 from torch import nn
 from transformers import (
@@ -190,7 +191,7 @@ def _kit(family: Family, folder: Path) -> Kit:
 def _from_kit(
     family: Family, kit: Kit, workers: Sequence[LocalWorker], monkeypatch: pytest.MonkeyPatch
 ) -> PreTrainedModel:
-    multiplier = remote_multiplier(kit, [[worker] for worker in workers])
+    multiplier = remote_multiplier(kit, [[worker] for worker in workers], source=ShareSource(2, SHARES))
     monkeypatch.setattr(quantizer_module, "connect", lambda *_: multiplier)
     nowhere = [Operator("alpha", ["127.0.0.1:1"]), Operator("beta", ["127.0.0.2:1"])]
     config = BlindConfig(operators=nowhere, progress=False, insecure=True, allow_one_machine=True)

@@ -107,7 +107,7 @@ def test_where_answers_stop_is_in_the_folder_for_whoever_loads_it(run: Recipe, t
 
 def test_the_model_is_measured_with_the_time_that_it_was_trained_with(run: Recipe, tuned: Tuned) -> None:
     summary = json.loads((run.output.dir / "summary.json").read_text())
-    assert tuned.measure(run.data.train, None)["loss"] == pytest.approx(summary["after"]["loss"], rel=1e-6)
+    assert tuned.measure(run.data.train, None)["loss"] == pytest.approx(summary["after"]["loss"], rel=2e-5)
 
 
 def test_a_question_that_fills_the_model_is_refused_and_an_answer_ends_with_it(tuned: Tuned) -> None:

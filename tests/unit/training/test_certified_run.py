@@ -1,7 +1,7 @@
 """Training with a certified parameter set: the reference's bits, and scales in checkpoints and only there."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,9 @@ from blindtune.client.record.package import package
 from blindtune.client.rounds.multiplier import PrivateMultiplier
 from blindtune.client.runs.run import train_recipe
 from blindtune.client.training.figures import Figures
+from blindtune.client.training.scales import restore_scales, save_scales
 from blindtune.errors import CheckpointError, OperatorUnavailableError
 from blindtune.protocol.certificate.history import ScaleHistory
-from blindtune.protocol.parameters import Q31
 
 pytestmark = pytest.mark.hf
 MODULES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -31,16 +31,6 @@ ADAPTER = {
     "exclude_modules": ["norm", "act_fn", "lm_head", "rotary_emb", "embed_tokens"],
 }
 TRAINING = {"max_steps": 3, "save_strategy": "steps", "save_steps": 1, "gradient_accumulation_steps": 2}
-
-
-@pytest.fixture
-def certified() -> Iterator[None]:
-    """The set of every run is a certified one."""
-    object.__setattr__(Q31, "certified", True)
-    try:
-        yield
-    finally:
-        object.__setattr__(Q31, "certified", False)
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +43,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, checkpoints: dict[str, Path
 
 @pytest.fixture
 def recipe(shared: Path, tmp_path: Path) -> Callable[..., Recipe]:
-    def make(name: str, **sections: Any) -> Recipe:
+    def make(name: str, masking: dict[str, Any] | None = None, **sections: Any) -> Recipe:
         (tmp_path / name).mkdir(exist_ok=True)
         return recipe_of(
             tmp_path / name,
             shared / "llama",
             shared / "train.jsonl",
+            masking={"mode": "reference", "parameter_set": "q24", **(masking or {})},
             **{"adapter": ADAPTER, "training": TRAINING, "record": {"key": str(tmp_path / "record.key")}}
             | sections,
         )
@@ -94,7 +85,6 @@ def scales(run: Recipe, step: int) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.usefixtures("certified")
 def test_a_run_that_was_cut_off_ends_with_the_references_adapter_and_scales(
     recipe: Callable[..., Recipe], operators: RunningOperators, tmp_path: Path
 ) -> None:
@@ -111,7 +101,7 @@ def test_a_run_that_was_cut_off_ends_with_the_references_adapter_and_scales(
     assert {len(x) for x in scales(run, 3)["steps"].values()} == {3}
     assert set(summary["scales"]) == set(scales(run, 3)["steps"])
     assert summary["wraps"] == summary["reasks"] == 0 and summary["seconds"]["decoding"] == 0
-    assert all(0 < x["part"] <= 1 and 0 < x["precision"] < 1e-4 for x in summary["scales"].values())
+    assert all(0 < x["part"] <= 1 and 0 < x["precision"] < 2**-8 for x in summary["scales"].values())
     # Neither the adapter's folder nor what may be given away has them.
     assert not list(run.output.dir.glob("scales*"))
     package(run.output.dir, tmp_path / "away", base_model="owner/name")
@@ -119,15 +109,13 @@ def test_a_run_that_was_cut_off_ends_with_the_references_adapter_and_scales(
 
 
 def test_a_checkpoint_without_scales_is_refused_by_a_certified_run(
-    recipe: Callable[..., Recipe], request: pytest.FixtureRequest
+    load: Callable[..., Any], tmp_path: Path
 ) -> None:
-    run = recipe("run")
-    with pytest.raises(OperatorUnavailableError):
-        train_recipe(run, Stopping(1))
-    assert not list(run.output.dir.rglob("scales.json"))
-    request.getfixturevalue("certified")
-    with pytest.raises(CheckpointError, match=r"checkpoint-1/scales\.json is missing"):
-        train_recipe(run, Silent(), resume=True)
+    """A run without a certified parameter set leaves none."""
+    save_scales(multiplier_of(load("llama", masking="reference", parameter_set="q31")), tmp_path)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CheckpointError, match=r"scales\.json is missing"):
+        restore_scales(multiplier_of(load("llama", masking="reference", parameter_set="q24")), tmp_path)
 
 
 def history_of(model: Any) -> ScaleHistory:
@@ -136,9 +124,8 @@ def history_of(model: Any) -> ScaleHistory:
     return multiplier.certified.history
 
 
-@pytest.mark.usefixtures("certified")
 def test_what_has_no_gradients_and_what_takes_no_step_leave_scales_alone(load: Callable[..., Any]) -> None:
-    model = with_adapter(load("llama", masking="reference"), "llama")
+    model = with_adapter(load("llama", masking="reference", parameter_set="q24"), "llama")
     history, inputs = history_of(model), batch("llama")
     optimizer = torch.optim.AdamW([x for x in model.parameters() if x.requires_grad], 0.01)
     fresh = history.state()
@@ -164,15 +151,14 @@ def test_what_has_no_gradients_and_what_takes_no_step_leave_scales_alone(load: C
     assert history.state() == stepped
 
 
-@pytest.mark.usefixtures("certified")
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_raw_loop_with_accumulation_has_the_references_bits(
     operators: RunningOperators, load: Callable[..., Any], family: str
 ) -> None:
     results = []
     for options in (
-        {"masking": "reference"},
-        {"masking": "shares", "operators": operators.operators(family)},
+        {"masking": "reference", "parameter_set": "q24"},
+        {"masking": "shares", "parameter_set": "q24", "operators": operators.operators(family)},
     ):
         model = with_adapter(load(family, **options), family)
         optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], 0.5)

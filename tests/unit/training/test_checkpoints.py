@@ -217,7 +217,7 @@ def test_no_damage_to_any_file_of_a_checkpoint_goes_unnoticed(
         (b'{"files": [["a", 3], [3, "a"]], "step": 2}', "digests.json cannot be read"),
         (b'{"files": {}}', "digests.json cannot be read"),
         (b"[" * 100_000, "digests.json cannot be read"),
-        (json.dumps(whole | {"files": {}}).encode(), "README.md was added, .* and 9 more"),
+        (json.dumps(whole | {"files": {}}).encode(), "README.md was added, .* and [0-9]+ more"),
         (json.dumps(whole | {"step": 1}).encode(), "it is the checkpoint of another step"),
     ):
         digests.unlink(missing_ok=True)

@@ -229,7 +229,9 @@ def test_the_output_is_a_stock_adapter_with_what_was_done_and_only_its_owner_can
     assert summary["cost"] == pytest.approx(summary["seconds"]["total"])
     assert folder.stat().st_mode & 0o077 == 0
     with tuned_model(folder) as tuned:
-        assert tuned.measure(run.data.validation, None)["loss"] == pytest.approx(summary["after"]["loss"])
+        # Scales of a new client are those of a first step.
+        found = tuned.measure(run.data.validation, None)["loss"]
+        assert found == pytest.approx(summary["after"]["loss"], rel=1e-4)
         assert isinstance(tuned.answer("abab", 4), str)
     with tuned_model(folder, adapter=False) as base:
         assert base.measure(run.data.validation, None)["loss"] == pytest.approx(summary["before"]["loss"])
