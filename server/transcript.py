@@ -1,6 +1,6 @@
 """All that a worker receives, written to a folder: what its operator could keep of a client for ever.
 
-    DIR/transcript.json     format, version, modulus, model and fingerprint
+    DIR/transcript.json     format, version, model and fingerprint
     DIR/parts.jsonl         one line for each part of an operand, in the order of arrival
     DIR/operands.bin        the parts themselves, one after the other
 
@@ -11,6 +11,7 @@ bytes, then its row offset in 8 bytes, little-endian). Each line of ``parts.json
     request                 parts of one operand have the same number
     direction, spans        the product: "forward" or "backward", and [layer, start, stop] for each span
     rows, columns           shape of the whole operand
+    parameter_set           its name: "q31" or "q24"
     kind                    "rows" or "seed"
     first_row, part_rows    which of the operand's rows these are; all of them for a seed
     offset, bytes, crc32    where they lie in ``operands.bin``, and their CRC-32 in hexadecimal
@@ -33,14 +34,13 @@ from pathlib import Path
 
 from blindtune.errors import ConfigurationError
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import Residues
 from blindtune.server.admission.refusals import CannotRecord
 from blindtune.server.wire import Request
 
 __all__ = ["TranscriptRecorder", "recording_folder"]
 
-FORMAT, VERSION = "blindtune transcript", 1
+FORMAT, VERSION = "blindtune transcript", 2
 
 _logger = logging.getLogger(__name__)
 _REFUSED = "this worker cannot record, and serves nothing that it does not record: ask another one"
@@ -92,7 +92,6 @@ class TranscriptRecorder:
         header = {
             "format": FORMAT,
             "version": VERSION,
-            "modulus": Q31.modulus,
             "model": model,
             "fingerprint": fingerprint,
         }
@@ -140,6 +139,7 @@ class TranscriptRecorder:
                 "spans": [[span.layer, span.start, span.stop] for span in request.product.spans],
                 "rows": request.rows,
                 "columns": request.columns,
+                "parameter_set": request.parameters.name,
                 "kind": kind,
                 "first_row": begun.rows,
                 "part_rows": rows,

@@ -21,7 +21,6 @@ from scipy.stats import hypergeom, kurtosis
 from blindtune.client.audit.field import row_space
 from blindtune.client.audit.statistics import Score
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.residues import subtract
 
 __all__ = ["EXTREMES", "GAME_ROWS", "Round", "game_rounds", "play"]
@@ -165,7 +164,8 @@ def _best_rule(values: NDArray[np.float64], chosen: NDArray[np.bool_]) -> _Rule:
 def _statistics(operand: Operand, before: Operand) -> list[float]:
     words, earlier = operand.words(), before.words()
     x, y = operand.centred().ravel(), before.centred().ravel()
-    difference = subtract(np.ascontiguousarray(words), np.ascontiguousarray(earlier), Q31).astype(np.int64)
+    q, pair = operand.parameters.modulus, (np.ascontiguousarray(words), np.ascontiguousarray(earlier))
+    difference = subtract(*pair, operand.parameters).astype(np.int64)
     magnitude = np.abs(x)
     spread = x.std() or 1.0
     columns = np.abs(operand.centred()).mean(axis=0)
@@ -174,7 +174,7 @@ def _statistics(operand: Operand, before: Operand) -> list[float]:
         float(spread),
         float(magnitude.max()),
         float(np.median(magnitude)),
-        float(np.mean(magnitude < Q31.modulus // 8)),
+        float(np.mean(magnitude < q // 8)),
         float(np.mean(x == 0)),
         float(np.nan_to_num(kurtosis(x))),
         float(columns.max() / (columns.mean() or 1.0)),
@@ -183,8 +183,13 @@ def _statistics(operand: Operand, before: Operand) -> list[float]:
         _correlated(x[:-1], x[1:]),
         _correlated(x, y),
         float(np.mean(words == earlier)),
-        float(np.mean(np.minimum(difference, Q31.modulus - difference) < Q31.modulus // 8)),
-        float(len(row_space(words[:_RANK_ROWS])[0])),
+        float(
+            np.mean(
+                np.minimum(difference, operand.parameters.modulus - difference)
+                < operand.parameters.modulus // 8
+            )
+        ),
+        float(len(row_space(words[:_RANK_ROWS], q)[0])),
     ]
 
 

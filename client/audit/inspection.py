@@ -19,8 +19,7 @@ from blindtune.client.audit.knowledge import unit_rows
 from blindtune.client.audit.public_model import PublicModel
 from blindtune.client.audit.statistics import Judged, Score, judge
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.errors import DataError
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Direction
 from blindtune.protocol.residues import centre, subtract
 
@@ -48,7 +47,7 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
         random: draws the operands to compare with.
 
     Raises:
-        DataError: the transcript holds no operand of a training or generation.
+        DataError: the transcript holds no operand of a training or generation, or of several parameter sets.
     """
     # Matrices are small, and threads that wait for each other take longer where the cores are shared.
     with threadpool_limits(limits=1):
@@ -57,15 +56,14 @@ def inspect_transcript(transcript: Transcript, checkpoint: Checkpoint, random: R
 
 def _scores(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> list[Score]:
     training = Transcript.of_training(transcript).without_retries()
-    if not training.operands:
-        raise DataError("the transcript holds no operand: record a worker while a client uses it")
+    parameters = training.parameters
     chosen = _sample(training)
     scores = [
         word_tests.uniformity(chosen),
         word_tests.correlation(chosen),
         word_tests.small_differences(chosen),
     ]
-    scores += [_repeats(training), _ranks(training)]
+    scores += [_repeats(training), _ranks(training, parameters.modulus)]
     seeds = [x for x in training.operands if x.seed is not None]
     if seeds:
         scores.append(
@@ -75,10 +73,10 @@ def _scores(transcript: Transcript, checkpoint: Checkpoint, random: Random) -> l
     if forward:
         # The first forward product is that of the first layers, which read what a token is.
         first = forward[0].product
-        scores += _lookups(training.of(first), PublicModel(checkpoint, first), random)
+        scores += _lookups(training.of(first), PublicModel(checkpoint, first), parameters, random)
     backward = [x for x in training.operands if x.product.direction is Direction.BACKWARD]
     if backward:
-        scores += _gradients(backward, random)
+        scores += _gradients(backward, parameters, random)
     return scores
 
 
@@ -135,10 +133,9 @@ def _shares_that_meet(transcript: Transcript) -> Score:
             if seed.seed is None or (seed.product, seed.rows) != (rows.product, rows.rows):
                 continue
             count = min(rows.arrived, _MOST_WORDS // (_NEAR * rows.columns) + 1)
-            difference = subtract(
-                np.ascontiguousarray(rows.words()[:count]), seed.seed.expand(count, rows.columns), Q31
-            )
-            met += word_tests.size_p_value(difference) < _NEVER
+            masks = seed.seed.expand(count, rows.columns)
+            difference = subtract(np.ascontiguousarray(rows.words()[:count]), masks, rows.parameters)
+            met += word_tests.size_p_value(difference, rows.parameters.modulus) < _NEVER
             trials += 1
     return Score("shares that meet", "pairs of rows and seed", met, max(trials, 1), _NEVER)
 
@@ -152,7 +149,7 @@ def _keys(transcript: Transcript) -> Score:
     return Score("uniformity of keys", "tests", int(p < word_tests.LEVEL), 1, word_tests.LEVEL, p)
 
 
-def _ranks(transcript: Transcript) -> Score:
+def _ranks(transcript: Transcript, q: int) -> Score:
     """Operands of one product whose rows, put together, are of lower rank over Z_q than random ones."""
     stacked: dict[object, list[NDArray[np.uint32]]] = {}
     for operand in transcript.operands:
@@ -165,12 +162,14 @@ def _ranks(transcript: Transcript) -> Score:
         # Narrower than the operand, so that full rank is what random rows have.
         rows = rows[: rows.shape[1] // 2]
         if len(rows) > 1 and rows.shape[1] >= _LEAST_COLUMNS:
-            low += len(row_space(rows)[0]) < len(rows)
+            low += len(row_space(rows, q)[0]) < len(rows)
             trials += 1
     return Score("rank of the rows", "products", low, max(trials, 1), _NEVER)
 
 
-def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -> list[Score]:
+def _lookups(
+    operands: Sequence[Operand], public: PublicModel, parameters: ParameterSet, random: Random
+) -> list[Score]:
     """Is a row nearer to some token's activation than a random row is? By angle, and by sorted values."""
     views: dict[str, Callable[[Float64], Float64]] = {
         "cosine": lambda x: x,
@@ -179,20 +178,20 @@ def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -
     # Of each view, how near rows and their random counterparts come to any token.
     nearest: dict[str, list[list[Float64]]] = {name: [[], []] for name in views}
     if not public.positional:
-        by_position = [_some_rows(operands)]
+        by_position = [_some_rows(operands, parameters)]
     else:
         # A batch begins with a text, so an operand's first rows are at its first positions.
         some = [x.first(_POSITIONS) for x in operands[:_MOST_ROWS]]
         shortest = min(x.arrived for x in some)
         by_position = [
-            centre(np.stack([x.words()[position] for x in some]), Q31).astype(np.float64)
+            centre(np.stack([x.words()[position] for x in some]), parameters).astype(np.float64)
             for position in range(min(public.positions, shortest))
         ]
     for position, rows in enumerate(by_position):
         vocabulary = public.vocabulary(position).astype(np.float64)
         for name, view in views.items():
             known = unit_rows(view(vocabulary)).T
-            for found, x in zip(nearest[name], (rows, _random_rows(rows, random)), strict=True):
+            for found, x in zip(nearest[name], (rows, _random_rows(rows, parameters, random)), strict=True):
                 found.append((unit_rows(view(x)) @ known).max(axis=1))
     return [
         _coin(f"token by {name}", np.concatenate(real), np.concatenate(fake), random)
@@ -200,11 +199,11 @@ def _lookups(operands: Sequence[Operand], public: PublicModel, random: Random) -
     ]
 
 
-def _gradients(operands: Sequence[Operand], random: Random) -> list[Score]:
+def _gradients(operands: Sequence[Operand], parameters: ParameterSet, random: Random) -> list[Score]:
     """Do gradients stand out by their largest entry, or by how alike those of one operand are?"""
     # The first backward product is that of the last layers, which stand next to the loss.
-    rows = _some_rows([x for x in operands if x.product == operands[0].product])
-    fakes = _random_rows(rows, random)
+    rows = _some_rows([x for x in operands if x.product == operands[0].product], parameters)
+    fakes = _random_rows(rows, parameters, random)
 
     def peak(x: Float64) -> Float64:
         unit = unit_rows(x)
@@ -227,14 +226,15 @@ def _coin(attack: str, real: Float64, fake: Float64, random: Random) -> Score:
     return Score(attack, "pairs with random rows", right, len(real), 0.5)
 
 
-def _some_rows(operands: Sequence[Operand]) -> Float64:
+def _some_rows(operands: Sequence[Operand], parameters: ParameterSet) -> Float64:
     rows: list[NDArray[np.uint32]] = []
     for operand in operands:
         rows.append(operand.first(_MOST_ROWS).words())
         if sum(map(len, rows)) >= _MOST_ROWS:
             break
-    return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS]), Q31).astype(np.float64)
+    return centre(np.ascontiguousarray(np.concatenate(rows)[:_MOST_ROWS]), parameters).astype(np.float64)
 
 
-def _random_rows(like: Float64, random: Random) -> Float64:
-    return centre(random.integers(0, Q31.modulus, like.shape, np.uint32), Q31).astype(np.float64)
+def _random_rows(like: Float64, parameters: ParameterSet, random: Random) -> Float64:
+    words = random.integers(0, parameters.modulus, like.shape, np.uint32)
+    return centre(words, parameters).astype(np.float64)

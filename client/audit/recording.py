@@ -1,6 +1,6 @@
 """Runs a workload and returns what workers would get, or what real ones got."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,13 +17,25 @@ from blindtune.client.kit.prepare import kit_of
 from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.model.quantizer import multiplier_of
 from blindtune.protocol.kernels.low_sums import Words
+from blindtune.protocol.lattice.parameters import MLWE1280
 from blindtune.protocol.masks import MaskedOperand
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, from_centred
 from blindtune.protocol.shares.unmasked import UnmaskedSource
 
-__all__ = ["Private", "Recorded", "WatchedSource", "first_and_last", "record_plain", "record_private"]
+__all__ = [
+    "LAB_SETS",
+    "Private",
+    "Recorded",
+    "WatchedSource",
+    "first_and_last",
+    "record_plain",
+    "record_private",
+]
+
+LAB_SETS: Mapping[Masking, str] = {"shares": Q31.name, "lattice": MLWE1280.name}
+"""One attack knows the integers of known rows exactly, which takes scales that follow from public facts."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,13 +69,14 @@ class WatchedSource(UnmaskedSource):
 
     def hide_integers(self, operand: Centred, product: Product, image: Words | None = None) -> MaskedOperand:
         rows, columns = operand.shape
-        self.seen.append(Operand(product, rows, columns, from_centred(operand, Q31)))
+        self.seen.append(Operand(product, rows, columns, Q31, from_centred(operand, Q31)))
         return super().hide_integers(operand, product, image)
 
 
 def record_plain(workload: Workload, rounds: Sequence[Round] = ()) -> Recorded:
     """Trains in this process and returns the operands in the clear."""
-    model = workload.load(BlindConfig(masking="reference", head=workload.head, progress=False))
+    config = BlindConfig(masking="reference", parameter_set=Q31.name, head=workload.head, progress=False)
+    model = workload.load(config)
     multiplier = multiplier_of(model)
     multiplier.source = source = WatchedSource()
     _run(workload, model, rounds)
@@ -85,7 +98,11 @@ class Private:
 
 
 def record_private(
-    workload: Workload, folder: Path, rounds: Sequence[Round] = (), workers: StartWorkers = recorded_workers
+    workload: Workload,
+    folder: Path,
+    rounds: Sequence[Round] = (),
+    workers: StartWorkers = recorded_workers,
+    parameter_sets: Mapping[Masking, str] = LAB_SETS,
 ) -> Private:
     """Trains with real workers, once with each masking, and returns what each of them recorded.
 
@@ -94,6 +111,7 @@ def record_private(
         folder: new or empty; for transcripts.
         rounds: of the game, which is played after the training.
         workers: starts them.
+        parameter_sets: of each masking.
     """
     folder.mkdir(parents=True, exist_ok=True)
     transcripts = [folder / name for name in ("seeds", "rows", "lattice")]
@@ -103,6 +121,7 @@ def record_private(
             config = BlindConfig(
                 operators=[Operator(f"operator {i}", [x]) for i, x in enumerate(addresses)],
                 masking=masking,
+                parameter_set=parameter_sets[masking],
                 head=workload.head,
                 insecure=True,
                 allow_one_machine=True,

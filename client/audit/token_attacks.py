@@ -93,7 +93,7 @@ def by_span(transcript: Transcript, knowledge: Knowledge) -> Score:
     # Rows of one token could have one mask, which would look like a small basis.
     known = known[np.sort(np.unique(rows.tokens[known], return_index=True)[1])[:_KNOWN_ROWS_FOR_A_SPAN]]
     masks = subtract(_residues(rows, known), _candidates(_plain_rows(rows, known, knowledge), knowledge), Q31)
-    basis, pivots = row_space(masks)
+    basis, pivots = row_space(masks, Q31.modulus)
     guesses = np.full(len(rows.targets), -1)
     if len(basis) < len(masks):
         free = np.setdiff1d(np.arange(masks.shape[1]), pivots)[:_CHECKED_COLUMNS]
@@ -103,7 +103,7 @@ def by_span(transcript: Transcript, knowledge: Knowledge) -> Score:
         for position in range(knowledge.positions if knowledge.public.positional else 1):
             candidates = _candidates(knowledge.public.vocabulary(position), knowledge)[:, columns]
             for i, target in enumerate(targets):
-                rest = outside(target - candidates, narrow, leading)
+                rest = outside(target - candidates, narrow, leading, Q31.modulus)
                 match = np.flatnonzero(~rest.any(axis=1))
                 if match.size:
                     guesses[i] = match[0]

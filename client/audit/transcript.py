@@ -15,12 +15,12 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from blindtune.errors import DataError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.lattice.parameters import DEGREE
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import PARAMETER_SETS, ParameterSet
 from blindtune.protocol.products import Direction, Product, Span
 from blindtune.protocol.residues import Residues, centre, subtract
 
@@ -39,8 +39,7 @@ class _Header(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     format: Literal["blindtune transcript"]
-    version: Literal[1]
-    modulus: Annotated[int, Field(ge=Q31.modulus, le=Q31.modulus)]
+    version: Literal[2]
     model: str
     fingerprint: str
 
@@ -54,12 +53,23 @@ class _Part(BaseModel):
     spans: Annotated[list[tuple[str, _Index, _Count]], Field(min_length=1)]
     rows: _Count
     columns: _Count
+    parameter_set: str
     kind: Literal["rows", "seed"]
     first_row: _Index
     part_rows: _Count
     offset: _Index
     bytes: _Count
     crc32: Annotated[str, Field(pattern="^[0-9a-f]{8}$")]
+
+    @field_validator("parameter_set")
+    @classmethod
+    def _is_known(cls, name: str) -> str:
+        if name not in PARAMETER_SETS:
+            raise ValueError(f"there is no parameter set {name}, but {', '.join(PARAMETER_SETS)}")
+        return name
+
+    def parameters(self) -> ParameterSet:
+        return PARAMETER_SETS[self.parameter_set]
 
     def product(self) -> Product:
         return Product(Direction[self.direction.upper()], tuple(Span(*span) for span in self.spans))
@@ -72,6 +82,7 @@ class Operand:
     Attributes:
         product: the matrix that it was to be multiplied by.
         rows, columns: shape that the request announced.
+        parameters: the modulus of its words.
         residues: uint32 [rows, columns], or fewer rows if the client went away; None for a seed.
         seed: what the operand is expanded from, or None.
     """
@@ -79,6 +90,7 @@ class Operand:
     product: Product
     rows: int
     columns: int
+    parameters: ParameterSet
     residues: Residues | None = field(default=None, repr=False)
     seed: Seed | None = field(default=None, repr=False)
 
@@ -105,7 +117,7 @@ class Operand:
 
     def centred(self) -> NDArray[np.float64]:
         """float64 [rows, columns]: the words as numbers around zero."""
-        return centre(self.words(), Q31).astype(np.float64)
+        return centre(self.words(), self.parameters).astype(np.float64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +131,21 @@ class Transcript:
 
     operands: Sequence[Operand]
     fingerprint: str = ""
+
+    @property
+    def parameters(self) -> ParameterSet:
+        """What all its operands are of.
+
+        Raises:
+            DataError: there are none, or some are of another parameter set.
+        """
+        names = sorted({x.parameters.name for x in self.operands})
+        if not names:
+            raise DataError("the transcript holds no operand: record a worker while a client uses it")
+        if len(names) > 1:
+            several = " and ".join(names)
+            raise DataError(f"the transcript holds operands of {several}: record one client at a time")
+        return PARAMETER_SETS[names[0]]
 
     @classmethod
     def of_training(cls, transcript: "Transcript") -> Self:
@@ -172,7 +199,7 @@ class Transcript:
             raise ValueError("the two transcripts are not of the same run")
         return Transcript(
             [
-                Operand(x.product, x.rows, x.columns, subtract(x.words(), y.words(), Q31))
+                replace(x, residues=subtract(x.words(), y.words(), x.parameters), seed=None)
                 for x, y in zip(self.operands, other.operands, strict=True)
             ],
             self.fingerprint,
@@ -202,7 +229,7 @@ def read_transcript(folder: Path) -> Transcript:
     except OSError as error:
         raise DataError(f"{folder} is no transcript of a worker: {error}") from error
     except ValidationError as error:
-        raise DataError(f"{folder / HEADER}: {_first(error)}; this version reads version 1") from None
+        raise DataError(f"{folder / HEADER}: {_first(error)}; this version reads version 2") from None
     if lines[-1]:
         raise DataError(f"{folder / PARTS}, line {len(lines)}, is cut off: stop the worker before reading")
     parts = [_part(folder / PARTS, number, line) for number, line in enumerate(lines[:-1], 1)]
@@ -255,7 +282,8 @@ def _operands(folder: Path, parts: Sequence[_Part], data: NDArray[np.uint8]) -> 
             raise DataError(f"{where}: its bytes in {folder / DATA}, from {part.offset}, were changed")
         before = requests.setdefault(part.request, [])
         rows = sum(x.part_rows for x, _ in before)
-        same = all((x.product(), x.rows, x.kind) == (part.product(), part.rows, part.kind) for x, _ in before)
+        about = (part.product(), part.rows, part.kind, part.parameter_set)
+        same = all((x.product(), x.rows, x.kind, x.parameter_set) == about for x, _ in before)
         if part.first_row != rows or not same:
             raise DataError(f"{where}: it does not go on with request {part.request}")
         before.append((part, content))
@@ -267,15 +295,16 @@ def _operands(folder: Path, parts: Sequence[_Part], data: NDArray[np.uint8]) -> 
 
 def _operand(folder: Path, number: int, blocks: Sequence[tuple[_Part, NDArray[np.uint8]]]) -> Operand:
     first, content = blocks[0]
+    parameters = first.parameters()
     if first.kind == "seed":
         key, offset = content[:KEY_BYTES].tobytes(), content[KEY_BYTES:].tobytes()
         try:
-            seed = Seed(key, Q31, int.from_bytes(offset, "little"))
+            seed = Seed(key, parameters, int.from_bytes(offset, "little"))
         except ValueError as error:
             raise DataError(f"{folder / DATA}: request {number}: {error}") from None
-        return Operand(first.product(), first.rows, first.columns, seed=seed)
+        return Operand(first.product(), first.rows, first.columns, parameters, seed=seed)
     arrays = [x.view("<u4").reshape(part.part_rows, part.columns) for part, x in blocks]
     residues = arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-    if residues.max() >= Q31.modulus:
+    if residues.max() >= parameters.modulus:
         raise DataError(f"{folder / DATA}: request {number} holds a word that is no residue")
-    return Operand(first.product(), first.rows, first.columns, residues)
+    return Operand(first.product(), first.rows, first.columns, parameters, residues)

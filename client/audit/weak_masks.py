@@ -7,11 +7,12 @@ nothing is ever sent.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
 from blindtune.client.audit.field import combine
-from blindtune.client.audit.transcript import Operand, Transcript
+from blindtune.client.audit.transcript import Transcript
 from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues, add, centre, from_centred
@@ -111,7 +112,7 @@ class SmallBasis(BrokenMask):
         if product not in self._bases:
             self._bases[product] = self._random.integers(0, Q31.modulus, (BASIS_VECTORS, columns), np.uint32)
         coefficients = self._random.integers(0, Q31.modulus, (rows, BASIS_VECTORS), np.uint32)
-        return add(from_centred(operand, Q31), combine(coefficients, self._bases[product]), Q31)
+        return add(from_centred(operand, Q31), combine(coefficients, self._bases[product], Q31.modulus), Q31)
 
 
 WEAK_MASKS: dict[str, Callable[[np.random.Generator], BrokenMask]] = {
@@ -128,7 +129,7 @@ def hide(plain: Transcript, mask: BrokenMask) -> Transcript:
     """A transcript of operands in the clear as it would be under a broken mask."""
     return Transcript(
         [
-            Operand(x.product, x.rows, x.columns, mask.hide(centre(x.words(), Q31), x.product))
+            replace(x, residues=mask.hide(centre(x.words(), Q31), x.product), seed=None)
             for x in plain.operands
         ],
         plain.fingerprint,

@@ -6,6 +6,7 @@ words. A second test takes all words together.
 """
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,6 @@ from scipy.stats import chi2, chisquare, norm
 
 from blindtune.client.audit.statistics import Score
 from blindtune.client.audit.transcript import Operand, Transcript
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import Direction, Product
 from blindtune.protocol.residues import subtract
 
@@ -34,23 +34,29 @@ _TRIAL = f"groups of {_OPERANDS} operands"
 def uniformity(transcript: Transcript) -> Score:
     """Sizes in 64 bins, the two lowest bytes, and single bits of each operand."""
     rejected, trials = 0, 0
-    size, low = np.zeros(_BINS, np.int64), np.zeros(256, np.int64)
+    size, low, q = np.zeros(_BINS, np.int64), np.zeros(256, np.int64), transcript.parameters.modulus
+    sizes, lowest, second = np.ones(_BINS), _residues_by_byte(q, 0), _residues_by_byte(q, 8)
     for operand in transcript.operands:
         words = operand.words().ravel()
-        bins, lowest = _sizes(words), np.bincount(words & 255, minlength=256)
+        bins, bytes_ = _sizes(words, q), _bytes(words, 0)
         size += bins
-        low += lowest
+        low += bytes_
         if len(words) < _LEAST_WORDS:
             continue
         ones = [np.count_nonzero(words >> bit & 1) for bit in range(_BITS)]
         z = max(abs(2 * x - len(words)) for x in ones) / len(words) ** 0.5
         bits = _BITS * 2 * float(norm.sf(z))
-        tests = (_uniform(bins), _uniform(_folded(lowest)), _uniform(_folded(_second_byte(words))), bits)
+        tests = (
+            _p_value(bins, sizes),
+            _p_value(_folded(bytes_), _folded(lowest)),
+            _p_value(_folded(_bytes(words, 8)), _folded(second)),
+            bits,
+        )
         rejected += len(tests) * min(tests) < LEVEL
         trials += 1
     if not trials:
         return Score("uniformity of words", "operands", 0, 1, _CHANCE)
-    pooled = min(1.0, 2 * min(_uniform(size), _uniform(low)))
+    pooled = min(1.0, 2 * min(_p_value(size, sizes), _p_value(low, lowest)))
     return Score("uniformity of words", "operands", rejected, trials, _CHANCE, pooled)
 
 
@@ -89,39 +95,47 @@ def small_differences(transcript: Transcript) -> Score:
 
     Under one and the same mask a difference of operands is that of two plain ones, and small.
     """
-    small, words = 0, 0
+    small, words, q = 0, 0, transcript.parameters.modulus
     for one, other in _same_product(transcript.operands):
         rows = min(len(one.words()), len(other.words()))
         a, b = (np.ascontiguousarray(x.words()[:rows]) for x in (one, other))
-        difference = subtract(a, b, Q31).astype(np.int64)
-        small += int(np.count_nonzero(np.minimum(difference, Q31.modulus - difference) < Q31.modulus // 8))
+        difference = subtract(a, b, one.parameters).astype(np.int64)
+        small += int(np.count_nonzero(np.minimum(difference, q - difference) < q // 8))
         words += difference.size
     # The residues of magnitude below q/8 are a quarter, but for rounding.
-    chance = (2 * (Q31.modulus // 8) - 1) / Q31.modulus
+    chance = (2 * (q // 8) - 1) / q
     return Score("small differences", "words", small, max(words, 1), chance)
 
 
-def size_p_value(words: NDArray[np.uint32]) -> float:
+def size_p_value(words: NDArray[np.uint32], q: int) -> float:
     """How likely uniform words are of such sizes, or of less likely ones."""
-    return _uniform(_sizes(words.ravel()))
+    return _p_value(_sizes(words.ravel(), q), np.ones(_BINS))
 
 
-def _sizes(words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    bins = words.astype(np.uint64) * np.uint64(_BINS) // np.uint64(Q31.modulus)
+def _sizes(words: NDArray[np.uint32], q: int) -> NDArray[np.int64]:
+    bins = words.astype(np.uint64) * np.uint64(_BINS) // np.uint64(q)
     return np.bincount(bins.astype(np.int64), minlength=_BINS)
 
 
-def _second_byte(words: NDArray[np.uint32]) -> NDArray[np.int64]:
-    return np.bincount(words >> 8 & 255, minlength=256)
+def _bytes(words: NDArray[np.uint32], shift: int) -> NDArray[np.int64]:
+    """How many words have each value of the byte above so many bits."""
+    return np.bincount(words >> shift & 255, minlength=256)
 
 
-def _folded(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+def _residues_by_byte(q: int, shift: int) -> NDArray[np.int64]:
+    """The same of all residues: moduli are no powers of two."""
+    whole, rest = divmod(q, 256 << shift)
+    return (whole << shift) + np.clip(rest - (np.arange(256) << shift), 0, 1 << shift)
+
+
+def _folded(counts: NDArray[np.generic]) -> NDArray[np.int64]:
     """In 64 bins, so that operands of few words fill them."""
     return counts.reshape(_BINS, -1).sum(axis=1)
 
 
-def _uniform(counts: NDArray[np.int64]) -> float:
-    return float(chisquare(counts).pvalue)
+def _p_value(counts: NDArray[np.int64], expected: NDArray[Any]) -> float:
+    """How likely such counts are, or less likely ones, where they should be in this proportion."""
+    return float(chisquare(counts, expected * (counts.sum() / expected.sum())).pvalue)
 
 
 def _z(a: Float64, b: Float64) -> float:

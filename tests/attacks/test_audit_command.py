@@ -22,7 +22,8 @@ from blindtune.client.audit.weak_masks import (
 from blindtune.client.cli.main import main
 from blindtune.client.process.exit_codes import ExitCode
 from blindtune.protocol.expansion import Seed
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import Q24, Q31
+from blindtune.protocol.residues import centre, from_centred
 from blindtune.server.cli import main as serve
 
 pytestmark = pytest.mark.hf
@@ -71,6 +72,30 @@ def test_recordings_of_real_workers_give_nothing_away(
     assert all(x["trials"] > 10 for attack, x in found.items() if attack != "uniformity of keys")
 
 
+@pytest.mark.parametrize("hidden", [True, False])
+def test_words_of_another_parameter_set_are_judged_by_its_modulus(
+    run: Run, plain: Transcript, lab_folder: Path, tmp_path: Path, hidden: bool
+) -> None:
+    random, operands = np.random.default_rng(3), []
+    for x in plain.operands:
+        words = from_centred(centre(x.words(), Q31) >> 7, Q24)
+        if hidden:
+            words = random.integers(0, Q24.modulus, words.shape, np.uint32)
+        operands.append(Operand(x.product, x.rows, x.columns, Q24, words))
+    found = _found(run, write_transcript(tmp_path / "t", operands), lab_folder / "language_model")
+    assert found == set() if hidden else {"token by cosine", "uniformity of words"} <= found
+
+
+def test_a_recording_of_two_clients_with_different_parameter_sets_is_refused(
+    run: Run, plain: Transcript, lab_folder: Path, tmp_path: Path
+) -> None:
+    x = plain.operands[0]
+    other = Operand(x.product, x.rows, x.columns, Q24, np.zeros_like(x.words()))
+    folder = write_transcript(tmp_path / "t", [x, other])
+    code, _, err = run("audit", "transcript", folder, "--model", lab_folder / "language_model")
+    assert code == ExitCode.DATA and "holds operands of q24 and q31: record one client at a time" in err
+
+
 @pytest.mark.parametrize(
     ("mask", "seen"),
     [
@@ -109,7 +134,7 @@ def test_a_single_row_that_is_sent_twice_is_seen(
     words = later.words().copy()
     words[3, : one.columns] = one.words()[5, : later.columns]
     assert later.columns == one.columns
-    operands[-9] = Operand(later.product, later.rows, later.columns, words)
+    operands[-9] = Operand(later.product, later.rows, later.columns, Q31, words)
     folder = write_transcript(tmp_path / "t", operands)
     assert _found(run, folder, lab_folder / "language_model") == {"rows that came before"}
 
@@ -119,7 +144,7 @@ def test_a_seed_that_serves_two_operands_is_seen(
 ) -> None:
     operands = list(read_transcript(transcripts / "seeds").operands)
     product = operands[4].product
-    operands[4] = Operand(product, operands[4].rows, operands[4].columns, seed=operands[3].seed)
+    operands[4] = Operand(product, operands[4].rows, operands[4].columns, Q31, seed=operands[3].seed)
     assert operands[3].product != product
     folder = write_transcript(tmp_path / "t", operands)
     assert "rows that came before" in _found(run, folder, lab_folder / "language_model")
@@ -146,7 +171,11 @@ def test_rows_of_a_seed_that_serve_twice_in_part_are_seen(
     assert seed
     again = operands[places[1]]
     operands[places[1]] = Operand(
-        again.product, again.rows, again.columns, seed=Seed(seed.key, Q31, seed.row_offset + again.rows - 1)
+        again.product,
+        again.rows,
+        again.columns,
+        Q31,
+        seed=Seed(seed.key, Q31, seed.row_offset + again.rows - 1),
     )
     folder = write_transcript(tmp_path / "t", operands)
     assert "rows that came before" in _found(run, folder, lab_folder / "language_model")
@@ -182,7 +211,7 @@ def test_masks_of_low_rank_are_seen_where_operands_are_zero(
     for place, x in enumerate(operands):
         if x.product == first:
             zeros = np.zeros((x.rows, x.columns), np.int32)
-            operands[place] = Operand(x.product, x.rows, x.columns, mask.hide(zeros, x.product))
+            operands[place] = Operand(x.product, x.rows, x.columns, Q31, mask.hide(zeros, x.product))
     folder = write_transcript(tmp_path / "t", operands)
     assert "rank of the rows" in _found(run, folder, lab_folder / "language_model")
 
@@ -192,7 +221,7 @@ def test_a_request_that_was_cut_off_and_asked_for_again_is_no_finding(
 ) -> None:
     operands = list(read_transcript(transcripts / "rows").operands)
     whole = operands[4]
-    cut = Operand(whole.product, whole.rows, whole.columns, whole.words()[:-1])
+    cut = Operand(whole.product, whole.rows, whole.columns, Q31, whole.words()[:-1])
     folder = write_transcript(tmp_path / "t", [*operands[:4], cut, *operands[4:]])
     assert _found(run, folder, lab_folder / "language_model") == set()
 

@@ -21,7 +21,7 @@ Words = np.ndarray
 
 def _played(rounds: list[Round], extreme: str, words: Callable[[int, Round], Words]) -> Score:
     """The score where a round's operand has these words."""
-    operands = [Operand(PRODUCT, GAME_ROWS, WIDTH, words(i, x)) for i, x in enumerate(rounds)]
+    operands = [Operand(PRODUCT, GAME_ROWS, WIDTH, Q31, words(i, x)) for i, x in enumerate(rounds)]
     return play(Transcript(operands), rounds, extreme)
 
 

@@ -90,7 +90,7 @@ def _residues(random: np.random.Generator, rows: int, columns: int) -> np.ndarra
 def test_the_rank_of_a_span_is_found_and_its_rows_are_told_from_others(rank: int) -> None:
     random = np.random.default_rng(rank)
     basis = _residues(random, rank, 12)
-    rows = combine(_residues(random, 8, rank), basis)
+    rows = combine(_residues(random, 8, rank), basis, Q31.modulus)
     # By big integers, which cannot overflow.
     coefficients = _residues(random, 3, rank)
     exact = (
@@ -98,19 +98,19 @@ def test_the_rank_of_a_span_is_found_and_its_rows_are_told_from_others(rank: int
         if rank
         else np.zeros((3, 12), object)
     )
-    members = combine(coefficients, basis)
+    members = combine(coefficients, basis, Q31.modulus)
     assert (members == exact).all()
-    echelon, pivots = row_space(rows)
+    echelon, pivots = row_space(rows, Q31.modulus)
     assert len(echelon) == len(pivots) == rank
-    assert not outside(members.astype(np.int64), echelon, pivots).any()
-    assert outside(_residues(random, 3, 12).astype(np.int64), echelon, pivots).any(axis=1).all()
+    assert not outside(members.astype(np.int64), echelon, pivots, Q31.modulus).any()
+    assert outside(_residues(random, 3, 12).astype(np.int64), echelon, pivots, Q31.modulus).any(axis=1).all()
 
 
 PRODUCT = Product(Direction.FORWARD, (Span("layer", 0, 32),))
 
 
 def _transcript(words: list[np.ndarray]) -> Transcript:
-    return Transcript([Operand(PRODUCT, len(x), 32, x) for x in words])
+    return Transcript([Operand(PRODUCT, len(x), 32, Q31, x) for x in words])
 
 
 @pytest.mark.parametrize("test", [uniformity, correlation, small_differences])

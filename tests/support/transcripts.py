@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from blindtune.client.audit.transcript import Operand
-from blindtune.protocol.parameters import Q31
 from blindtune.server.transcript import TranscriptRecorder, recording_folder
 from blindtune.server.wire import Request
 
@@ -17,7 +16,7 @@ def write_transcript(
     """Writes operands with the worker's own recorder, rows in blocks."""
     recorder = TranscriptRecorder(recording_folder(folder), "a model", fingerprint)
     for operand in operands:
-        request = Request(operand.product, operand.rows, operand.columns, 8, Q31, operand.seed)
+        request = Request(operand.product, operand.rows, operand.columns, 8, operand.parameters, operand.seed)
         if operand.seed is not None:
             recorder.operand(request, operand.seed)
         else:
