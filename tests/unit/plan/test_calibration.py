@@ -7,8 +7,10 @@ import pytest
 
 from blindtune.client.plan import measured_local
 from blindtune.client.plan.calibration import calibrate, plausible
+from blindtune.client.plan.loopback import loopback
 from blindtune.client.plan.measured_local import LocalRates, measure_local
 from blindtune.client.plan.measured_memory import measure_memory
+from blindtune.client.plan.measured_rounds import measure_rounds
 from blindtune.client.plan.profiles import load_profile, save_profile
 from blindtune.errors import ConfigurationError
 
@@ -47,6 +49,28 @@ def test_memory_grows_by_no_less_than_what_is_held() -> None:
     use = measure_memory()
     assert 50 << 20 < use.resident < 8 << 30
     assert 1 <= use.spread < 10
+
+
+def test_maskings_of_different_moduli_are_not_measured_together() -> None:
+    with (
+        pytest.raises(ConfigurationError, match=r"mlwe1280-q24 cannot .* q31: it is a lattice of q24"),
+        loopback("q31", "mlwe1280-q24"),
+    ):
+        pass
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("shares", "lattice"), [("q31", "mlwe1536"), ("q24", "mlwe1024-q24")])
+def test_rounds_are_measured_in_every_modulus(shares: str, lattice: str) -> None:
+    with loopback(shares, lattice) as here:
+        rates = plausible(lambda: measure_rounds(here, repeats=1))
+        assert here.remote.source.parameters.name == shares and here.lattice.name == lattice
+        assert (here.remote.certified is not None) == here.lattice.residues.certified
+        if here.remote.certified is not None:
+            found = here.remote.certified.certificates()
+            # Under either mask: a certificate of anything but the product's integers would have ended it.
+            assert found.scales and not found.wraps and not found.reasks
+    assert 0 < rates.operation < 1e-6 and rates.shares_up > 0 and rates.lattice_block > 0
 
 
 @pytest.mark.slow
