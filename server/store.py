@@ -9,6 +9,7 @@ import torch
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.errors import ConfigurationError, ResourceError
+from blindtune.protocol.kernels.allocator import give_back_freed_memory
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.four_bit_matrix import FourBitMatrix
 from blindtune.protocol.multiplication.layer_memory import LayerMemory
@@ -145,6 +146,8 @@ class LayerStore:
             )
         except RuntimeError as error:
             raise ConfigurationError(f"{error}: use another --device or machine") from error
+        # Each layer was a matrix of floating point numbers, several times as large as what is kept of it.
+        give_back_freed_memory()
         _logger.info(
             "products are exact",
             extra={

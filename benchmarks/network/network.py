@@ -45,6 +45,7 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 
 from benchmarks.common.measuring import print_table, write_json
 from benchmarks.common.random_llama import write
+from benchmarks.common.ways import way_among
 from benchmarks.common.worker_processes import HONEST, WorkerProcess
 from benchmarks.network.proxied_link import proxied
 from benchmarks.network.shaped_link import Link, inside, shaped_link
@@ -52,6 +53,7 @@ from blindtune.client.recipe import Recipe, write_recipe
 from blindtune.client.tls.certs import issue_operator_certificates
 
 OPERATORS = {"shares": ("alpha", "beta"), "lattice": ("alpha",)}
+_parsed_way = way_among(OPERATORS)
 _VOCABULARY = 256
 _PAD, _END = "<pad>", "<end>"
 
@@ -139,11 +141,13 @@ def recipe(
     output: Path,
 ) -> Recipe:
     """The run, as a user would write it."""
+    way = _parsed_way(masking)
     return Recipe.model_validate(
         {
             "model": {"name": str(folder / "model")},
             "masking": {
-                "mode": masking,
+                "mode": way.masking,
+                "parameter_set": way.parameter_set,
                 "allow_one_machine": True,
                 "micro_batches_in_flight": in_flight,
                 "ask_ahead": ahead == "on",
@@ -249,7 +253,7 @@ def measure(
         link: Link | None = None
         if not options.proxy_only:
             link = stack.enter_context(shaped_link(8 * bandwidth, one_way, options.congestion_control))
-        names = sorted({name for x in options.masking for name in OPERATORS[x]})
+        names = sorted({name for x in options.masking for name in OPERATORS[_parsed_way(x).masking]})
         found = stack.enter_context(workers(names, folder, link))
         client = Client(folder, link)
         stack.callback(client.end)
@@ -266,7 +270,7 @@ def measure(
         taken: dict[tuple[str, int, str], list[list[dict[str, Any]]]] = {way: [] for way in ways}
         for turn in range(options.turns):
             for masking, in_flight, ahead in ways:
-                asked = {name: addresses[name] for name in OPERATORS[masking]}
+                asked = {name: addresses[name] for name in OPERATORS[_parsed_way(masking).masking]}
                 output = folder / f"output-{masking}-{in_flight}-{ahead}-{turn}"
                 made = recipe(masking, in_flight, ahead, shape, folder, asked, output)
                 samples = client.train(made, watched)
@@ -282,7 +286,13 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--masking", nargs="+", choices=OPERATORS, default=list(OPERATORS))
+    parser.add_argument(
+        "--masking",
+        nargs="+",
+        type=lambda text: _parsed_way(text).name,
+        default=list(OPERATORS),
+        help="shares, shares:q31, lattice, ...",
+    )
     parser.add_argument("--in-flight", nargs="+", type=int, default=[1, 2, 4])
     parser.add_argument(
         "--ask-ahead", nargs="+", choices=["on", "off"], default=["off"], help="for masks, in shares"

@@ -80,7 +80,8 @@ class Client:
         def time_unmasking(masked: Any) -> None:
             if type(masked) not in operands:
                 operands.add(type(masked))
-                watch.watch(type(masked), "reveal_reals", "unmask and rescale")
+                for name in ("reveal_reals", "reveal_reals_with_sums"):
+                    watch.watch(type(masked), name, "unmask and rescale")
 
         watch.watch(layer_group.LayerGroup, "forward", "stack and split")
         watch.watch(layer_group.LayerGroup, "backward", "stack and split")

@@ -65,7 +65,7 @@ def prepare(
     from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS
     from blindtune.protocol.weights import kept_bytes, scheme_named
 
-    lattice = LATTICE_PARAMETER_SETS[set_name("lattice", parameter_set, "--parameter-set")]
+    lattice = LATTICE_PARAMETER_SETS[set_name("lattice", parameter_set, option="--parameter-set")]
     chosen = checked_head(head)
     checkpoint = Checkpoint.open(model, revision, scheme_named(quantization, "--quantization"))
     if estimate:

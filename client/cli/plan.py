@@ -36,7 +36,7 @@ def plan(
         int | None, typer.Option(help="How many: two unless given, and one for masking 'lattice'.")
     ] = None,
     parameter_set: Annotated[
-        str | None, typer.Option(help="Of the masking; q31 or mlwe1280 unless given.")
+        str | None, typer.Option(help="Of the masking; q24 or mlwe1280-q24 unless given.")
     ] = None,
     quantization: Annotated[
         str, typer.Option(help="How the workers keep weights: int8, nf4 or nf4-double.")
@@ -163,8 +163,7 @@ def _show(made: "Plan", operators: int, constants: "Profile") -> None:
         f"{made.cost / made.tokens * 1e6:.3g} for a million tokens"
         if made.cost
         else "",
-        "constants": f"client: {constants.client.name}, in {constants.client.parameter_set}; "
-        f"worker: {constants.worker.name}",
+        "constants": f"client: {constants.client.name}; worker: {constants.worker.name}",
     }
     for name, text in lines.items():
         if text:

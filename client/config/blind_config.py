@@ -11,7 +11,7 @@ from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from blindtune.client.config.addresses import THIS_MACHINE, is_loopback, machines, split_address
-from blindtune.client.config.parameter_sets import set_name
+from blindtune.client.config.parameter_sets import Precision, set_name
 from blindtune.client.kit.head import Head, checked_head
 from blindtune.client.tls.files import public_keys, read_files, read_token
 from blindtune.errors import ConfigurationError
@@ -65,8 +65,10 @@ class BlindConfig(QuantizationConfigMixin):
             Module-LWE assumption; it obtains a hint for each layer at first use. ``"reference"``
             computes the same integers in this process, without workers, and needs the whole
             checkpoint.
-        parameter_set: of ``"shares"``, ``"q31"`` or ``"q24"``; of ``"lattice"``, ``"mlwe1280"``, the stronger
-            ``"mlwe1536"``, or one of those with three bytes a number. The masking's own, the first, if None.
+        parameter_set: of ``"shares"``, ``"q24"`` or ``"q31"``; of ``"lattice"``, ``"mlwe1280-q24"``,
+            ``"mlwe1024-q24"``, ``"mlwe1280"`` or ``"mlwe1536"``. What ``precision`` says, if None.
+        precision: ``"standard"``, three bytes a number, about as precise as bfloat16; or ``"full"``, four
+            bytes, with a bound that is proven.
         quantization: of the frozen weights, at the workers as for the client: ``"int8"``, or the integers of
             QLoRA's four bits, ``"nf4"`` and ``"nf4-double"``. Workers must be started with the same.
         head: where the output head of a language model is computed. ``"auto"`` keeps it on the
@@ -103,6 +105,7 @@ class BlindConfig(QuantizationConfigMixin):
         most_reasks: int = REASKS,
         rows_follow_content: bool = False,
         progress: bool = True,
+        precision: Precision = "standard",
         **unknown: Any,
     ) -> None:
         unknown.pop("quant_method", None)
@@ -112,6 +115,7 @@ class BlindConfig(QuantizationConfigMixin):
         self.operators = tuple(x if isinstance(x, Operator) else Operator(**x) for x in operators)
         self.masking = masking
         self.parameter_set = parameter_set
+        self.precision = precision
         self.quantization = quantization
         self.head = head
         self.insecure = insecure
@@ -158,7 +162,7 @@ class BlindConfig(QuantizationConfigMixin):
             raise ConfigurationError(
                 f"masking is one of {', '.join(get_args(Masking))}, not {self.masking!r}"
             )
-        self.parameter_set = set_name(self.masking, self.parameter_set)
+        self.parameter_set = set_name(self.masking, self.parameter_set, self.precision)
         scheme_named(self.quantization, "quantization")
         checked_head(self.head)
         if self.request_timeout <= 0 or self.retry_seconds < 0:

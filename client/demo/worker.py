@@ -7,15 +7,17 @@ import json
 import signal
 import sys
 import threading
+from functools import cache
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.stats import chisquare
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.protocol.expansion import Seed
 from blindtune.protocol.operands import Operand
-from blindtune.protocol.parameters import Q31, ParameterSet
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Residues
 from blindtune.server.daemon import serve
@@ -35,35 +37,41 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Bin b holds the residues x with floor(256 x / q) = b; the bins' sizes differ by one at most.
-        edges = [-(-b * Q31.modulus // _BINS) for b in range(_BINS + 1)]
-        self._expected_residues = np.diff(np.array(edges)) / Q31.modulus
+        self._expected = np.zeros(_BINS)
         self._residues = np.zeros(_BINS, np.int64)
         self._key_bytes = np.zeros(_BINS, np.int64)
 
     def operand(self, request: Request, part: Residues | Seed) -> None:
         """Counts a block of residues, or the bytes of a seed's key."""
+        q = request.parameters.modulus
         if isinstance(part, Seed):
             counts = np.bincount(np.frombuffer(part.key, np.uint8), minlength=_BINS)
         else:
-            bins = part.astype(np.uint64).ravel() * np.uint64(_BINS) // np.uint64(Q31.modulus)
+            bins = part.astype(np.uint64).ravel() * np.uint64(_BINS) // np.uint64(q)
             counts = np.bincount(bins.astype(np.int64), minlength=_BINS)
         with self._lock:
             if isinstance(part, Seed):
                 self._key_bytes += counts
             else:
                 self._residues += counts
+                self._expected += _sizes_of_bins(q) * (part.size / q)
 
     def report(self) -> dict[str, object]:
         """The p-value of a chi-square test against the uniform distribution, and the sample's size."""
         with self._lock:
             if self._residues.any():
                 total = int(self._residues.sum())
-                test = chisquare(self._residues, self._expected_residues * total)
+                test = chisquare(self._residues, self._expected)
                 return {"received": "residues", "values": total, "uniformity_p": float(test.pvalue)}
             total = int(self._key_bytes.sum())
             p = float(chisquare(self._key_bytes).pvalue) if total else None
             return {"received": "seeds", "values": total, "uniformity_p": p}
+
+
+@cache
+def _sizes_of_bins(q: int) -> NDArray[np.int64]:
+    """How many residues x have floor(256 x / q) = b; they differ by one at most."""
+    return np.diff([-(-b * q // _BINS) for b in range(_BINS + 1)])
 
 
 class LyingMultiplier:

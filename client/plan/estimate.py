@@ -99,7 +99,7 @@ def estimate(recipe: Recipe, data: PreparedData, folder: Path | None = None) -> 
     forward, training = asked_products(model, layers, Step(with_adapter, bool(repeated)))
     shapes = {x.name: (x.out_features, x.in_features) for x in layers}
     operators = 0 if recipe.masking.mode == "reference" else len(recipe.operators)
-    residues = residue_set(recipe.masking.mode, recipe.masking.parameter_set)
+    residues = residue_set(recipe.masking.mode, recipe.masking.chosen_set)
     measuring = Traffic(forward, shapes, operators, residues)
     besides = Traffic(training, shapes, operators, residues)
     rounds = up = down = 0
@@ -140,7 +140,7 @@ def _hints(
     """Bytes to and from the operator for the hints that are not there yet."""
     if recipe.masking.mode != "lattice":
         return 0, 0
-    parameters = lattice_set(recipe.masking.parameter_set)
+    parameters = lattice_set(recipe.masking.chosen_set)
     kit = kit_folder(folder, SCHEMES[recipe.quantization.scheme])
     missing = missing_hints(kit, parameters, remote_products(recipe, folder, labels))
     # A hint is asked for in blocks of rows, each with the public seed.

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 
 from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.config.parameter_sets import residue_set
 from blindtune.client.kit.kit import Kit
 from blindtune.client.operators.messages import WorkRequest
 from blindtune.client.operators.operator import OperatorClient
@@ -20,7 +21,7 @@ from blindtune.errors import IncompatibleWorkerError, OperatorUnavailableError
 from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.masks import Share
 from blindtune.protocol.operands import SeededRows
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product, backward_products, forward_products
 
 __all__ = ["measure"]
@@ -49,6 +50,7 @@ def measure(
     Raises:
         KitError: the kit lacks something.
     """
+    parameters = residue_set(config.masking, config.parameter_set)
     for index, operator in enumerate(config.operators):
         for address in operator.workers:
             # One client for each worker, or the operator's other workers would answer for it.
@@ -57,24 +59,24 @@ def measure(
                 index,
                 operator.name,
                 [(address, way)],
-                expectations(kit, Q31),
+                expectations(kit, parameters),
                 min(config.retry_seconds, _RETRY_SECONDS),
                 config.request_timeout,
             )
             try:
-                yield from _measure_worker(f"{operator.name} {address}", client, way, kit, size)
+                yield from _measure_worker(f"{operator.name} {address}", client, way, kit, parameters, size)
             finally:
                 client.close()
 
 
 def _measure_worker(
-    who: str, client: OperatorClient, way: Transport, kit: Kit, size: int
+    who: str, client: OperatorClient, way: Transport, kit: Kit, parameters: ParameterSet, size: int
 ) -> Iterator[Finding]:
     try:
         client.connect()  # also tells how large a request may be
         yield _round_trip(f"{who} round trip", way)
-        yield _rate(f"{who} upload", client, kit, size, upload=True)
-        yield _rate(f"{who} download", client, kit, size, upload=False)
+        yield _rate(f"{who} upload", client, kit, parameters, size, upload=True)
+        yield _rate(f"{who} download", client, kit, parameters, size, upload=False)
     except IncompatibleWorkerError as error:
         yield problem_of(f"{who} answers", error, "run the same release of Blindtune on both sides")
     except (OperatorUnavailableError, TransportError) as error:
@@ -105,14 +107,16 @@ def _round_trip(check: str, way: Transport) -> Finding:
     return Finding(check, "ok", detail)
 
 
-def _rate(check: str, client: OperatorClient, kit: Kit, size: int, upload: bool) -> Finding:
+def _rate(
+    check: str, client: OperatorClient, kit: Kit, parameters: ParameterSet, size: int, upload: bool
+) -> Finding:
     """One way: many columns in and few out, sent as residues; or a seed in, and many columns out."""
     product = _widest(kit, upload)
     columns = product.contraction if upload else kit.outputs(product)
-    rows = max(1, size // (4 * columns))
-    _multiply(client, kit, product, 1, upload)  # connects and compiles, and is not counted
-    seconds = _multiply(client, kit, product, rows, upload)
-    moved = 4 * rows * columns / 1e6
+    rows = max(1, size // (parameters.word_bytes * columns))
+    _multiply(client, kit, product, parameters, 1, upload)  # connects and compiles, and is not counted
+    seconds = _multiply(client, kit, product, parameters, rows, upload)
+    moved = parameters.word_bytes * rows * columns / 1e6
     return Finding(
         check,
         "ok",
@@ -140,14 +144,16 @@ def _widest(kit: Kit, upload: bool) -> Product:
     return max(products, key=shape)
 
 
-def _multiply(client: OperatorClient, kit: Kit, product: Product, rows: int, upload: bool) -> float:
+def _multiply(
+    client: OperatorClient, kit: Kit, product: Product, parameters: ParameterSet, rows: int, upload: bool
+) -> float:
     """Seconds of a verified multiplication of rows that were never used and never will be again."""
-    seed = Seed(os.urandom(KEY_BYTES), Q31)
+    seed = Seed(os.urandom(KEY_BYTES), parameters)
     operand = SeededRows(seed, rows, product.contraction)
     share = Share(client.index, operand.residues() if upload else operand)
     _ = share.residues  # a download is not measured with the expansion that verifies it
-    request = WorkRequest(kit.description.fingerprint, Q31.name, product, share, kit.outputs(product))
-    check = kit.check_vectors(product, Q31)
+    request = WorkRequest(kit.description.fingerprint, parameters.name, product, share, kit.outputs(product))
+    check = kit.check_vectors(product, parameters)
     started = time.perf_counter()
     client.multiply(request, check)
     return time.perf_counter() - started

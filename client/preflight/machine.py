@@ -18,7 +18,7 @@ from blindtune.protocol.expansion import KEY_BYTES, Seed
 from blindtune.protocol.kernels.compiled import kernel
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.methods import Method
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import PARAMETER_SETS
 from blindtune.protocol.products import MAX_CONTRACTION
 
 __all__ = ["check_core_dumps", "check_kernels", "check_randomness", "diagnose"]
@@ -49,7 +49,7 @@ def _product() -> Finding:
     check = "integer products"
     notes: list[str] = []
     try:
-        method = exact_method(_CONTRACTIONS, Q31, log=notes.append)
+        methods = [exact_method(_CONTRACTIONS, x, log=notes.append) for x in PARAMETER_SETS.values()]
     except RuntimeError as error:
         return Finding(
             check,
@@ -57,7 +57,11 @@ def _product() -> Finding:
             str(error),
             "reinstall torch, and run a memory test: this processor must not be used for training",
         )
-    detail = f"{method.name} is exact here, {_speed(method):.0f} billion multiplications a second"
+    speeds = ", ".join(
+        f"{method.parameters.name} by {method.name}, {_speed(method):.0f} billion multiplications a second"
+        for method in methods
+    )
+    detail = f"exact here: {speeds}"
     if notes:
         return Finding(
             check,
@@ -70,7 +74,7 @@ def _product() -> Finding:
 
 def _speed(method: Method) -> float:
     """10^9 products of a residue and a weight in a second, the best of a few tries."""
-    operand = Seed(bytes(KEY_BYTES), Q31).expand(_ROWS, _FEATURES)
+    operand = Seed(bytes(KEY_BYTES), method.parameters).expand(_ROWS, _FEATURES)
     matrix = torch.from_numpy(np.ones((_FEATURES, _FEATURES), np.int8))
     times = []
     for _ in range(_REPEATS):

@@ -6,6 +6,7 @@ import grpc
 
 from blindtune.client.config.addresses import split_address
 from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.config.parameter_sets import residue_set
 from blindtune.client.operators.manifest import Expectations, check_manifest, shown
 from blindtune.client.operators.policy import Failure
 from blindtune.client.operators.transport import GrpcTransport, TransportError
@@ -15,7 +16,7 @@ from blindtune.client.preflight.network import check_address, check_connection
 from blindtune.client.preflight.tls import check_plaintext, check_tls
 from blindtune.errors import IncompatibleWorkerError
 from blindtune.proto import worker_pb2
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 
 __all__ = ["check_operators"]
 
@@ -58,12 +59,18 @@ def _check_worker(
     else:
         security = check_tls(who, operator, host, port, seconds)
     reachable = (check_address(who, host, port), check_connection(who, host, port, seconds))
-    served = _check_manifest(who, GrpcTransport(operator, address, config.insecure), expected, seconds)
+    transport = GrpcTransport(operator, address, config.insecure)
+    parameters = residue_set(config.masking, config.parameter_set)
+    served = _check_manifest(who, transport, expected, parameters, seconds)
     yield from until_a_problem(*reachable, *((security, served) if usable else ()))
 
 
 def _check_manifest(
-    who: str, transport: GrpcTransport, expected: Expectations | None, seconds: float
+    who: str,
+    transport: GrpcTransport,
+    expected: Expectations | None,
+    parameters: ParameterSet,
+    seconds: float,
 ) -> Iterator[Finding]:
     check = f"{who} manifest"
     try:
@@ -83,13 +90,15 @@ def _check_manifest(
     protocol = ", ".join(map(str, manifest.protocol_versions[:8])) or "unknown"
     method = shown(manifest.product_method, 40) or "unknown"
     yield Finding(check, "ok", f"Blindtune {software}, protocol {protocol}, product method {method}")
-    yield _check_model(f"{who} model", manifest, expected)
+    yield _check_model(f"{who} model", manifest, expected, parameters)
 
 
-def _check_model(check: str, manifest: worker_pb2.Manifest, expected: Expectations | None) -> Finding:
+def _check_model(
+    check: str, manifest: worker_pb2.Manifest, expected: Expectations | None, parameters: ParameterSet
+) -> Finding:
     served = f"{shown(manifest.model, 80) or 'unnamed'}, {len(manifest.layers)} layers"
     # Without a kit the worker is held to what this release can talk to, with whatever model it has.
-    anything = Expectations(manifest.model, manifest.fingerprint, Q31.name, {})
+    anything = Expectations(manifest.model, manifest.fingerprint, parameters.name, {})
     try:
         check_manifest(manifest, expected or anything, "the worker")
     except IncompatibleWorkerError as error:

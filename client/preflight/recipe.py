@@ -83,7 +83,7 @@ def _disk_needs(recipe: Recipe, known: Known, kit: Kit) -> dict[Path, tuple[str,
     kept = (recipe.training.save_total_limit or 10) + 2
     needs = {recipe.output.dir: ("checkpoints", adapter * _BYTES_OF_A_PARAMETER * kept)}
     if recipe.masking.mode == "lattice" and known.data is not None:
-        parameters = lattice_set(recipe.masking.parameter_set)
+        parameters = lattice_set(recipe.masking.chosen_set)
         products = remote_products(recipe, known.folder or kit.folder, known.data.labels)
         missing = missing_hints(kit.folder, parameters, products)
         size = sum(hint_bytes(parameters, kit.outputs(x)) for x in missing)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from blindtune.client.config.parameter_sets import NAMES, set_name
+from blindtune.client.config.parameter_sets import NAMES, Precision, set_name
 from blindtune.client.kit.head import Head
 from blindtune.client.recipe.hf_arguments import TrainingSection
 from blindtune.errors import ConfigurationError
@@ -101,7 +101,14 @@ class MaskingSection(Section):
     parameter_set: Literal[NAMES] | None = Field(  # type: ignore[valid-type]
         None,
         description="Of shares and reference: q31 or q24. Of lattice: mlwe1280, mlwe1536, mlwe1280-q24 or "
-        "mlwe1024-q24. With q24, numbers take three bytes instead of four. Unless given, q31 or mlwe1280.",
+        "mlwe1024-q24. With q31, mlwe1280 and mlwe1536, numbers take four bytes instead of three. Unless "
+        "given, what precision says.",
+    )
+    precision: Precision = Field(
+        "standard",
+        description="standard: q24 or mlwe1280-q24, about as precise as bfloat16, with a check of each row "
+        "that nothing wrapped around. full: q31 or mlwe1280, more precise, with a bound that is proven, and "
+        "a third more traffic.",
     )
     insecure: bool = Field(False, description="Plaintext connections, to loopback addresses only.")
     allow_one_machine: bool = Field(
@@ -139,10 +146,15 @@ class MaskingSection(Section):
     @model_validator(mode="after")
     def _has_the_parameter_set(self) -> "MaskingSection":
         try:
-            set_name(self.mode, self.parameter_set)
+            set_name(self.mode, self.parameter_set, self.precision)
         except ConfigurationError as error:
             raise ValueError(str(error)) from None
         return self
+
+    @property
+    def chosen_set(self) -> str:
+        """The name of the parameter set that is used."""
+        return set_name(self.mode, self.parameter_set, self.precision)
 
 
 class OperatorSection(Section):

@@ -11,7 +11,6 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 
 from blindtune.client.config.blind_config import BlindConfig, Operator
-from blindtune.client.config.parameter_sets import set_name
 from blindtune.client.data.prepared import PreparedData, Split
 from blindtune.client.recipe import Recipe
 from blindtune.client.record.canonical import LARGEST
@@ -41,7 +40,7 @@ def described_run(
         },
         "masking": {
             **recipe.masking.model_dump(mode="json", include=set(_MASKING)),
-            "parameter_set": set_name(recipe.masking.mode, recipe.masking.parameter_set),
+            "parameter_set": recipe.masking.chosen_set,
         },
         "operators": described_operators(config),
         "configuration": {

@@ -211,7 +211,7 @@ class CertifiedProducts:
             self._warned = True
         _logger.warning(
             "products of %d columns are computed to 2^%.1f, less precisely than with bfloat16 (2^-9.2): for "
-            "more, choose parameter set q31",
+            "more, choose precision full",
             product.contraction,
             log2(error),
         )
@@ -237,7 +237,7 @@ class CertifiedProducts:
             raise FixedPointError(
                 f"{count} rows of this step wrap around the modulus so that it cannot be taken back, and "
                 f"{self._most_reasks} may be asked for again: training diverges (lower the learning rate), "
-                "memory or a hint is damaged, or these rows are unlike all before (choose parameter set q31, "
+                "memory or a hint is damaged, or these rows are unlike all before (choose precision full, "
                 "or raise most_reasks: workers see how many there are)"
             )
         _logger.info("asking again for %d rows that wrapped around the modulus", rows)

@@ -56,6 +56,7 @@ def blind_config(recipe: Recipe) -> BlindConfig:
         operators=[Operator(x.name, x.workers, x.ca, x.cert, x.key, x.token) for x in asked],
         masking=masking.mode,
         parameter_set=masking.parameter_set,
+        precision=masking.precision,
         quantization=recipe.quantization.scheme,
         head=recipe.quantization.head,
         insecure=masking.insecure,

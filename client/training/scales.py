@@ -32,7 +32,8 @@ def restore_scales(multiplier: PrivateMultiplier | None, checkpoint: Path) -> No
     if not path.exists():
         raise CheckpointError(
             f"{path} is missing, and parameter set {multiplier.source.parameters.name} would go on with "
-            "other scales than it had: restore it, or delete the checkpoint and go on from the one before"
+            "other scales than it had: restore it, or delete the checkpoint and go on from the one before; a "
+            "run that an earlier release began with masking.parameter_set q31 or mlwe1280 goes on with that"
         )
     state = read_json(path)
     with damage_is_clear(path):

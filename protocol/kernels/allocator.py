@@ -11,7 +11,7 @@ import ctypes
 import os
 import platform
 
-__all__ = ["keep_freed_memory"]
+__all__ = ["give_back_freed_memory", "keep_freed_memory"]
 
 # Of mallopt(3).
 _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3
@@ -38,3 +38,12 @@ def keep_freed_memory(most: int | None = None) -> None:
     mallopt = ctypes.CDLL(None).mallopt
     for parameter, value in (_VALUES | {_TRIM_THRESHOLD: _NEVER if most is None else most}).items():
         mallopt(parameter, value)
+
+
+def give_back_freed_memory() -> None:
+    """Gives the system what this process has freed, once: after work of which nothing like it follows.
+
+    Does nothing where the C library is another than glibc.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)

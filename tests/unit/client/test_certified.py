@@ -197,7 +197,9 @@ def test_more_rows_than_may_be_asked_again_stop_the_run_before_they_are(
     at_level(monkeypatch, FINEST)
     multiplier = operators.shares(most_reasks=most)
     if stops:
-        with pytest.raises(FixedPointError, match=r"rows of this step wrap .* 8 may be asked for again.*q31"):
+        with pytest.raises(
+            FixedPointError, match=r"rows of this step wrap .* 8 may be asked for again.*precision full"
+        ):
             multiplied(multiplier, rows_of(FORWARD), FORWARD)
     else:
         multiplied(multiplier, rows_of(FORWARD), FORWARD)

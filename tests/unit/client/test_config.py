@@ -258,11 +258,36 @@ def test_the_reference_cannot_be_combined_with_operators(files: Files) -> None:
         ({"masking": "reference", "request_timeout": 0}, "request_timeout must be positive"),
         ({"masking": "reference", "retry_seconds": -1}, "retry_seconds not negative"),
         ({"masking": "reference", "mask": "x"}, "BlindConfig has no option 'mask'"),
+        ({"masking": "reference", "precision": "half"}, "precision is one of standard, full, not 'half'"),
+        (
+            {"masking": "reference", "precision": "full", "parameter_set": "q24"},
+            "precision full goes with parameter_set q31, not q24: leave out one of the two",
+        ),
     ],
 )
 def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         BlindConfig(**options)
+
+
+@pytest.mark.parametrize(
+    ("masking", "options", "chosen"),
+    [
+        ("shares", {}, "q24"),
+        ("reference", {}, "q24"),
+        ("lattice", {}, "mlwe1280-q24"),
+        ("shares", {"precision": "full"}, "q31"),
+        ("lattice", {"precision": "full"}, "mlwe1280"),
+        ("lattice", {"precision": "full", "parameter_set": "mlwe1536"}, "mlwe1536"),
+    ],
+)
+def test_masking_and_precision_choose_the_parameter_set(
+    masking: Any, options: dict[str, Any], chosen: str
+) -> None:
+    count = {"shares": 2, "lattice": 1}.get(masking, 0)
+    named = [Operator(f"operator {i}", [f"127.0.0.{i}:1"]) for i in range(1, count + 1)]
+    config = BlindConfig(named, masking, insecure=count > 0, allow_one_machine=count > 1, **options)
+    assert config.parameter_set == chosen
 
 
 NO_ADDRESSES = (

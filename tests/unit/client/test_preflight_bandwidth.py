@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 from support.lies import LIES, Rogue
+from support.standard import SHARES
 from support.transports import LocalWorker, manifest_of
 
 from blindtune.client import BlindConfig, Operator
@@ -65,7 +66,9 @@ def test_rates_of_every_worker_are_of_verified_answers(
         assert up.share.seed is None
         assert up.payload_bytes == pytest.approx(40_000, rel=0.02)
         assert down.share.seed is not None
-        assert 4 * down.share.residues.shape[0] * down.outputs == pytest.approx(40_000, rel=0.02)
+        assert SHARES.word_bytes * down.share.residues.shape[0] * down.outputs == pytest.approx(
+            40_000, rel=0.02
+        )
 
 
 def test_no_operand_of_a_measurement_is_sent_twice(

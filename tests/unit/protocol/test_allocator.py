@@ -56,3 +56,27 @@ def test_memory_of_large_arrays_is_used_again(most: str, count: int) -> None:
 def test_without_it_and_beyond_what_is_kept_memory_is_given_back() -> None:
     assert _mapped("nothing", 4) > 0.05
     assert _mapped(_256_MIB, 24) > 0.05
+
+
+_GIVING_BACK = """
+import re
+from pathlib import Path
+import numpy as np
+from blindtune.protocol.kernels.allocator import give_back_freed_memory, keep_freed_memory
+
+def megabytes():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) / 1024
+
+keep_freed_memory()
+arrays = [np.ones(1 << 17) for _ in range(300)]
+kept = arrays[::10]
+del arrays
+before = megabytes()
+give_back_freed_memory()
+print(before - megabytes())
+"""
+
+
+def test_what_lies_between_memory_in_use_is_given_back_when_it_is_asked_for() -> None:
+    done = subprocess.run([sys.executable, "-c", _GIVING_BACK], capture_output=True, text=True, check=True)
+    assert float(done.stdout) > 200
