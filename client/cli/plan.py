@@ -163,7 +163,8 @@ def _show(made: "Plan", operators: int, constants: "Profile") -> None:
         f"{made.cost / made.tokens * 1e6:.3g} for a million tokens"
         if made.cost
         else "",
-        "constants": f"client: {constants.client.name}; worker: {constants.worker.name}",
+        "constants": f"client: {constants.client.name}, in {constants.client.parameter_set}; "
+        f"worker: {constants.worker.name}",
     }
     for name, text in lines.items():
         if text:

@@ -34,7 +34,7 @@ _NEVER_NOTHING = {
 
 
 def calibrate() -> Profile:
-    """This machine as client and as worker. Nothing else should run meanwhile.
+    """This machine as client and as worker, with the maskings' own parameter sets. Nothing else should run.
 
     Raises:
         ConfigurationError: no worker can be started here, or the machine is too busy.
@@ -42,6 +42,7 @@ def calibrate() -> Profile:
     keep_freed_memory()  # as a client does
     memory = measure_memory()  # first, while this process holds nothing else
     with loopback() as here:
+        parameter_set = here.remote.source.parameters.name
         rounds = plausible(lambda: measure_rounds(here))
         local = plausible(lambda: measure_local(here.ask))
     trained = measure_optimizer()
@@ -51,6 +52,7 @@ def calibrate() -> Profile:
     return Profile(
         ClientProfile(
             name=name,
+            parameter_set=parameter_set,
             shares_round=rounds.round,
             shares_up=rounds.shares_up,
             shares_down=rounds.shares_down,

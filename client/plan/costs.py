@@ -2,7 +2,7 @@
 
 For R rows, contraction c and outputs o (constants as in `blindtune.client.plan.profiles`):
 
-    worker          2 * 4 R c o * operation + c o * weight + R c * (operand [+ expanded]) + R o * output
+    worker          2 * limbs R c o * operation + c o * weight + R c * (operand [+ expanded]) + R o * output
                     + request + byte * payload
     client shares   shares_round + (k - 1) R c * shares_up + k R o * shares_down, with k operators
     client lattice  lattice_round + R c * lattice_up + R o * lattice_down

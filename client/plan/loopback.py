@@ -13,6 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from blindtune.checkpoint import Checkpoint
 from blindtune.client.config.blind_config import BlindConfig, Operator
+from blindtune.client.config.parameter_sets import lattice_set, residue_set
 from blindtune.client.kit.kit import Kit
 from blindtune.client.kit.prepare import prepare
 from blindtune.client.model.layer_group import LayerGroup
@@ -20,9 +21,10 @@ from blindtune.client.process.local_worker import SERVE, LocalWorker
 from blindtune.client.rounds.connect import connect
 from blindtune.client.rounds.multiplier import RemoteMultiplier
 from blindtune.client.tls.certs import OperatorCertificates, issue_operator_certificates
+from blindtune.errors import ConfigurationError
+from blindtune.protocol.lattice.parameters import LatticeParameters
 from blindtune.protocol.multiplication.exactness import exact_method
 from blindtune.protocol.multiplication.multiplier import Multiplier
-from blindtune.protocol.parameters import Q31
 from blindtune.protocol.products import contraction_lengths
 
 __all__ = ["LAYER", "NARROW", "OPERATORS", "WIDE", "Loopback", "loopback"]
@@ -52,12 +54,14 @@ class Loopback:
     Attributes:
         kit: of the model.
         multiplier: multiplies as a worker does, in this process.
-        remote: asks one worker of each of two operators.
+        remote: asks one worker of each of two operators, with shares.
+        lattice: another way to mask, of the same modulus.
     """
 
     kit: Kit
     multiplier: Multiplier
     remote: RemoteMultiplier
+    lattice: LatticeParameters
 
     def ask(self, rows: int) -> None:
         """A round with so many rows."""
@@ -66,24 +70,36 @@ class Loopback:
 
 
 @contextmanager
-def loopback() -> Iterator[Loopback]:
+def loopback(shares: str | None = None, lattice: str | None = None) -> Iterator[Loopback]:
     """Starts workers, and ends them after the block.
+
+    Args:
+        shares, lattice: names of parameter sets with one modulus; the maskings' own unless given.
 
     Raises:
         ResourceError: no worker can be started here.
+        ConfigurationError: the two have different moduli.
     """
+    residues, lattice_parameters = residue_set("shares", shares), lattice_set(lattice)
+    if lattice_parameters.residues is not residues:
+        raise ConfigurationError(
+            f"{lattice_parameters.name} cannot be measured together with {residues.name}: it is a lattice of "
+            f"{lattice_parameters.residues.name}"
+        )
     with tempfile.TemporaryDirectory(prefix="blindtune-plan-") as folder:
         checkpoint = _checkpoint(Path(folder) / "model")
         kit = prepare(checkpoint, Path(folder) / "kit")
         with checkpoint.reader() as reader:
             layers = {x.name: reader.read(x).integers for x in checkpoint.layers}
         lengths = contraction_lengths((x.shape[0], x.shape[1]) for x in layers.values())
-        multiplier = Multiplier(layers, exact_method(lengths, Q31))
+        multiplier = Multiplier(layers, exact_method(lengths, residues))
         with _workers(checkpoint.folder, Path(folder)) as operators:
-            config = BlindConfig(operators=operators, allow_one_machine=True, progress=False)
+            config = BlindConfig(
+                operators=operators, parameter_set=residues.name, allow_one_machine=True, progress=False
+            )
             remote = connect(config, kit)
             try:
-                yield Loopback(kit, multiplier, remote)
+                yield Loopback(kit, multiplier, remote, lattice_parameters)
             finally:
                 remote.close()
 

@@ -21,15 +21,15 @@ from blindtune.client.model.layer_group import LayerGroup
 from blindtune.client.plan.costs import Matrix
 from blindtune.client.plan.fitting import fit
 from blindtune.client.plan.loopback import LAYER, NARROW, OPERATORS, WIDE, Loopback
-from blindtune.client.plan.traffic import WORD_BYTES
+from blindtune.client.rounds.certified import CertifiedProducts
 from blindtune.client.rounds.multiplier import Decoded, PrivateMultiplier
 from blindtune.protocol.expansion import KEY_BYTES
-from blindtune.protocol.lattice.hint import packed_shape
-from blindtune.protocol.lattice.parameters import DEGREE, MLWE1280
+from blindtune.protocol.lattice.hint import hint_request, pack_rows, packed_shape
+from blindtune.protocol.lattice.parameters import DEGREE
 from blindtune.protocol.lattice.source import LatticeSource
 from blindtune.protocol.masks import MaskedOperand, MaskSource
 from blindtune.protocol.multiplication.multiplier import Multiplier
-from blindtune.protocol.parameters import Q31
+from blindtune.protocol.parameters import ParameterSet
 from blindtune.protocol.products import Product
 from blindtune.protocol.residues import Centred, Residues
 
@@ -84,6 +84,8 @@ class _InProcess(PrivateMultiplier):
 
     def __init__(self, kit: Kit, multiplier: Multiplier, source: MaskSource) -> None:
         self.source = source
+        if source.parameters.certified:
+            self.certified = CertifiedProducts(kit)
         self.multiplying = self.expanding = 0.0
         self._multiplier = multiplier
         self._check_vectors = cache(partial(kit.check_vectors, parameters=self.source.parameters))
@@ -128,7 +130,7 @@ def measure_rounds(here: Loopback, repeats: int = 3) -> RoundRates:
     """Measures masks, products and loopback."""
     kit, remote = here.kit, here.remote
     shares = _samples(kit, _InProcess(kit, here.multiplier, remote.source), repeats)
-    lattice_source = _lattice_source(kit)
+    lattice_source = _lattice_source(here)
     lattice = _samples(kit, _InProcess(kit, here.multiplier, lattice_source), repeats)
     two = _samples(kit, remote, repeats)
     share_source, remote.source = remote.source, lattice_source
@@ -136,21 +138,23 @@ def measure_rounds(here: Loopback, repeats: int = 3) -> RoundRates:
         one = _samples(kit, remote, repeats)
     finally:
         remote.source = share_source
-    return _rates(shares, lattice, two, one)
+    return _rates(shares, lattice, two, one, share_source.parameters)
 
 
-def _lattice_source(kit: Kit) -> LatticeSource:
-    """With random hints: what comes out is wrong, and takes as long. Rows left over are not kept."""
-    generator = np.random.default_rng(0)
-    hints: dict[Product, Centred] = {}
+def _lattice_source(here: Loopback) -> LatticeSource:
+    """With hints of this process's products. Rows left over are not kept."""
+    parameters, seed = here.lattice, os.urandom(KEY_BYTES)
+    residues = parameters.residues
 
+    @cache
     def hint(product: Product) -> Centred:
-        if product not in hints:
-            shape = packed_shape(MLWE1280, kit.outputs(product))
-            hints[product] = generator.integers(-Q31.half, Q31.half, shape, dtype=np.int32)
-        return hints[product]
+        packed = np.empty(packed_shape(parameters, here.kit.outputs(product)), np.int32)
+        for first in range(0, parameters.dimension, DEGREE):
+            asked = hint_request(residues, seed, product, first, DEGREE).residues
+            pack_rows(here.multiplier.multiply(product, asked, residues), packed, first, residues)
+        return packed
 
-    return LatticeSource(MLWE1280, os.urandom(KEY_BYTES), hint, kept_bytes=0)
+    return LatticeSource(parameters, seed, hint, kept_bytes=0)
 
 
 def _samples(kit: Kit, multiplier: PrivateMultiplier, repeats: int) -> list[_Sample]:
@@ -192,13 +196,18 @@ def _timed(ask: Callable[[], object], multiplier: PrivateMultiplier) -> tuple[fl
 
 
 def _rates(
-    shares: Sequence[_Sample], lattice: Sequence[_Sample], two: Sequence[_Sample], one: Sequence[_Sample]
+    shares: Sequence[_Sample],
+    lattice: Sequence[_Sample],
+    two: Sequence[_Sample],
+    one: Sequence[_Sample],
+    residues: ParameterSet,
 ) -> RoundRates:
     """Constants from samples of the same products in the same order.
 
     Args:
         shares, lattice: in this process.
         two, one: the same through two workers, and through one.
+        residues: what was measured with.
     """
     seeds = OPERATORS - 1
     shares_round, up, down = _fit(
@@ -215,7 +224,7 @@ def _rates(
         [
             (
                 1,
-                8 * x.matrix.operand * x.matrix.outputs,
+                2 * residues.limbs * x.matrix.operand * x.matrix.outputs,
                 x.matrix.contraction * x.matrix.outputs,
                 x.matrix.operand,
                 x.matrix.answer,
@@ -231,7 +240,7 @@ def _rates(
             for x, parts in zip((*two, *one), (*shares, *lattice), strict=True)
         ],
         [
-            (WORD_BYTES * (x.matrix.operand + operators * x.matrix.answer), operators, 1)
+            (residues.word_bytes * (x.matrix.operand + operators * x.matrix.answer), operators, 1)
             for samples, operators in ((two, OPERATORS), (one, 1))
             for x in samples
         ],

@@ -38,6 +38,8 @@ __all__ = ["Memory", "Plan", "Settings", "make_plan"]
 _HINT_HEADER_BYTES = 4096
 # Of a parameter that is trained: itself, its gradient, and the two moments of AdamW, in float32.
 _TRAINED_BYTES = 16
+# Of a certificate, for a feature in one direction: words modulo 2^32 and 2^64; of outputs, squares, too.
+_CERTIFICATE_BYTES = 4 + 8 + 8 // 2
 _MOST = 1 << 30
 
 
@@ -327,7 +329,9 @@ def _memory(
     small = work.held_small + (in_flight - 1) * (work.saved - work.saved_large)
     buffers += round((profile.client.spread - 1) * small)
     sizes = {x.name: (x.out_features, x.in_features) for x in skeleton.layers}
-    buffers += sum(2 * WORD_BYTES * protocol.residues.hint_vectors * (a + b) for a, b in sizes.values())
+    vectors = WORD_BYTES * protocol.residues.hint_vectors
+    words = _CERTIFICATE_BYTES if protocol.residues.certified else 0
+    buffers += sum(2 * (vectors + words) * (a + b) for a, b in sizes.values())
     hints = 0
     if protocol.lattice is not None:
         buffers += WORD_BYTES * protocol.lattice.dimension * widest + min(

@@ -14,6 +14,7 @@ from pydantic.dataclasses import dataclass
 
 from blindtune.client.process.disk import disk_errors_are_clear, file_written_at_once
 from blindtune.errors import ConfigurationError
+from blindtune.protocol.parameters import PARAMETER_SETS
 
 __all__ = [
     "CPU_CLIENT",
@@ -31,6 +32,7 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _POSITIVE = Field(gt=0)
 _NOT_NEGATIVE = Field(ge=0)
 _AT_LEAST_ONE = Field(ge=1)
+_PARAMETER_SET = Field(pattern=f"^({'|'.join(PARAMETER_SETS)})$")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -39,8 +41,8 @@ class WorkerProfile:
 
     Attributes:
         name: what was measured.
-        operation: an operation of the four int8 passes, of which a product of R rows, contraction c and
-            outputs o takes 2 * 4 R c o.
+        operation: an operation of the int8 passes, of which a product of R rows, contraction c and outputs o
+            takes 2 R c o for each limb of the modulus.
         weight: a weight that is read, however many rows meet it.
         operand: an element of the operand: checked, split into limbs, on its way to a GPU.
         expanded: an element of an operand that is expanded from a seed, besides that.
@@ -61,10 +63,11 @@ class WorkerProfile:
 
 @dataclass(frozen=True, config=_STRICT)
 class ClientProfile:
-    """What a client takes. All but the last two are seconds for one unit, with all its cores.
+    """What a client takes. Numbers but the last two are seconds for one unit, with all its cores.
 
     Attributes:
         name: what was measured.
+        parameter_set: that products were measured with, of the residues.
         shares_round: a product, however small, besides its requests.
         shares_up: an element of an operand, for each seed: quantized, masked, checked against.
         shares_down: an element of an answer: checked, unmasked, rescaled.
@@ -90,6 +93,7 @@ class ClientProfile:
     """
 
     name: str
+    parameter_set: str = _PARAMETER_SET
     shares_round: float = _NOT_NEGATIVE
     shares_up: float = _NOT_NEGATIVE
     shares_down: float = _NOT_NEGATIVE
@@ -124,6 +128,7 @@ class Profile:
 
 CPU_CLIENT = ClientProfile(
     name="2 cores with AVX-512 (shipped)",
+    parameter_set="q31",
     shares_round=0.2e-3,
     shares_up=5e-9,
     shares_down=2e-9,

@@ -1,7 +1,8 @@
 """Bytes and rounds of asking for products.
 
-For every product of R rows, with contraction c and outputs o, an operator that gets residues receives
-4 R c bytes, one that gets a seed 32, and each sends 4 R o back. R is the padded size of a batch, or its
+For every product of R rows, with contraction c and outputs o, in words of w bytes (three in `q24`, four in
+`q31`), an operator that gets residues receives w R c bytes, one that gets a seed 32, and each sends w R o
+back. R is the padded size of a batch, or its
 number of examples in a layer that reads one token of each.
 """
 

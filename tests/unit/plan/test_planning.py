@@ -30,7 +30,8 @@ from blindtune.client.plan.planning import Plan, Settings, make_plan
 from blindtune.client.plan.profiles import CPU_CLIENT, SHIPPED, Profile
 from blindtune.client.training.models import load_tokenizer
 from blindtune.errors import CheckpointError, ConfigurationError, UnsupportedError
-from blindtune.protocol.lattice.parameters import MLWE1280, MLWE1536
+from blindtune.protocol.lattice.parameters import LATTICE_PARAMETER_SETS, MLWE1536
+from blindtune.protocol.parameters import PARAMETER_SETS
 
 pytestmark = pytest.mark.hf
 
@@ -95,21 +96,28 @@ def test_traffic_is_that_of_a_recipe_with_the_same_batches(
     )
     data = prepare_data(recipe.data, load_tokenizer(folder), 0)
     (length,) = set(data.train.lengths)
-    expected = estimate(recipe, data)
-    planned = plan_of(checkpoints[family], batch=4, length=length, micro_batches=2, operators=3)
-    assert (planned.rounds, planned.bytes_up, planned.bytes_down, planned.tokens) == (
-        expected.rounds,
-        expected.bytes_up,
-        expected.bytes_down,
-        expected.tokens,
-    )
+    down = {}
+    for name, parameters in PARAMETER_SETS.items():
+        masking = recipe.masking.model_copy(update={"parameter_set": name})
+        expected = estimate(recipe.model_copy(update={"masking": masking}), data)
+        planned = plan_of(
+            checkpoints[family], batch=4, length=length, micro_batches=2, operators=3, parameter_set=name
+        )
+        assert (planned.rounds, planned.bytes_up, planned.bytes_down, planned.tokens) == (
+            expected.rounds,
+            expected.bytes_up,
+            expected.bytes_down,
+            expected.tokens,
+        )
+        down[name] = planned.bytes_down / parameters.word_bytes
+    assert len(set(down.values())) == 1, "answers have as many numbers in every parameter set"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hints_are_those_that_a_kit_will_hold(family: str, checkpoints: dict[str, Path]) -> None:
     checkpoint = Checkpoint.open(checkpoints[family])
     shapes = {x.name: (x.out_features, x.in_features) for x in checkpoint.layers}
-    for parameters in (MLWE1280, MLWE1536):
+    for parameters in LATTICE_PARAMETER_SETS.values():
         expected = sum(
             4096 + hint_bytes(parameters, product_outputs(x, shapes))
             for x in all_products(checkpoint, "auto")

@@ -71,10 +71,17 @@ def test_what_is_no_calibration_is_refused_and_the_reason_given(cache: Path, tmp
         ("call", "fast"),
         ("resident", None),
         ("spread", 0.5),
+        ("parameter_set", "q16"),
     ):
         path.write_text(json.dumps(whole | {"client": whole["client"] | {name: value}}))
         with pytest.raises(ConfigurationError, match=rf"client\.{name}"):
             load_profile(path)
+    old = {name: x for name, x in whole["client"].items() if name != "parameter_set"}
+    path.write_text(json.dumps(whole | {"client": old}))
+    with pytest.raises(
+        ConfigurationError, match=r"client\.parameter_set: Field required; make it again with"
+    ):
+        load_profile(path)
     with pytest.raises(ConfigurationError, match=r"--worker-device is one of cpu, h100 or the file of"):
         profile_for(None, "abacus")
 
