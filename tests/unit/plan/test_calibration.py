@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from blindtune.client.config.parameter_sets import residue_set
 from blindtune.client.plan import measured_local, measured_rounds
 from blindtune.client.plan.calibration import calibrate, plausible
 from blindtune.client.plan.costs import Matrix
@@ -102,11 +103,14 @@ def test_a_calibration_is_one_that_can_be_planned_with(tmp_path: Path) -> None:
     save_profile(profile, tmp_path / "profile.json")
     assert load_profile(tmp_path / "profile.json") == profile
     for side in (asdict(profile.client), asdict(profile.worker)):
-        times = {name: x for name, x in side.items() if name not in ("name", "resident", "spread")}
+        times = {
+            name: x for name, x in side.items() if name not in ("name", "parameter_set", "resident", "spread")
+        }
         assert all(0 <= x < 0.1 for x in times.values())
     assert profile.client.shares_up > 0 and profile.client.lattice_block > 0
     assert profile.worker.operation > 0 and profile.worker.expanded > 0 and profile.worker.byte > 0
     assert profile.client.resident > 10 << 20
+    assert profile.client.parameter_set == residue_set("shares", None).name
 
 
 def rates(flop: float) -> LocalRates:
