@@ -166,9 +166,8 @@ def try_model(family: str, name: str, folder: Path) -> Result:
     except Exception as error:
         return Result(name, family, "not made", _short(error))
     try:
-        model = cls.from_pretrained(
-            folder, quantization_config=BlindConfig(masking="reference", progress=False), dtype=torch.float32
-        ).eval()
+        config = BlindConfig(masking="reference", precision="full", progress=False)
+        model = cls.from_pretrained(folder, quantization_config=config, dtype=torch.float32).eval()
     except BlindtuneError as error:
         return Result(name, family, "refused", _short(error), seconds=time.perf_counter() - started)
     except Exception as error:

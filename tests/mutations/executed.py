@@ -120,7 +120,7 @@ def _lines_outside_functions(files: dict[str, set[int]]) -> None:
 
 
 def _train(folder: Path, lines: _Lines) -> None:
-    """Trainings under each masking, one in blocks of rows, some with workers that lie, hang or go away."""
+    """Trainings in each masking and precision, in blocks of rows, with workers that lie, hang or go away."""
     from support.checkpoints import save_checkpoint
     from support.operators import running_operators
     from support.recipes import Silent, operator_sections, recipe_of, with_tokenizer, write_lines
@@ -143,6 +143,8 @@ def _train(folder: Path, lines: _Lines) -> None:
             ("shares", {"mode": "shares"}, sections, small, {first: (lie, 3)}),
             ("ahead", {"mode": "shares", "ask_ahead": True}, sections, large, {}),
             ("lattice", {"mode": "lattice"}, sections[:1], small, {}),
+            ("full shares", {"mode": "shares", "precision": "full"}, sections, small, {}),
+            ("full lattice", {"mode": "lattice", "precision": "full"}, sections[:1], small, {}),
             ("blocks", {"mode": "lattice"}, sections[:1], large, {}),
             ("silent", {"mode": "shares"}, sections, small, silent),
             ("failing", {"mode": "shares"}, sections, small, {first: (lie, 3), second: (lie, 3)}),

@@ -11,7 +11,7 @@ __all__ = ["PATHS", "Edit", "Mutation", "check", "check_paths", "mutation"]
 
 PATHS = {
     "training": "what a training of the client executes",
-    "certified": "what a training with a certified parameter set executes besides",
+    "certified": "what a training executes where results wrap around, besides",
     "integers": "operands that come as integers, as an audit's do and those that leave no room for noise",
     "refusals": "what refuses, or is printed: pickles, words that are no residues, messages",
     "worker": "what a worker executes",

@@ -36,7 +36,7 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
             ),
         ),
         (f"{_PRODUCTS}::test_requests_at_different_scales_differ_in_their_masks_alone",),
-        path="certified",
+        path="training",
     ),
     mutation(
         "certificate-instead-of-verification",
@@ -58,7 +58,7 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "            self._open[product.label] = max(min(part, 1.0), self._open.get(product.label, 0.0))\n"
         "            self._levels[product.label] = level_above(self._open[product.label])\n",
         f"{_PRODUCTS}::test_scales_follow_the_last_steps_and_stand_still_within_one",
-        path="certified",
+        path="training",
     ),
     mutation(
         "certificate-scale-follows-evaluation",
@@ -67,7 +67,7 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "        if counted and part > 0:\n",
         "        if part > 0:\n",
         f"{_RUN}::test_what_has_no_gradients_and_what_takes_no_step_leave_scales_alone",
-        path="certified",
+        path="training",
     ),
     mutation(
         "certificate-scale-of-sixteen-operands",
@@ -76,7 +76,7 @@ SLIPS_WITH_CERTIFICATES: tuple[Mutation, ...] = (
         "self._steps[label], self._levels[label] = steps, level_above(max(steps))",
         "self._steps[label], self._levels[label] = steps, level_above(steps[-1])",
         f"{_PRODUCTS}::test_scales_follow_the_last_steps_and_stand_still_within_one",
-        path="certified",
+        path="training",
     ),
     mutation(
         "certificate-of-one-word",
