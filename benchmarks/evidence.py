@@ -48,7 +48,7 @@ def parts(model: Path, data: Path, tasks: Sequence[str]) -> dict[str, list[str]]
         train = ["--model", str(model), "--train", str(data / tasks[0] / "train.jsonl")]
         return ["benchmarks.learning.same_bits", *train, *options]
 
-    kinds = ("local", "reference:q24", "reference:q31", "lattice:mlwe1280-q24", "lattice:mlwe1280")
+    kinds = ("local", "reference", "lattice", "reference:q31", "lattice:mlwe1280")
     return {
         "precision": ["benchmarks.protocol.precision"],
         "bits": bits(),
